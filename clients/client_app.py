@@ -1,0 +1,77 @@
+"""The ClientApp: answers an order with the updates of many virtual clients, the coalition's among them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.coalition import coalition_turn
+from clients.honest import BlockResults, Work, compute_blocks
+from fl_sim.config_file import from_json
+from fl_sim.faults import kill_worker
+from fl_sim.federation import device_of, load_federation, new_module
+from fl_sim.flat_model import FlatModel
+from fl_sim.messages import CoalitionOrder, Order, Reply, order_from_content, reply_to_content, rows_sum
+from fl_sim.reduction import reduce_tree, root
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One order in, one reply out (`fl_sim.messages`)."""
+    return Message(reply_to_content(answer(message)), reply_to=message)
+
+
+def answer(message: Message) -> Reply:
+    """The reply to an order: tree nodes or rows of its blocks, and the coalition's part."""
+    start = time.perf_counter()
+    config = from_json(str(message.content.config_records["order"]["config"]))
+    order = order_from_content(message.content, device_of(config))
+    if torch.get_num_threads() != config.client.threads:
+        torch.set_num_threads(config.client.threads)
+    kill_worker(config.fault, order.round, order.attempt, [position for position, _ in order.blocks])
+    work = Work(
+        config=config,
+        federation=load_federation(config),
+        model=_model(order.config, order.buffers.numpy(force=True).tobytes()),
+        theta=order.theta,
+        round=order.round,
+        before=order.before,
+        stacked=order.stacked,
+    )
+    results = compute_blocks(work, order.blocks, last_attempt=order.attempt > 0)
+    coalition = None
+    if order.coalition:
+        coalition = coalition_turn(work, _with_honest_sum(work, order, order.coalition, results))
+    nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
+    return Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - start)
+
+
+def _with_honest_sum(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:
+    """In a round of one wave, the honest sum that an omniscient coalition would be told: recomputed from the shared seeds,
+    block by block, except the blocks computed here anyway. The same bytes as a second wave."""
+    if not coalition.witness:
+        return coalition
+    missing = tuple(block for block in coalition.witness if block[0] not in results.reports)
+    elsewhere = compute_blocks(work, missing, last_attempt=True)
+    sums = results.sums | elsewhere.sums
+    rows = results.rows | elsewhere.rows
+    reports = results.reports | elsewhere.reports
+    sums |= {position: rows_sum(stack, reports[position]) for position, stack in rows.items()}
+    total = reduce_tree({(0, position): value for position, value in sums.items()}, order.num_blocks)[root(order.num_blocks)]
+    weight = sum(report.weight for position in sorted(reports) for report in reports[position])
+    return replace(coalition, honest_sum=total, honest_weight=weight)
+
+
+@lru_cache(maxsize=16)
+def _model(config_json: str, buffers: bytes) -> FlatModel:
+    """The model functions of a configuration (a process-wide cache keyed by configuration and batch statistics)."""
+    config = from_json(config_json)
+    module = new_module(config, load_federation(config))
+    return FlatModel(module, torch.frombuffer(bytearray(buffers), dtype=torch.float32) if buffers else None)

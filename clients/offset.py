@@ -1,0 +1,49 @@
+"""How the coalition hides: the recovered offset, masks, and the budget that its caller enforces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clients.knowledge import Knowledge
+from fl_sim.randomness import torch_stream
+
+
+def send(knowledge: Knowledge, target: Tensor) -> Tensor:
+    """Malicious updates (m, d) that make the combined update the target (d,).
+
+    With the recovered offset they carry together `sum_malicious w_i A_i = W * target - sum_honest w_i g_i`, split equally,
+    plus masks. Without it, each sends the target itself.
+    Source: Pang et al. 2021, Eq. 14 and Algorithm 2, in weighted-mean form.
+    """
+    m = len(knowledge.members)
+    if not knowledge.settings.recovered_offset:
+        return target.expand(m, -1).clone()
+    together = knowledge.total_weight * target - knowledge.honest_sum
+    return together / knowledge.weights.sum() + masks(knowledge)
+
+
+def masks(knowledge: Knowledge) -> Tensor:
+    """Random vectors M_i (m, d) of about length `attack.masks * |honest mean|` with `sum_i w_i M_i = 0`, so that no two
+    malicious updates are alike (Pang et al. 2021, Algorithm 2, line 1). Zeros for m = 1.
+    """
+    m, d = knowledge.updates.shape
+    length = knowledge.settings.masks * float(torch.linalg.vector_norm(knowledge.honest_mean))
+    if m == 1 or length == 0.0:
+        return torch.zeros_like(knowledge.updates)
+    generator = torch_stream(knowledge.seed, "masks", knowledge.round)
+    noise = torch.randn(m, d, generator=generator).to(knowledge.updates) * (length / d**0.5)
+    return noise - (knowledge.weights @ noise) / knowledge.weights.sum()
+
+
+def within_budget(knowledge: Knowledge, updates: Tensor) -> tuple[Tensor, float]:
+    """Malicious updates (m, d) scaled back so that they move the combined update by at most `attack.norm-bound`.
+
+    The shift is `sum_i w_i (A_i - g_i) / W` over the members, with g_i what member i would honestly send. Called on every
+    attack's result, whatever the attack did. Returns the updates and the norm of the shift before.
+    """
+    moves = updates - knowledge.updates
+    shift = float(torch.linalg.vector_norm(knowledge.weights @ moves)) / knowledge.total_weight
+    if shift <= knowledge.settings.norm_bound:  # NaN goes on to the division, stays NaN, and the caller refuses it
+        return updates, shift
+    return knowledge.updates + moves * (knowledge.settings.norm_bound / shift), shift

@@ -1,0 +1,23 @@
+"""The server's monitor: an alarm when accuracy on its own probe set falls (the papers' threat model)."""
+
+from __future__ import annotations
+
+from fl_sim import config
+
+
+class Monitor:
+    """Raises an alarm in a round that is the `patience`-th in a row with probe accuracy `drop` points below its running best."""
+
+    def __init__(self, settings: config.Monitor) -> None:
+        self._settings, self._best, self._low = settings, 0.0, 0
+
+    @property
+    def watching(self) -> bool:
+        """False with `monitor.action = "none"`: nobody needs the probe accuracy."""
+        return self._settings.action != "none"
+
+    def alarm(self, round_: int, accuracy: float) -> bool:
+        """Take the probe accuracy (percent) after a round; true in the round in which the alarm is raised."""
+        self._best = max(self._best, accuracy)
+        self._low = self._low + 1 if accuracy <= self._best - self._settings.drop else 0
+        return self.watching and self._low == self._settings.patience

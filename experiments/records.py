@@ -1,0 +1,116 @@
+"""A run's folder: configuration, a line a round, the last model, and the summary that marks it complete."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fl_sim.config import Config
+from fl_sim.config_file import config_hash, to_flat, to_json
+from fl_sim.federation import device_of
+
+PACKAGES = ("flwr", "torch", "torchvision", "numpy", "ray")
+
+
+def run_folder(output_dir: Path, config: Config) -> Path:
+    """`DIR/<name>-<hash>`."""
+    return output_dir / f"{config.name}-{config_hash(config)}"
+
+
+class RunRecords:
+    """Writes a run's folder. An earlier, incomplete run of the same configuration is replaced."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self._started = _now()
+        write_atomically(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
+        self._write_meta(config)
+        self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """Append one round and flush."""
+        self._rounds.write(json.dumps(plain(line)) + "\n")
+        self._rounds.flush()
+
+    def checkpoint(self, track: str, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write `checkpoint/<track>-<round>.safetensors`, keeping the latest two of the track."""
+        folder = self.folder / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        _save(folder / f"{track}-{round_:06d}.safetensors", tensors)
+        for old in sorted(folder.glob(f"{track}-*.safetensors"))[:-2]:
+            old.unlink()
+
+    def finish(self, model: Mapping[str, Tensor], summary: Mapping[str, Any], config: Config) -> None:
+        """The last model, and at the very end `summary.json`: the run is complete."""
+        self.close()
+        _save(self.folder / "final.safetensors", model)
+        self._write_meta(config, finished=_now())
+        write_atomically(self.folder / "summary.json", _pretty(plain(summary)))
+
+    def close(self) -> None:
+        """Close the open file; the folder stays incomplete unless `finish` was called."""
+        self._rounds.close()
+
+    def _write_meta(self, config: Config, **more: str) -> None:
+        device = device_of(config)
+        meta = {
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
+            "git_commit": _git_commit(),
+            "started": self._started,
+            **more,
+        }
+        write_atomically(self.folder / "meta.json", _pretty(meta))
+
+
+def plain(value: Any) -> Any:
+    """JSON without NaN: not-a-number and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """All of the text or none of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    part.replace(path)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _git_commit() -> str:
+    """The commit of the checkout that this file is in, or "" (an app bundle has none)."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()

@@ -1,0 +1,72 @@
+"""One run: burn-in, the attacked track, its clean twin and its control, records and summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.figures import accuracy_figure
+from experiments.records import RunRecords, run_folder
+from experiments.schedule import planned_rounds
+from experiments.summary import summarise
+from experiments.track import Evaluator, Progress, Track, TrackName, run_track
+from fl_sim.burn_in import burn_in
+from fl_sim.config import Config
+from fl_sim.federation import load_federation
+from fl_sim.sampling import malicious_clients
+from fl_sim.transports import Transport
+
+
+def execute_run(config: Config, output_dir: Path, transport: Transport, progress: Progress, orders: int = 0) -> dict[str, Any]:
+    """Run one configuration into `output_dir/<name>-<hash>` and return its summary.
+
+    Args: transport, the workers, which outlive the run; progress, called after each round; orders, how many orders a wave
+    may be split into (0: one a worker).
+    """
+    began = time.perf_counter()
+    federation = load_federation(config)
+    start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
+    evaluator = Evaluator(config, federation, start)
+    burnt = time.perf_counter()
+    records = RunRecords(run_folder(output_dir, config), config)
+
+    def run(name: TrackName, length: int | None = None, reference: Track | None = None) -> Track:
+        return run_track(
+            name,
+            config,
+            transport=transport,
+            orders=orders,
+            start=start,
+            evaluator=evaluator,
+            records=records,
+            progress=progress,
+            length=length,
+            reference=reference,
+        )
+
+    try:
+        attacked = run("attacked")
+        acts = bool(malicious_clients(config))
+        twin = run("twin", attacked.rounds, attacked) if config.twin and acts else None
+        control = run("control") if config.control and acts and config.attack.name == "accumulative" else None
+        done = time.perf_counter()
+        seconds = {"total": done - began, "burn_in": burnt - began, "rounds": done - burnt}
+        summary = summarise(config, evaluator.whole(start.theta), attacked, twin, control, seconds)
+        accuracy_figure(records.folder / "accuracy.png", [attacked, twin, control], title=f"{config.name}: {config.strategy.name}")
+        assert attacked.theta is not None
+        records.finish({"theta": attacked.theta, "buffers": start.buffers}, summary, config)
+        return summary
+    finally:
+        records.close()
+
+
+def expected_rounds(config: Config) -> int:
+    """How many rounds of all tracks a run has at most, for a progress bar."""
+    acts = bool(malicious_clients(config))
+    tracks = 1 + (config.twin and acts) + (config.control and acts and config.attack.name == "accumulative")
+    return tracks * planned_rounds(config)
+
+
+RunFunction = Callable[[Config], dict[str, Any]]

@@ -1,0 +1,65 @@
+"""The summary of a run, from its tracks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.schedule import accumulate_rounds
+from experiments.track import Track
+from fl_sim.config import Config
+from fl_sim.config_file import config_hash
+
+
+def summarise(
+    config: Config, burn_in_accuracy: float, attacked: Track, twin: Track | None, control: Track | None, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The keys of DESIGN section 7. Accuracies in percent, differences in points; null where nothing was measured.
+
+    Without a trigger, `before_trigger` and `after_trigger` are the accuracies of the rounds in which it was planned.
+    """
+    planned = accumulate_rounds(config)
+    before = attacked.before_trigger if attacked.fired else attacked.evaluated.get(planned, burn_in_accuracy if planned == 0 else None)
+    after = attacked.after_trigger if attacked.fired else attacked.evaluated.get(planned + 1)
+    phase = [round_ for round_, name in attacked.phases.items() if name == "accumulate"]
+    in_phase = [attacked.evaluated[round_] for round_ in phase if round_ in attacked.evaluated]
+    ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
+    summary: dict[str, Any] = {
+        "accuracy": {"burn_in": burn_in_accuracy, "before_trigger": before, "after_trigger": after, "final": attacked.final},
+        "drop": _minus(before, after),
+        "stealth_gap": _stealth_gap(attacked, twin, phase),
+        "gain": _minus(control.after_trigger if control else None, after),
+        "worst_accuracy_in_phase": min(in_phase, default=None),
+        "trigger_round": attacked.fired[0] if attacked.fired else None,
+        "triggers": list(attacked.fired),
+        "after_last_trigger": attacked.after_last_trigger,
+        "alarms": list(attacked.alarms),
+        "clean_twin": {"final": twin.final, "at_trigger": twin.after_trigger} if twin else None,
+        "control": {
+            "before_trigger": control.before_trigger,
+            "after_trigger": control.after_trigger,
+            "trigger_round": control.fired[0] if control.fired else None,
+        }
+        if control
+        else None,
+        "poison_ratio": {
+            "configured": 0.0 if config.attack.name == "none" else ratio,
+            "realised_mean": sum(attacked.ratios) / len(attacked.ratios) if attacked.ratios else 0.0,
+        },
+        "rounds": attacked.rounds,
+        "seconds": seconds,
+        "config_hash": config_hash(config),
+        "status": "complete",
+    }
+    return summary
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _stealth_gap(attacked: Track, twin: Track | None, phase: list[int]) -> float | None:
+    """The largest gap between the twin's and the attacked accuracy in the phase, over the rounds in which both were evaluated."""
+    if twin is None:
+        return None
+    both = [round_ for round_ in phase if round_ in attacked.evaluated and round_ in twin.evaluated]
+    return max((twin.evaluated[round_] - attacked.evaluated[round_] for round_ in both), default=None)

@@ -1,0 +1,171 @@
+"""One track of a run: the attacked run, its clean twin or its control, round by round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from flwr.app import ConfigRecord
+from torch import Tensor
+
+from experiments.monitor import Monitor
+from experiments.records import RunRecords
+from experiments.schedule import phase_of
+from fl_sim.burn_in import StartModel
+from fl_sim.config import Config
+from fl_sim.config_file import to_flat, to_json
+from fl_sim.federation import Federation, new_module
+from fl_sim.flat_model import FlatModel
+from fl_sim.grid import ClientGrid, RoundOutcome
+from fl_sim.params import to_record
+from fl_sim.sampling import malicious_clients, sample_clients
+from fl_sim.transports import Transport
+from strategies.rule_strategy import build_strategy
+
+TrackName = Literal["attacked", "twin", "control"]
+Progress = Callable[[str, int, str, float | None], None]  # track, round, phase, accuracy in percent
+
+
+@dataclass
+class Track:
+    """What a track measured. Accuracies in percent; `evaluated` by round, on `evaluate.examples`; the rest on the whole test set."""
+
+    name: TrackName
+    evaluated: dict[int, float] = field(default_factory=dict[int, float])
+    phases: dict[int, str] = field(default_factory=dict[int, str])
+    ratios: list[float] = field(default_factory=list[float])
+    fired: tuple[int, ...] = ()
+    before_trigger: float | None = None
+    after_trigger: float | None = None
+    after_last_trigger: float | None = None
+    final: float = 0.0
+    alarms: tuple[int, ...] = ()
+    theta: Tensor | None = None
+    seconds: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        return len(self.phases)
+
+
+class Evaluator:
+    """Accuracy (percent) and loss of a model theta (d,) on the test set, on a part of it, and on the server's probe set."""
+
+    def __init__(self, config: Config, federation: Federation, start: StartModel) -> None:
+        self._model = FlatModel(new_module(config, federation), start.buffers)
+        self._test, self._probe = federation.test(), federation.probe()
+        count = config.evaluate.examples
+        self.partial = bool(count) and count < len(self._test.labels)
+        self._part = federation.test(count) if self.partial else self._test
+
+    def part(self, theta: Tensor) -> tuple[float, float]:
+        return self._model.score(theta, *self._part)
+
+    def whole(self, theta: Tensor) -> float:
+        return self._model.score(theta, *self._test)[0]
+
+    def probe(self, theta: Tensor) -> float:
+        return self._model.score(theta, *self._probe)[0]
+
+
+def run_track(
+    name: TrackName,
+    config: Config,
+    *,
+    transport: Transport,
+    orders: int,
+    start: StartModel,
+    evaluator: Evaluator,
+    records: RunRecords,
+    progress: Progress,
+    length: int | None = None,
+    reference: Track | None = None,
+) -> Track:
+    """Run a track to its end, or for `length` rounds.
+
+    A twin has no acting coalition; it takes the accuracies "at the trigger" in the rounds of its `reference`. A control's
+    coalition does everything but accumulate.
+    """
+    began = time.perf_counter()
+    malicious = malicious_clients(config) if name != "twin" else frozenset[int]()
+    strategy = build_strategy(config, start.theta.cpu(), lambda round_: sample_clients(config, round_))
+    grid = ClientGrid(
+        transport,
+        config=to_json({**to_flat(config), "output-dir": "", "cells": ""}),
+        num_clients=config.data.num_clients,
+        block=config.client.block,
+        buffers=start.buffers.cpu(),
+        malicious=malicious,
+        omniscient=config.attack.knowledge == "omniscient",
+        accumulate=name != "control",
+        orders=orders,
+    )
+    track, monitor = Track(name), Monitor(config.monitor)
+    arrays = to_record({"theta": strategy.state.theta})
+    round_ = 0
+    while True:
+        round_ += 1
+        phase = phase_of(config, round_, track.fired, attacked=bool(malicious))
+        if phase == "end" or (length is not None and round_ > length):
+            break
+        clock = time.perf_counter()
+        before = strategy.state.theta
+        messages = strategy.configure_train(round_, arrays, ConfigRecord({"phase": phase}), grid)
+        arrays, metrics = strategy.aggregate_train(round_, grid.send_and_receive(messages))
+        assert arrays is not None and metrics is not None
+        trained = time.perf_counter()
+        outcome, theta = grid.outcome, strategy.state.theta
+        fired = bool(outcome.metrics.get("fired"))
+        at_trigger = fired or (reference is not None and round_ in reference.fired[:1])
+        line: dict[str, Any] = {"track": name, "round": round_, "phase": "trigger" if fired else phase}
+        line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger)
+        if monitor.alarm(round_, evaluator.probe(theta) if monitor.watching else 100.0):
+            line["alarm"] = True
+            track.alarms += (round_,)
+        line |= _figures(outcome, dict(metrics))
+        track.phases[round_] = line["phase"]
+        track.ratios.append(outcome.poison_ratio)
+        line["seconds"] = {"train": round(trained - clock, 6), "evaluate": round(time.perf_counter() - trained, 6), "waves": outcome.waves}
+        records.round(line)
+        progress(name, round_, line["phase"], track.evaluated.get(round_))
+        if config.checkpoint.every and round_ % config.checkpoint.every == 0:
+            records.checkpoint(name, round_, {"theta": theta, "velocity": strategy.state.velocity, "buffers": start.buffers})
+    track.theta = strategy.state.theta
+    track.final = evaluator.whole(track.theta)
+    track.seconds = time.perf_counter() - began
+    return track
+
+
+def _evaluate(
+    track: Track, evaluator: Evaluator, config: Config, round_: int, theta: Tensor, before: Tensor, fired: bool, at_trigger: bool
+) -> dict[str, Any]:
+    """Evaluate the round's model where due; around the trigger always, on the whole test set."""
+    line: dict[str, Any] = {}
+    if round_ % config.evaluate.every == 0 or at_trigger:
+        accuracy, loss = evaluator.part(theta)
+        track.evaluated[round_] = accuracy
+        line |= {"accuracy": accuracy, "loss": loss}
+    if fired:
+        track.fired += (round_,)
+    if at_trigger:
+        after = evaluator.whole(theta) if evaluator.partial else track.evaluated[round_]
+        track.after_last_trigger = after
+        if track.after_trigger is None:
+            track.before_trigger, track.after_trigger = evaluator.whole(before), after
+    return line
+
+
+def _figures(outcome: RoundOutcome, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the rule, the attack and the grid report of a round."""
+    line: dict[str, Any] = {"poison_ratio": outcome.poison_ratio, "clients": len(outcome.combined), "strategy": metrics}
+    if outcome.metrics:
+        line["attack"] = dict(outcome.metrics)
+        line["attack"]["malicious-norm"] = max((r.norm for r in outcome.reports if r.client in outcome.malicious), default=0.0)
+    failures = {str(report.client): report.failure for report in outcome.reports if report.failure}
+    if failures:
+        line["failures"] = failures
+    if outcome.retried:
+        line["retried"] = dict(outcome.retried)
+    return line

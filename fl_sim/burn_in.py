@@ -1,0 +1,76 @@
+"""Burn-in: clean central training before round 1, cached by the hash of everything that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fl_sim.config import Config
+from fl_sim.config_file import to_flat, to_json
+from fl_sim.federation import Federation, device_of, new_module
+from fl_sim.params import flat_buffers, flat_parameters
+from fl_sim.randomness import stream
+
+DEPENDS_ON = ("seed", "data.", "model.", "schedule.burn-in", "attack.data", "attack.set-size", "strategy.probe-size")
+
+
+class StartModel(NamedTuple):
+    """The model of round 0: parameters theta (d,), batch-norm statistics (s,), and whether they came from the cache."""
+
+    theta: Tensor
+    buffers: Tensor
+    cached: bool
+
+
+def burn_in(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> StartModel:
+    """Train on the union of the clients' shares with SGD and momentum, or load what an equal burn-in left in the cache.
+
+    Batch-norm statistics are learned here and frozen from here on (`fl_sim.models`). One thread, so that the same bytes come
+    out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
+    """
+    path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{_key(config, federation)}.safetensors"
+    if path.exists():
+        found = load_file(path, device="cpu")
+        return StartModel(found["theta"].to(federation.device), found["buffers"].to(federation.device), cached=True)
+    theta, buffers = _train(config, federation, progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"theta": theta.cpu(), "buffers": buffers.cpu()}, part)
+    part.replace(path)
+    return StartModel(theta, buffers, cached=False)
+
+
+def _key(config: Config, federation: Federation) -> str:
+    """The hash of what the burnt-in model depends on: its keys, the data's statistics, the device and PyTorch."""
+    left_out = ("data.root", "data.cache-dir", "data.download")
+    kept = {key: value for key, value in to_flat(config).items() if key.startswith(DEPENDS_ON) and not key.startswith(left_out)}
+    data = [*federation.dataset.mean, *federation.dataset.std, len(federation.dataset.train.labels)]
+    what = [to_json(kept), str(device_of(config)), torch.__version__, repr(data)]
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+
+
+def _train(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    schedule, module = config.schedule, new_module(config, federation).train()
+    optimiser = torch.optim.SGD(module.parameters(), lr=schedule.burn_in_learning_rate, momentum=schedule.burn_in_momentum)
+    everything = np.sort(np.concatenate(federation.splits.shares))
+    for epoch in range(schedule.burn_in_epochs):
+        order = stream(config.seed, "burn-in", epoch).permutation(everything)
+        for start in range(0, len(order), schedule.burn_in_batch_size):
+            batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size])
+            optimiser.zero_grad()
+            F.cross_entropy(module(batch.inputs), batch.labels).backward()
+            optimiser.step()
+        progress(epoch + 1, schedule.burn_in_epochs)
+    torch.set_num_threads(threads)
+    return flat_parameters(module), flat_buffers(module)

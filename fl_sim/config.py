@@ -1,0 +1,167 @@
+"""The run configuration: every key, its type, its range, its default and one line of what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+def _dashes(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")
+
+
+class Section(BaseModel):
+    """A group of keys. In TOML and on the command line the names are written with dashes."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=_dashes, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Grid(Section):
+    transport: Literal["ray", "flower", "inline"] = Field("ray", description="how messages reach the workers")
+
+
+class Ray(Section):
+    num_workers: CountOrZero = Field(0, description="our Ray actors (0: one per CPU of the Ray cluster)")
+    gpus_per_worker: NonNegative = Field(0.0, description="share of a GPU that each actor reserves")
+
+
+class Data(Section):
+    name: Literal["digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn", "image-folder"] = Field(
+        "digits", description="data set"
+    )
+    root: str = Field("data", description="folder that holds the data set (digits needs none)")
+    cache_dir: str = Field("~/.cache/fl-sim", description="decoded data sets and burnt-in models")
+    download: bool = Field(False, description="let torchvision fetch a missing data set")
+    num_clients: Count = Field(100, description="N, the virtual clients")
+    partition: Literal["iid", "dirichlet", "shards"] = Field("iid", description="how the training part is shared out")
+    dirichlet_alpha: Positive = Field(0.5, description="concentration of the Dirichlet partition; small is uneven")
+    shards_per_client: Count = Field(2, description="label-sorted shards a client gets in the shards partition")
+
+
+class Model(Section):
+    name: Literal["mlp", "cnn", "resnet18"] = Field("cnn", description="architecture")
+    norm: Literal["group", "batch"] = Field("group", description="normalisation; batch statistics are frozen after burn-in")
+
+
+class Client(Section):
+    batch_size: Count = Field(10, description="examples of one local step (a smaller share is used whole)")
+    local_steps: Count = Field(1, description="local steps a round; 1 is FedSGD")
+    learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
+    threads: Count = Field(1, description="CPU threads of one worker's computation")
+    block: Count = Field(25, description="consecutive client ids that are computed and summed as one unit")
+    engine: Literal["auto", "vmap", "loop"] = Field("auto", description="how a block's single updates are computed")
+
+
+class Server(Section):
+    clients_per_round: CountOrZero = Field(0, description="n, the clients sampled a round (0: all)")
+    learning_rate: Positive = Field(0.05, description="server learning rate")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="server momentum")
+
+
+class Strategy(Section):
+    name: Literal["mean", "clip-before", "clip-after"] = Field("clip-after", description="the server's rule")
+    norm: Literal["l2", "linf"] = Field("l2", description="norm of the clip")
+    bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
+    probe_size: Count = Field(64, description="clean test-file examples that the server keeps to itself")
+
+
+class Attack(Section):
+    name: Literal["none", "accumulative", "trigger-only"] = Field("accumulative", description="what the coalition does")
+    malicious_fraction: Share = Field(0.01, description="share of the N clients that are malicious; the share among the sampled varies")
+    poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        -1.0, description="share of malicious clients among the sampled, exact in every round (-1: malicious-fraction decides)"
+    )
+    knowledge: Literal["coalition", "omniscient"] = Field("omniscient", description="what the coalition may see")
+    data: Literal["own-set", "members"] = Field("own-set", description="a held-out set, or the members' shares")
+    set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
+    batch_size: Count = Field(100, description="examples of the validation set drawn a round, and of the trigger batch at most")
+    objective: Literal["lookahead", "cosine", "inner"] = Field("lookahead", description="what the accumulative phase descends")
+    scaling: Literal["relative", "lambda"] = Field("relative", description="length of the accumulated direction")
+    rho: NonNegative = Field(0.7, description="relative scaling: length in running means of the honest norm")
+    floor: NonNegative = Field(0.1, description="relative scaling: the honest norm counts as at least this")
+    lambda_: NonNegative = Field(0.02, description="lambda scaling: factor of the direction as printed in Pang et al. 2021")
+    stealth_gamma: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+        0.1, description="rise of the coalition's validation loss at which the accumulation pauses (inf: never)"
+    )
+    trigger: Literal["reversed", "clean"] = Field("reversed", description="negated or plain gradient of the trigger batch")
+    trigger_refresh: Literal["latest", "accumulate"] = Field("latest", description="trigger from this round's model, or summed over rounds")
+    trigger_scale: NonNegative = Field(0.0, description="factor c of the trigger gradient (0: a reversed trigger gets length norm-bound)")
+    alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
+    norm_bound: Positive = Field(10.0, description="eta: how far the coalition may move the combined update, l2")
+    recovered_offset: bool = Field(True, description="hide the whole combined offset in the malicious updates")
+    masks: NonNegative = Field(0.0, description="length of the random masks that make malicious updates differ, in mean honest norms")
+    fire: Literal["rehearsed", "schedule"] = Field("rehearsed", description="trigger when a rehearsal succeeds, or at the end of the phase")
+    fire_from: CountOrZero = Field(40, description="first round in which a rehearsed trigger may fire")
+
+
+class Schedule(Section):
+    burn_in_epochs: CountOrZero = Field(30, description="epochs of clean central training before round 1")
+    burn_in_batch_size: Count = Field(100, description="batch of the burn-in")
+    burn_in_learning_rate: Positive = Field(0.05, description="learning rate of the burn-in")
+    burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
+    accumulate_rounds: CountOrZero = Field(100, description="T, rounds of the accumulative phase at most")
+    recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")
+    triggers: CountOrZero = Field(1, description="trigger rounds (0: never fire)")
+    trigger_every: Count = Field(1, description="rounds from one trigger to the next")
+
+
+class Evaluate(Section):
+    every: Count = Field(1, description="rounds between evaluations on the test set")
+    examples: CountOrZero = Field(0, description="test examples of these evaluations (0: all); the summary's accuracies use all")
+
+
+class Monitor(Section):
+    drop: Positive = Field(5.0, description="points below its best probe accuracy at which the server raises an alarm")
+    patience: Count = Field(1, description="rounds in a row before the alarm")
+    action: Literal["none", "log"] = Field("log", description="what an alarm does")
+
+
+class Checkpoint(Section):
+    every: CountOrZero = Field(0, description="rounds between checkpoints (0: none)")
+
+
+class Fault(Section):
+    """Faults injected into the simulation, to see what becomes of them."""
+
+    raises: str = Field("", description="client ids, comma-separated, that raise in every round")
+    nan: str = Field("", description="client ids, comma-separated, whose update is NaN in every round")
+    kill_round: CountOrZero = Field(0, description="round in which the worker of block 0 is killed, once (0: never)")
+
+
+class Config(Section):
+    """A whole run. Every key has a default, so an empty mapping is a valid run."""
+
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="first part of the run folder's name")
+    seed: CountOrZero = Field(1, description="all randomness of the run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run (auto: cuda if there is one)")
+    output_dir: str = Field("runs", description="folder of run folders")
+    twin: bool = Field(True, description="also run the clean twin")
+    control: bool = Field(True, description="also run the control: same trigger, no accumulation")
+    cells: str = Field("", description="internal: the cells of a sweep, as JSON")
+    grid: Grid = Grid.model_validate({})
+    ray: Ray = Ray.model_validate({})
+    data: Data = Data.model_validate({})
+    model: Model = Model.model_validate({})
+    client: Client = Client.model_validate({})
+    server: Server = Server.model_validate({})
+    strategy: Strategy = Strategy.model_validate({})
+    attack: Attack = Attack.model_validate({})
+    schedule: Schedule = Schedule.model_validate({})
+    evaluate: Evaluate = Evaluate.model_validate({})
+    monitor: Monitor = Monitor.model_validate({})
+    checkpoint: Checkpoint = Checkpoint.model_validate({})
+    fault: Fault = Fault.model_validate({})
+
+    @property
+    def clients_per_round(self) -> int:
+        """n, the clients sampled a round."""
+        return self.server.clients_per_round or self.data.num_clients

@@ -1,0 +1,175 @@
+"""From flat keys to a checked `Config` and back: all problems at once, the nearest key named, the hash of a run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from fl_sim.config import Config, Section
+from fl_sim.config_checks import cross_checks
+
+Scalar = bool | int | float | str
+
+# Keys that cannot change a result stay out of a run's hash (DESIGN: "A run's folder").
+NOT_HASHED = ("name", "output-dir", "cells", "grid.", "ray.", "data.cache-dir", "data.download", "checkpoint.", "fault.kill-round")
+
+
+class ConfigError(ValueError):
+    """One or more problems of a configuration; `problems` holds one sentence each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"name": "digits"}}` to `{"data.name": "digits"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        level = nested
+        for section in sections:
+            below = level.setdefault(section, {})
+            level = cast(dict[str, Any], below) if isinstance(below, dict) else {}
+        level[last] = value
+    return nested
+
+
+def to_flat(config: Config) -> dict[str, Scalar]:
+    """Every key of a config with its value."""
+    return flatten(config.model_dump(by_alias=True))
+
+
+@lru_cache(maxsize=1)
+def default_flat() -> dict[str, Scalar]:
+    """Every key with its default value (a process-wide constant)."""
+    return to_flat(Config.model_validate({}))
+
+
+def resolve(flat: Mapping[str, Any]) -> Config:
+    """A `Config` from flat keys; keys not given keep their defaults.
+
+    Raises `ConfigError` with every problem found: unknown keys (and the nearest known one), wrong types, values out of
+    range, and keys that contradict each other.
+    """
+    known = default_flat()
+    problems = [_unknown(key, known) for key in flat if key not in known]
+    given = {key: _number(value, known[key]) for key, value in flat.items() if key in known}
+    bad: set[str] = set()
+    try:
+        config = Config.model_validate(nest(given))
+    except ValidationError as error:
+        for detail in error.errors():
+            key = ".".join(str(part) for part in detail["loc"])
+            bad.add(key)
+            problems.append(_sentence(key, dict(detail)))
+        config = Config.model_validate(nest({key: value for key, value in given.items() if key not in bad}))
+    problems += [problem for keys, problem in cross_checks(config) if not bad & set(keys)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _number(value: Any, default: Scalar) -> Any:
+    """Text `inf` stands for infinity where a number is expected: JSON has no other way to write it."""
+    return math.inf if isinstance(default, float) and value in ("inf", "Infinity") else value
+
+
+def _unknown(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(key.split(".")[-1], known, n=1, cutoff=0.3)
+    return f"unknown key {key!r}" + (f"; the nearest known key is {near[0]!r}" if near else "")
+
+
+def _sentence(key: str, detail: dict[str, Any]) -> str:
+    context, got = detail.get("ctx", {}), detail["input"]
+    expected = {
+        "literal_error": lambda: "to be one of " + str(context["expected"]).replace(" or ", ", "),
+        "int_type": lambda: "to be a whole number",
+        "float_type": lambda: "to be a number",
+        "bool_type": lambda: "to be true or false",
+        "string_type": lambda: "to be text",
+        "finite_number": lambda: "to be a finite number",
+        "greater_than": lambda: f"> {context['gt']}",
+        "greater_than_equal": lambda: f">= {context['ge']}",
+        "less_than": lambda: f"< {context['lt']}",
+        "less_than_equal": lambda: f"<= {context['le']}",
+        "string_pattern_mismatch": lambda: "to be letters, digits, dots, dashes and underscores, at most 64",
+    }.get(detail["type"], lambda: f"otherwise ({detail['msg']})")
+    return f"expected {key} {expected()}, got {got!r}"
+
+
+def config_hash(config: Config, *, without: tuple[str, ...] = ()) -> str:
+    """The first 12 hex digits of SHA-256 over every key that can change a result.
+
+    `data.root` counts only for `image-folder`, where it says which data is meant.
+    """
+    left_out = NOT_HASHED + without + (() if config.data.name == "image-folder" else ("data.root",))
+    kept = {key: value for key, value in to_flat(config).items() if not key.startswith(left_out)}
+    return hashlib.sha256(to_json(kept).encode()).hexdigest()[:12]
+
+
+def to_json(flat: Mapping[str, Any]) -> str:
+    """Flat keys as strict JSON, sorted; infinity becomes the text "inf"."""
+    plain = {key: "inf" if isinstance(value, float) and math.isinf(value) else value for key, value in flat.items()}
+    return json.dumps(plain, sort_keys=True, allow_nan=False)
+
+
+@lru_cache(maxsize=256)
+def from_json(text: str) -> Config:
+    """The `Config` of a `to_json` text (a process-wide cache keyed by the text: workers get it with every message)."""
+    return resolve(json.loads(text))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat keys of a TOML file. Raises `ConfigError` naming the file if it cannot be read."""
+    try:
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`attack.rho=0.5` to `("attack.rho", 0.5)`: the value is TOML, or plain text where it is not."""
+    key, found, value = text.partition("=")
+    if not found:
+        raise ConfigError([f"expected KEY=VALUE, got {text!r}"])
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def describe_keys() -> list[tuple[str, Scalar, str]]:
+    """Every key with default and meaning, for the reference page and `fl-sim run --help`."""
+
+    def walk(section: type[Section], prefix: str) -> list[tuple[str, Scalar, str]]:
+        rows: list[tuple[str, Scalar, str]] = []
+        for field in section.model_fields.values():
+            key = f"{prefix}{field.alias}"
+            if isinstance(field.default, Section):
+                rows += walk(type(field.default), key + ".")
+            else:
+                rows.append((key, field.default, field.description or ""))
+        return rows
+
+    return walk(Config, "")

@@ -1,0 +1,143 @@
+"""The data of a run as its participants see it: clients' batches, the coalition's own set, the server's probe and test sets."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_sim.config import Config
+from fl_sim.datasets import Dataset, Images, load_dataset, normalised
+from fl_sim.models import build_model
+from fl_sim.randomness import stream, torch_stream
+from fl_sim.splits import Splits, make_splits
+
+Indices = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """Normalised inputs (b, C, H, W) with labels (b,)."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class CohortBatches(NamedTuple):
+    """One batch a client and local step, padded to one size.
+
+    inputs (k, steps, b, C, H, W), labels (k, steps, b), weights (k, steps, b): 1 / (the client's batch size) for a real
+    example and 0 for padding; sizes: the client's batch size.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    weights: Tensor
+    sizes: list[int]
+
+
+class Federation:
+    """Data set and splits of one configuration on one device. Read-only after construction."""
+
+    def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
+        self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
+
+    def batch(self, part: Images, indices: Indices) -> Batch:
+        """The examples of `part` at `indices` (b,), normalised, on the device."""
+        where = torch.from_numpy(indices)
+        return Batch(normalised(part.pixels[where].to(self.device), self.dataset), part.labels[where].to(self.device))
+
+    def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
+        """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""
+        drawn = [draw_batches(self.splits.shares[i], self.seed, i, round_, steps, batch_size) for i in clients]
+        sizes = [batches.shape[1] for batches in drawn]
+        width = max(sizes)
+        where = np.zeros((len(clients), steps, width), dtype=np.int64)
+        weights = np.zeros((len(clients), steps, width), dtype=np.float32)
+        for row, (batches, size) in enumerate(zip(drawn, sizes, strict=True)):
+            where[row, :, :size], weights[row, :, :size] = batches, 1.0 / size
+        batch = self.batch(self.dataset.train, where.reshape(-1))
+        return CohortBatches(
+            batch.inputs.view(*where.shape, *self.dataset.image_shape),
+            batch.labels.view(where.shape),
+            torch.from_numpy(weights).to(self.device),
+            sizes,
+        )
+
+    def test(self, examples: int = 0) -> Batch:
+        """The test set, or its first `examples` (it is shuffled)."""
+        return self.batch(self.dataset.test, self.splits.test[: examples or None])
+
+    def probe(self) -> Batch:
+        """The server's probe set."""
+        return self.batch(self.dataset.test, self.splits.probe)
+
+
+def draw_batches(share: Indices, seed: int, client: int, round_: int, steps: int, batch_size: int) -> Indices:
+    """Indices (steps, b) of a client's batches in a round: passes over its shuffled share, b = min(batch-size, share)."""
+    size = min(batch_size, len(share))
+    if size == len(share):
+        return np.broadcast_to(share, (steps, size))
+    generator = stream(seed, "batch", client, round_)
+    passes = -(-steps * size // len(share))
+    order = np.concatenate([generator.permutation(share) for _ in range(passes)])
+    return order[: steps * size].reshape(steps, size)
+
+
+def device_of(config: Config) -> torch.device:
+    """Where models run: the one place that decides it."""
+    wanted = config.device
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def load_federation(config: Config) -> Federation:
+    """The federation of a configuration; a process-wide cache keyed by the keys it depends on."""
+    data = config.data
+    own = config.attack.set_size if config.attack.data == "own-set" else 0
+    key = (data.name, data.root, data.download, data.cache_dir, data.num_clients, data.partition, data.dirichlet_alpha)
+    return _federation(*key, data.shards_per_client, own, config.strategy.probe_size, config.seed, str(device_of(config)))
+
+
+@lru_cache(maxsize=8)
+def _federation(
+    name: str,
+    root: str,
+    download: bool,
+    cache_dir: str,
+    num_clients: int,
+    partition: str,
+    alpha: float,
+    shards: int,
+    own_set_size: int,
+    probe_size: int,
+    seed: int,
+    device: str,
+) -> Federation:
+    dataset = load_dataset(name, root, download=download, cache_dir=Path(cache_dir).expanduser())
+    splits = make_splits(
+        dataset.train.labels.numpy(),
+        dataset.test.labels.numpy(),
+        seed=seed,
+        num_clients=num_clients,
+        partition=partition,
+        dirichlet_alpha=alpha,
+        shards_per_client=shards,
+        own_set_size=own_set_size,
+        probe_size=probe_size,
+    )
+    return Federation(dataset, splits, torch.device(device), seed)
+
+
+def new_module(config: Config, federation: Federation) -> torch.nn.Module:
+    """The configured architecture with its initial parameters, from stream `(seed, "model")`."""
+    return build_model(
+        config.model.name,
+        norm=config.model.norm,
+        image_shape=federation.dataset.image_shape,
+        num_classes=federation.dataset.num_classes,
+        generator=torch_stream(config.seed, "model"),
+    ).to(federation.device)

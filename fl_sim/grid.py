@@ -1,0 +1,291 @@
+"""The ClientGrid: Flower's Grid over virtual clients. It packs a round's messages into one order a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fl_sim.clipping import Clip
+from fl_sim.messages import (
+    AttackState,
+    Blocks,
+    ClientReport,
+    CoalitionOrder,
+    Order,
+    Reply,
+    order_to_content,
+    reply_from_content,
+    rows_sum,
+)
+from fl_sim.params import from_record, to_record
+from fl_sim.reduction import Node, reduce_tree, root
+from fl_sim.transports import Answer, Transport
+
+RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What the grid saw in a round: reports of all sampled clients in id order, who was malicious, what the attack says."""
+
+    reports: tuple[ClientReport, ...] = ()
+    malicious: frozenset[int] = frozenset()
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    waves: int = 0
+    retried: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def combined(self) -> tuple[int, ...]:
+        """The clients whose updates are in the result."""
+        return tuple(report.client for report in self.reports if not report.failure)
+
+    @property
+    def poison_ratio(self) -> float:
+        """The realised share of malicious clients among the updates combined."""
+        return sum(client in self.malicious for client in self.combined) / max(len(self.combined), 1)
+
+
+class ClientGrid(Grid):
+    """One track's view of the workers.
+
+    A strategy sends one message per sampled client, as to any Flower grid; their content is shared: "arrays" with the
+    model `theta`, and "config" with `round`, `phase`, `stacked`, `clip-norm`, `clip-bound`. It gets one packed reply: the
+    weighted sum of the updates, or their stack, with every client's report.
+
+    Args: config, the run's configuration as JSON for the workers; block, clients per block; malicious, the coalition's
+    ids; omniscient, whether it may know the honest sum; accumulate, false in a control; orders, how many orders a wave
+    (0: one a worker); waves, 1 or 2 for a round of an omniscient coalition (0: whichever the transport does faster).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        config: str,
+        num_clients: int,
+        block: int,
+        buffers: Tensor,
+        malicious: frozenset[int] = frozenset(),
+        omniscient: bool = True,
+        accumulate: bool = True,
+        orders: int = 0,
+        waves: int = 0,
+    ) -> None:
+        self._transport, self._config, self._num_clients, self._block = transport, config, num_clients, block
+        self._buffers, self._malicious, self._omniscient, self._accumulate = buffers, malicious, omniscient, accumulate
+        self._orders, self._waves = orders or transport.num_workers, waves
+        self.attack_state = AttackState()
+        self.outcome = RoundOutcome()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        messages = list(messages)
+        if not messages:
+            return []
+        content = messages[0].content
+        order = self._order(content, sorted(message.metadata.dst_node_id - 1 for message in messages))
+        reply = Message(self._round(order), reply_to=messages[0])
+        return [reply]
+
+    def _order(self, content: RecordDict, sampled: list[int]) -> Order:
+        """The whole round as one order: honest blocks, and the coalition's part if its malicious clients act."""
+        settings = content.config_records["config"]
+        phase = cast(str, settings["phase"])
+        acting = [] if phase in RESTING else [client for client in sampled if client in self._malicious]
+        blocks = self._blocks([client for client in sampled if client not in acting])
+        norm = cast(Any, settings["clip-norm"])
+        order = Order(
+            theta=from_record(content.array_records["arrays"])["theta"],
+            buffers=self._buffers,
+            config=self._config,
+            round=cast(int, settings["round"]),
+            num_blocks=len(blocks),
+            blocks=blocks,
+            stacked=cast(bool, settings["stacked"]),
+            before=Clip(norm, cast(float, settings["clip-bound"])) if norm else None,
+        )
+        if not acting:
+            return order
+        return replace(order, coalition=CoalitionOrder(tuple(acting), phase, self._accumulate, len(sampled), self.attack_state))
+
+    def _blocks(self, clients: list[int]) -> Blocks:
+        """The clients by fixed ranges of `block` consecutive ids."""
+        members: dict[int, list[int]] = {}
+        for client in clients:
+            members.setdefault(client // self._block, []).append(client)
+        return tuple((position, tuple(members[key])) for position, key in enumerate(sorted(members)))
+
+    def _round(self, order: Order) -> RecordDict:
+        """Run the waves of a round and pack what came back."""
+        coalition, honest_only = order.coalition, replace(order, coalition=None)
+        one_wave = coalition is None or not self._omniscient or self._one_wave()
+        if coalition and one_wave:
+            witness = order.blocks if self._omniscient else ()
+            parts = self._split(honest_only)
+            parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=witness))
+        else:
+            parts = self._split(honest_only)
+        merged = _Merged(order, self._exchange(parts))
+        if coalition and not one_wave:
+            merged.add(self._exchange([self._second_wave(order, merged)]))
+        if merged.coalition:
+            self.attack_state = merged.coalition.state
+        self.outcome = RoundOutcome(
+            reports=merged.reports(),
+            malicious=self._malicious,
+            metrics=dict(merged.coalition.metrics) if merged.coalition else {},
+            waves=1 if one_wave else 2,
+            retried=merged.retried,
+        )
+        return merged.content()
+
+    def _one_wave(self) -> bool:
+        """One wave when one worker has all honest updates anyway, or when a wave costs more than computing them again."""
+        if self._waves:
+            return self._waves == 1
+        return min(self._orders, self._transport.num_workers) == 1 or self._transport.slow_waves
+
+    def _split(self, order: Order) -> list[Order]:
+        """Contiguous ranges of blocks, one order a worker; at least one order."""
+        count = max(1, min(self._orders, self._transport.num_workers, len(order.blocks)))
+        bounds = [len(order.blocks) * i // count for i in range(count + 1)]
+        return [replace(order, blocks=order.blocks[bounds[i] : bounds[i + 1]]) for i in range(count)]
+
+    def _second_wave(self, order: Order, merged: _Merged) -> Order:
+        """The coalition's order with the honest sum in it."""
+        assert order.coalition
+        total, weight = merged.honest()
+        return replace(order, blocks=(), coalition=replace(order.coalition, honest_sum=total, honest_weight=weight))
+
+    def _exchange(self, parts: Sequence[Order]) -> list[tuple[Order, Reply | None, str]]:
+        """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere."""
+        results: list[tuple[Order, Reply | None, str]] = []
+        again: list[tuple[Order, int]] = []
+        for part, answer in zip(parts, self._transport.exchange([order_to_content(part) for part in parts]), strict=True):
+            reply = _read(answer)
+            if reply is None:
+                again.append((replace(part, attempt=1), answer.worker))
+                results.append((replace(part, blocks=(), coalition=None), None, answer.failure))
+                continue
+            results.append((part, reply, ""))
+            if reply.retry:
+                blocks = tuple(block for block in part.blocks if block[0] in reply.retry)
+                again.append((replace(part, blocks=blocks, coalition=None, attempt=1), answer.worker))
+        for part, worker in again:
+            answer = self._transport.exchange([order_to_content(part)], avoid=worker)[0]
+            results.append((part, _read(answer), answer.failure))
+        return results
+
+    # What Flower's Grid asks for beside.
+
+    def get_node_ids(self) -> list[int]:
+        """Node ids of the virtual clients: client i is node i + 1 (Flower keeps 0 for nobody)."""
+        return list(range(1, self._num_clients + 1))
+
+    def set_run(self, run: Any) -> None:
+        raise RuntimeError("a ClientGrid has no Flower run of its own; use the grid that Flower gave to the ServerApp")
+
+    @property
+    def run(self) -> Any:
+        raise RuntimeError("a ClientGrid has no Flower run of its own; use the grid that Flower gave to the ServerApp")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise RuntimeError("Grid.create_message is deprecated in Flower; use flwr.app.Message")
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")
+
+
+def _read(answer: Answer) -> Reply | None:
+    return None if answer.content is None else reply_from_content(answer.content)
+
+
+class _Merged:
+    """The parts of a round, put together in block order whatever order they arrived in."""
+
+    def __init__(self, order: Order, results: list[tuple[Order, Reply | None, str]]) -> None:
+        self._order = order
+        self._nodes: dict[Node, Tensor] = {}
+        self._rows: dict[int, Tensor] = {}
+        self._reports: dict[int, tuple[ClientReport, ...]] = {}
+        self._lost: list[ClientReport] = []
+        self.retried: dict[str, str] = {}
+        self.coalition = None
+        self.add(results)
+
+    def add(self, results: list[tuple[Order, Reply | None, str]]) -> None:
+        for part, reply, failure in results:
+            if reply is None:
+                lost = [client for _, clients in part.blocks for client in clients]
+                lost += part.coalition.members if part.coalition else ()
+                self._lost += [ClientReport(client, 0.0, float("nan"), failure) for client in lost]
+                if not lost:
+                    self.retried["order"] = failure
+                continue
+            self._nodes |= reply.nodes
+            self._rows |= reply.rows
+            self._reports |= reply.reports
+            self.retried |= {f"block {position}": reason for position, reason in reply.retry.items()}
+            self.coalition = reply.coalition or self.coalition
+
+    def honest(self) -> tuple[Tensor, float]:
+        """The honest clients' weighted sum (d,) and weight, blocks in order."""
+        weight = sum(report.weight for position in sorted(self._reports) for report in self._reports[position])
+        return self._tree_root(), weight
+
+    def _tree_root(self) -> Tensor:
+        """The root of the tree over the blocks; a lost block counts as zeros."""
+        count = self._order.num_blocks
+        if count == 0:
+            return torch.zeros_like(self._order.theta)
+        nodes = self._nodes | {(0, position): rows_sum(rows, self._reports[position]) for position, rows in self._rows.items()}
+        for position, _ in self._order.blocks:
+            if position not in self._reports:
+                nodes[0, position] = torch.zeros_like(self._order.theta)
+        return reduce_tree(nodes, count)[root(count)]
+
+    def reports(self) -> tuple[ClientReport, ...]:
+        """Every sampled client's report, in id order."""
+        honest = [report for position in sorted(self._reports) for report in self._reports[position]]
+        coalition = list(self.coalition.reports) if self.coalition else []
+        return tuple(sorted([*honest, *coalition, *self._lost], key=lambda report: report.client))
+
+    def content(self) -> RecordDict:
+        """The packed reply for a strategy of ours."""
+        reports = [report for report in self.reports() if not report.failure]
+        content = RecordDict(
+            {
+                "clients": ConfigRecord(
+                    {
+                        "ids": [report.client for report in reports],
+                        "weights": [report.weight for report in reports],
+                        "norms": [report.norm for report in reports],
+                    }
+                )
+            }
+        )
+        if self._order.stacked:
+            content["rows"] = to_record({"rows": self._stack()})
+        else:
+            total, _ = self.honest()
+            if self.coalition:
+                total = total + self.coalition.updates[0]
+            content["sum"] = to_record({"sum": total})
+        return content
+
+    def _stack(self) -> Tensor:
+        """All updates (n, d) in client-id order."""
+        rows: dict[int, Tensor] = {}
+        for position, reports in self._reports.items():
+            rows |= zip((r.client for r in reports if not r.failure), self._rows[position], strict=True)
+        if self.coalition:
+            rows |= zip((r.client for r in self.coalition.reports if not r.failure), self.coalition.updates, strict=True)
+        return torch.stack([rows[client] for client in sorted(rows)])

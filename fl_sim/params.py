@@ -1,0 +1,64 @@
+"""Parameters as flat vectors, and the arrays that carry them in Flower messages without copying."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import nn
+
+
+class TensorArray(Array):
+    """A Flower `Array` that holds its values and writes the `np.save` bytes only when somebody asks for them.
+
+    Flower's own `Array` serialises at construction; between processes of one machine that costs several copies of the
+    model for each message. This one pickles as the plain ndarray (out of band, so Ray's object store maps it), and is an
+    ordinary `Array` to everything that reads `data`.
+    """
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        self.__dict__.update(values=values, dtype=str(values.dtype), shape=tuple(values.shape), stype="numpy.ndarray")
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "data":
+            raise AttributeError(name)
+        buffer = BytesIO()
+        np.save(buffer, self.__dict__["values"], allow_pickle=False)
+        self.__dict__["data"] = buffer.getvalue()
+        return self.__dict__["data"]
+
+    def numpy(self) -> npt.NDArray[Any]:
+        return self.__dict__["values"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorArray, (self.__dict__["values"],)
+
+
+def to_record(tensors: dict[str, torch.Tensor]) -> ArrayRecord:
+    """Named tensors as a Flower `ArrayRecord` that shares their CPU memory."""
+    return ArrayRecord({name: TensorArray(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()})
+
+
+def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of a Flower `ArrayRecord`; never write into them, they may be shared memory."""
+    return {name: _tensor(array.numpy()).to(device) for name, array in record.items()}
+
+
+def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    # A read-only array (Ray's object store) makes torch.from_numpy warn; a view through ctypes-free frombuffer would too.
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def flat_parameters(module: nn.Module) -> torch.Tensor:
+    """All parameters of a module in definition order as one vector (d,)."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+
+def flat_buffers(module: nn.Module) -> torch.Tensor:
+    """All floating-point buffers (batch-norm statistics) in definition order as one vector (s,), s = 0 without any."""
+    parts = [buffer.detach().reshape(-1) for buffer in module.buffers() if buffer.is_floating_point()]
+    return torch.cat(parts) if parts else torch.zeros(0)

@@ -1,0 +1,95 @@
+"""Our own Ray actors on the Ray runtime that Flower's simulation has started or joined, called directly."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+import ray
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from fl_sim.params import TensorArray
+from fl_sim.transports import Answer, Transport, call_app
+
+
+class Worker:
+    """Runs in an actor: imports the ClientApp once and answers orders."""
+
+    def __init__(self, app: str, path: list[str]) -> None:
+        sys.path[:0] = [folder for folder in path if folder not in sys.path]
+        torch.set_num_threads(1)
+        module, _, name = app.partition(":")
+        self._app: Any = getattr(importlib.import_module(module), name)
+
+    def ready(self) -> bool:
+        return True
+
+    def call(self, message: Message, worker: int, **model: npt.NDArray[Any]) -> Answer:
+        message.content["model"] = ArrayRecord({name: TensorArray(values) for name, values in model.items()})
+        return call_app(self._app, message, worker)
+
+
+class RayTransport(Transport):
+    """`num_workers` actors (0: one per CPU of the cluster). The model goes to the object store once a wave."""
+
+    def __init__(self, app: str, num_workers: int, gpus_per_worker: float, timeout: float = 120.0) -> None:
+        until = time.monotonic() + timeout
+        while not ray.is_initialized():
+            if time.monotonic() > until:
+                raise TimeoutError(f"Flower's simulation did not start Ray within {timeout:.0f} s")
+            time.sleep(0.05)
+        count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        # num_cpus=0: Flower's own actors reserve the CPUs; max_restarts: a killed worker comes back for later rounds.
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus_per_worker, max_restarts=3)(Worker)
+        self._actors = [actor.remote(app, sys.path) for _ in range(count)]
+        self._busy = [0] * count
+        self._lock = threading.Lock()
+        ray.get([worker.ready.remote() for worker in self._actors])
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._actors)
+
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None) -> list[Answer]:
+        shared: dict[int, Any] = {}
+        calls: list[tuple[int, Any]] = []
+        taken = self._take(len(contents), avoid)
+        try:
+            for content, worker in zip(contents, taken, strict=True):
+                model = content.array_records["model"]
+                arrays = {name: array.numpy() for name, array in model.items()}
+                references = {name: shared.setdefault(id(values), ray.put(values)) for name, values in arrays.items()}
+                rest = RecordDict({name: record for name, record in content.items() if name != "model"})
+                message = Message(rest, worker + 1, "train")
+                calls.append((worker, self._actors[worker].call.remote(message, worker, **references)))
+            return [self._result(worker, call) for worker, call in calls]
+        finally:
+            with self._lock:
+                for worker in taken:
+                    self._busy[worker] -= 1
+
+    def _take(self, count: int, avoid: int | None) -> list[int]:
+        """The least busy workers, one an order; a failed worker only when there is no other."""
+        with self._lock:
+            order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
+            taken = [order[i % len(order)] for i in range(count)]
+            for worker in taken:
+                self._busy[worker] += 1
+            return taken
+
+    @staticmethod
+    def _result(worker: int, call: Any) -> Answer:
+        try:
+            return ray.get(call)
+        except ray.exceptions.RayError as error:
+            return Answer(worker, None, f"{type(error).__name__}: worker {worker} died")
+
+    def close(self) -> None:
+        for worker in self._actors:
+            ray.kill(worker)

@@ -1,0 +1,1 @@
+"""What the server does with updates: rules, the server optimiser and the Flower strategy that hosts them."""
