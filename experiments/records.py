@@ -30,6 +30,11 @@ def run_folder(output_dir: Path, config: Config) -> Path:
     return output_dir / f"{config.name}-{config_hash(config)}"
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a run ended: its summary is there."""
+    return (folder / "summary.json").is_file()
+
+
 class RunRecords:
     """Writes a run's folder. An earlier, incomplete run of the same configuration is replaced."""
 

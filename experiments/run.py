@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,5 +67,3 @@ def expected_rounds(config: Config) -> int:
     tracks = 1 + (config.twin and acts) + (config.control and acts and config.attack.name == "accumulative")
     return tracks * planned_rounds(config)
 
-
-RunFunction = Callable[[Config], dict[str, Any]]

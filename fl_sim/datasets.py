@@ -251,14 +251,16 @@ def _build(folder: Path, name: str, decoded: tuple[Part, Part, int]) -> Dataset:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _map(path: Path) -> Tensor:
+    """Copy on write, because torch warns about read-only arrays."""
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
 def _open(folder: Path, name: str) -> Dataset | None:
     """The cached data set, or None where there is none or it is damaged (a file is absent, cut short or not what it should be)."""
     try:
         about = json.loads((folder / "about.json").read_text())
-        train, test = (
-            Images(*(torch.from_numpy(np.load(folder / f"{part}-{kind}.npy", mmap_mode="c", allow_pickle=False)) for kind in Images._fields))
-            for part in ("train", "test")
-        )
+        train, test = (Images(*(_map(folder / f"{part}-{kind}.npy") for kind in Images._fields)) for part in ("train", "test"))
         dataset = Dataset(name, train, test, about["num_classes"], tuple(about["mean"]), tuple(about["std"]))
         sound = dataset.image_shape[0] == len(dataset.mean) and all(
             (part.pixels.dtype, part.labels.dtype, part.labels.shape) == (torch.uint8, torch.int64, part.pixels.shape[:1])

@@ -64,8 +64,7 @@ def _dirichlet(labels: Integers, num_clients: int, alpha: float, rng: np.random.
                 # are Dirichlet themselves and independent of it, so they can be drawn anew.
                 mixture[left > 0] = rng.dirichlet(prior[left > 0])
             left = left - np.minimum(rng.multinomial(missing, mixture / mixture.sum()), left)
-        taken: list[Integers] = [pool[left[k] : before[k]] for k, pool in enumerate(pools)]
-        shares.append(np.concatenate(taken))
+        shares.append(np.concatenate([pool[low:high] for pool, low, high in zip(pools, left.tolist(), before.tolist(), strict=True)]))
     return shares
 
 

@@ -1,0 +1,89 @@
+"""A sweep's spec: a base, overrides and axes, expanded to the flat keys of its cells."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_sim.config import Section
+from fl_sim.config import Config
+from fl_sim.config_file import ConfigError, default_flat, flatten, read_toml
+
+PRESETS = Path(__file__).parent / "presets"
+STUDIES = Path(__file__).parent / "studies"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a sweep: its flat keys over the base, and for each axis the label of its value."""
+
+    flat: Mapping[str, Any]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A spec: the common flat keys, and the cells over them."""
+
+    name: str
+    common: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+
+
+def preset_path(name: str) -> Path:
+    """A preset by its name, or a TOML file by its path."""
+    path = Path(name)
+    return path if path.suffix == ".toml" else PRESETS / f"{name}.toml"
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a spec.
+
+    `base = "digits"` names a preset or a path beside the spec, `[set]` overrides its keys, `[axes]` lists values by key. A
+    whole section may be an axis: `"strategy" = ["mean", {name = "clip-after", bound = 1.0}]`.
+    Raises ConfigError naming the file and what is wrong.
+    """
+    try:
+        spec = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
+    unknown = sorted(set(spec) - {"base", "set", "axes"})
+    if unknown:
+        raise ConfigError([f"{path}: unknown key {key!r}; a sweep has base, set and axes" for key in unknown])
+    axes = _flat_axes(spec.get("axes", {}))
+    empty = [key for key, values in axes.items() if not isinstance(values, list) or not values]
+    if empty:
+        raise ConfigError([f"{path}: expected axes.{key} to be a list of values, got {axes[key]!r}" for key in empty])
+    base = read_toml(preset_path(str(spec.get("base", "digits"))))
+    common = {**base, "name": path.stem.replace("_", "-"), **flatten(spec.get("set", {}))}
+    choices = [[(axis, *_choice(axis, value)) for value in values] for axis, values in axes.items()]
+    cells: list[Cell] = []
+    for combination in itertools.product(*choices):
+        flat = {key: item for _, _, part in combination for key, item in part.items()}
+        cells.append(Cell(flat, {axis: label for axis, label, _ in combination}))
+    return Sweep(path.stem, common, tuple(cells))
+
+
+def _flat_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML reads an unquoted `attack.rho = [..]` as a table of a table: both spellings mean the same axis."""
+    return flatten(axes)
+
+
+def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """The label of an axis value, and the flat keys that it stands for."""
+    if axis in default_flat() or not _is_section(axis):
+        return str(value), {axis: value}
+    if isinstance(value, Mapping):
+        flat = {f"{axis}.{key}": item for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        rest = " ".join(f"{item:g}" if isinstance(item, float) else str(item) for key, item in value.items() if key != "name")  # pyright: ignore
+        return f"{value.get('name', '')} {rest}".strip(), flat  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+    return str(value), {f"{axis}.name": value}
+
+
+def _is_section(axis: str) -> bool:
+    field = Config.model_fields.get(axis)
+    return field is not None and isinstance(field.default, Section)

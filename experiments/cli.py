@@ -1,0 +1,119 @@
+"""The command `fl-sim`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.cells import Sweep, preset_path, read_sweep
+from experiments.doctor import doctor
+from experiments.launch import launch, preflight
+from experiments.records import is_complete, run_folder
+from experiments.results import matrix_table, read_summary, run_table, sweep_figure, write_results
+from fl_sim.config_file import ConfigError, parse_assignment, read_toml, resolve
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run, and return the exit code: 0 done, 1 the run failed, 2 bad input."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        return arguments.command(arguments, console)
+    except ConfigError as error:
+        for problem in error.problems:
+            console.print(f"[red]error:[/] {_escape(problem)}", highlight=False, soft_wrap=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fl-sim", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="one run: attacked, clean twin and control")
+    run.add_argument("presets", nargs="*", metavar="PRESET", help="preset names or TOML files, later ones win (default: digits)")
+    run.set_defaults(command=_run)
+    sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
+    sweep.add_argument("spec", type=Path, metavar="SPEC.toml")
+    sweep.set_defaults(command=_sweep)
+    for command in (run, sweep):
+        command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
+        command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")
+        command.add_argument("--transport", choices=("ray", "flower", "inline"), help="how messages reach the workers")
+        command.add_argument("--workers", type=int, metavar="K", help="Ray actors, or SuperNodes with --transport flower")
+        command.add_argument("--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker")
+    check = commands.add_parser("doctor", help="check this installation, and say what is wrong")
+    check.set_defaults(command=lambda _, console: doctor(console))
+    return parser
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    flat: dict[str, Any] = {}
+    for preset in arguments.presets or ["digits"]:
+        flat |= read_toml(preset_path(preset))
+    flat |= _overrides(arguments)
+    config = preflight([resolve(flat)])[0]
+    folder = run_folder(Path(config.output_dir), config)
+    if is_complete(folder):
+        console.print(f"already complete: {folder}", highlight=False)
+    else:
+        code = launch(flat, arguments.workers, console, title=f"{config.name} · {config.attack.name} against {config.strategy.name}")
+        if code:
+            return code
+    Console().print(run_table(read_summary(folder)))
+    print(f"records: {folder}\nfigure:  {folder / 'accuracy.png'}")
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace, console: Console) -> int:
+    sweep: Sweep = read_sweep(arguments.spec)
+    common = {**sweep.common, **_overrides(arguments)}
+    configs = preflight([resolve({**common, **cell.flat}) for cell in sweep.cells])
+    output_dir = Path(configs[0].output_dir) / sweep.name
+    common["output-dir"] = str(output_dir)
+    folders = [run_folder(output_dir, config) for config in configs]
+    code = 0
+    if not all(is_complete(folder) for folder in folders):
+        cells = json.dumps([dict(cell.flat) for cell in sweep.cells])
+        code = launch({**common, "cells": cells}, arguments.workers, console, title=f"{sweep.name}: {len(folders)} runs")
+    done = [(cell, folder) for cell, folder in zip(sweep.cells, folders, strict=True) if is_complete(folder)]
+    if not done:
+        return code or 1
+    cells_done, folders_done = [cell for cell, _ in done], [folder for _, folder in done]
+    write_results(output_dir / "results.csv", cells_done, folders_done)
+    sweep_figure(output_dir / "accuracy.png", cells_done, folders_done)
+    Console().print(matrix_table(cells_done, folders_done))
+    print(f"records: {output_dir / 'results.csv'}\nfigure:  {output_dir / 'accuracy.png'}")
+    return code
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flat keys that the command line sets."""
+    flat = dict(parse_assignment(text) for text in arguments.overrides)
+    flat["output-dir"] = str((Path(str(flat.get("output-dir", arguments.output_dir)))).expanduser().absolute())
+    if arguments.transport:
+        flat["grid.transport"] = arguments.transport
+    if arguments.workers is not None:
+        flat["ray.num-workers"] = arguments.workers
+    if arguments.gpus_per_worker is not None:
+        flat["ray.gpus-per-worker"] = arguments.gpus_per_worker
+    return flat
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""From checked flat keys to a finished run: preflight, then in this process or in Flower, with a progress display."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from experiments.progress import parse
+from experiments.superlink import run_in_flower
+from fl_sim.config import Config
+from fl_sim.config_file import ConfigError, resolve
+from fl_sim.datasets import data_missing
+
+APP_DIR = Path(__file__).resolve().parent.parent
+
+
+def preflight(configs: Sequence[Config]) -> Sequence[Config]:
+    """Everything that can be known to fail before a process is started: missing or too little data, an output folder that
+    cannot be written. Raises ConfigError with all problems.
+    """
+    problems: dict[str, None] = {}
+    for config in configs:
+        if not config.data.download and (missing := data_missing(config.data.name, config.data.root)):
+            problems[missing] = None
+        elif config.data.name == "digits":  # in memory anyway; larger sets are split by the ServerApp
+            problems |= dict.fromkeys(_split_problems(config))
+    folder = Path(configs[0].output_dir)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        problems[f"expected output-dir to be a folder that can be written, got {configs[0].output_dir!r}"] = None
+    if problems:
+        raise ConfigError(list(problems))
+    return configs
+
+
+def _split_problems(config: Config) -> list[str]:
+    from fl_sim.federation import load_federation
+
+    try:
+        load_federation(config)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
+    """Run flat keys with a progress bar and return an exit code. On failure the last lines of the log are shown."""
+    config = resolve(flat)
+    lines: list[str] = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        task = progress.add_task(f"{title} · starting", total=None)
+
+        def on_line(line: str) -> None:
+            event = parse(line)
+            if event is None:
+                lines.append(line)
+                return
+            progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
+
+        code = _inline(flat, on_line) if config.grid.transport == "inline" else _in_flower(flat, config, workers, on_line)
+    if code:
+        console.print("\n".join(lines[-40:]), markup=False, highlight=False)
+        console.print("[red]error:[/] the run failed; its log ends above")
+    return code
+
+
+def _in_flower(flat: Mapping[str, Any], config: Config, workers: int | None, on_line: Any) -> int:
+    """`flwr run` on a SuperLink of our own. The CPUs are our workers': Flower's own Ray actors get what they need."""
+    cores = len(os.sched_getaffinity(0))
+    if config.grid.transport == "flower":
+        nodes = workers or 2
+        return run_in_flower(APP_DIR, flat, on_line=on_line, num_supernodes=nodes, ray_cpus=min(nodes, cores)).exit_code
+    count = config.ray.num_workers or (0 if os.environ.get("RAY_ADDRESS") else cores)
+    return run_in_flower(APP_DIR, {**flat, "ray.num-workers": count}, on_line=on_line, num_supernodes=1).exit_code
+
+
+def _inline(flat: Mapping[str, Any], on_line: Any) -> int:
+    """The ServerApp in this process, without SuperLink and Ray."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    from experiments.server_app import serve
+
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, 0  # Flower's Message asks for them
+    try:
+        with contextlib.redirect_stdout(_Lines(on_line)):
+            serve(flat, None)
+    except Exception as error:
+        on_line(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+class _Lines(io.TextIOBase):
+    """A text stream that hands each complete line on."""
+
+    def __init__(self, on_line: Any) -> None:
+        self._on_line, self._rest = on_line, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._on_line(line)
+        return len(text)

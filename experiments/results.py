@@ -1,0 +1,96 @@
+"""Results of finished runs, from their records alone: tables for the terminal, `results.csv` and the sweep's figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments.cells import Cell
+from experiments.figures import matrix_figure
+from experiments.records import write_atomically
+from fl_sim.config_file import flatten
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a complete run."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def run_table(summary: Mapping[str, Any]) -> Table:
+    """What a single run's command prints."""
+    accuracy, twin, control = summary["accuracy"], summary["clean_twin"] or {}, summary["control"] or {}
+    table = Table(title=f"test accuracy (%), trigger in round {summary['trigger_round'] or '-'}", title_justify="left")
+    for column in ("", "before trigger", "after trigger", "final"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("attacked", *_shown(accuracy["before_trigger"], accuracy["after_trigger"], accuracy["final"]))
+    table.add_row("clean twin", *_shown(None, twin.get("at_trigger"), twin.get("final")))
+    table.add_row("control", *_shown(control.get("before_trigger"), control.get("after_trigger"), None))
+    table.caption = (
+        f"burn-in {_shown(accuracy['burn_in'])[0]} · drop {_shown(summary['drop'])[0]} · gain over control {_shown(summary['gain'])[0]} · "
+        f"stealth gap {_shown(summary['stealth_gap'])[0]} · {summary['rounds']} rounds in {summary['seconds']['total']:.0f} s"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
+    """Accuracy after the trigger, rows by the first axis and columns by the others."""
+    matrix = _matrix(cells, folders)
+    columns = list(matrix)
+    table = Table(title="test accuracy after the trigger (%)", title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in dict.fromkeys(row for column in matrix.values() for row in column):
+        table.add_row(row, *_shown(*(matrix[column].get(row) for column in columns)))
+    return table
+
+
+def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
+    """Accuracy over rounds of all cells: a panel for each value of the last axes, a curve for each of the first."""
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    for cell, folder in zip(cells, folders, strict=True):
+        row, column = _place(cell)
+        lines = map(json.loads, (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines())
+        curve = {line["round"]: line["accuracy"] for line in lines if line["track"] == "attacked" and "accuracy" in line}
+        start = read_summary(folder)["accuracy"]["burn_in"]
+        curves.setdefault(column, {})[row] = {0: start, **curve}
+    matrix_figure(path, curves, _matrix(cells, folders))
+
+
+def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
+    """`results.csv`: a row a complete cell, with every swept key and every summary figure."""
+    rows = [
+        {**cell.flat, "folder": folder.name, **{key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(read_summary(folder)).items()}}
+        for cell, folder in zip(cells, folders, strict=True)
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _matrix(cells: Sequence[Cell], folders: Sequence[Path]) -> dict[str, dict[str, float | None]]:
+    """Accuracy after the trigger by column and row."""
+    matrix: dict[str, dict[str, float | None]] = {}
+    for cell, folder in zip(cells, folders, strict=True):
+        row, column = _place(cell)
+        matrix.setdefault(column, {})[row] = read_summary(folder)["accuracy"]["after_trigger"]
+    return matrix
+
+
+def _place(cell: Cell) -> tuple[str, str]:
+    """Row (the first axis) and column (the others) of a cell."""
+    row, *others = cell.labels.values()
+    return row, " · ".join(others) or "accuracy"
+
+
+def _shown(*values: float | None) -> list[str]:
+    return ["-" if value is None else f"{value:.1f}" for value in values]

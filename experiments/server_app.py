@@ -1,0 +1,100 @@
+"""The ServerApp: one run, or all cells of a sweep, over one set of workers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from experiments.progress import ProgressLines
+from experiments.records import is_complete, run_folder
+from experiments.run import execute_run, expected_rounds
+from fl_sim.config import Config
+from fl_sim.config_file import resolve
+from fl_sim.transports import FlowerTransport, InlineTransport, Transport
+
+CLIENT_APP = "clients.client_app:app"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Flower's entry point."""
+    serve(dict(context.run_config), grid)
+
+
+def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
+    """Run what the flat keys describe. `grid` is Flower's; None only with `grid.transport = "inline"`.
+
+    Raises `ConfigError` for a bad configuration and RuntimeError when a cell of a sweep failed, after the others ended.
+    """
+    config = resolve(flat)
+    cells = cell_configs(config, flat)
+    torch.set_num_threads(config.client.threads)
+    output_dir = absolute_output_dir(config.output_dir)
+    transport = open_transport(config, grid)
+    progress = ProgressLines(sum(expected_rounds(cell) for cell in cells))
+    parallel = min(len(cells), transport.num_workers)
+
+    def run(cell: Config) -> str:
+        folder = run_folder(output_dir, cell)
+        torch.set_num_threads(cell.client.threads)
+        used = 0
+        failure = ""
+        if not is_complete(folder):
+            try:
+                execute_run(cell, output_dir, transport, progress.of_run(folder.name), orders=transport.num_workers // parallel)
+                used = sum(1 for _ in (folder / "rounds.jsonl").open())
+            except Exception as error:
+                if len(cells) == 1:
+                    raise
+                failure = f"{folder.name}: {type(error).__name__}: {error}"
+        progress.finished(folder.name, expected_rounds(cell), used)
+        return failure
+
+    try:
+        with ThreadPoolExecutor(parallel) as pool:
+            failures = [failure for failure in pool.map(run, cells) if failure]
+    finally:
+        transport.close()
+    if failures:
+        raise RuntimeError("failed: " + "; ".join(failures))
+    print(f"results are in {output_dir}", flush=True)
+
+
+def cell_configs(config: Config, flat: Mapping[str, Any]) -> list[Config]:
+    """The configurations to run: the cells of `cells`, each over the common keys, or the one configuration itself."""
+    if not config.cells:
+        return [config]
+    common = {key: value for key, value in flat.items() if key != "cells"}
+    return [resolve({**common, **cell}) for cell in json.loads(config.cells)]
+
+
+def open_transport(config: Config, grid: Grid | None) -> Transport:
+    """The transport of `grid.transport`."""
+    if config.grid.transport == "inline":
+        from clients.client_app import app as client_app
+
+        return InlineTransport(client_app)
+    if config.grid.transport == "flower":
+        if grid is None:
+            raise ValueError("expected Flower's grid with grid.transport = 'flower'; start it with `flwr run` or `fl-sim run`")
+        return FlowerTransport(grid)
+    from fl_sim.ray_workers import RayTransport  # Ray takes a second to import and the other transports do without
+
+    return RayTransport(CLIENT_APP, config.ray.num_workers, config.ray.gpus_per_worker)
+
+
+def absolute_output_dir(output_dir: str) -> Path:
+    """The output folder; a relative one is under FL_SIM_HOME (default ~/.fl-sim), because a SuperLink that outlives the
+    command keeps the working directory it was started with. `fl-sim` passes an absolute one.
+    """
+    return Path(os.environ.get("FL_SIM_HOME", "~/.fl-sim")).expanduser() / Path(output_dir).expanduser()
