@@ -45,7 +45,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         "start-loss": state.scalars.get("start-loss", loss),
         "start-accuracy": state.scalars.get("start-accuracy", accuracy),
     }
-    rehearsal = rehearse(knowledge, trigger, knowledge.validation) if settings.fire == "rehearsed" else None
+    rehearses = settings.fire == "rehearsed" and knowledge.may_fire
+    rehearsal = rehearse(knowledge, trigger, knowledge.validation) if rehearses else None
     fire = knowledge.phase == "trigger" or (
         rehearsal is not None
         and should_fire(rehearsal, scalars["start-accuracy"], knowledge.round, settings.fire_from, knowledge.total_rounds)
@@ -95,7 +96,7 @@ def stealth(loss: float, start_loss: float, gamma: float) -> float:
     """
     if gamma == float("inf"):
         return 1.0
-    return min(max((start_loss + gamma - loss) / gamma, 0.0), 1.0)
+    return min(max(0.0, (start_loss + gamma - loss) / gamma), 1.0)  # max(0, NaN) is 0: a broken loss pauses too
 
 
 def trigger_only(knowledge: Knowledge, state: AttackState) -> Action:

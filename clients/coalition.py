@@ -45,6 +45,7 @@ def gather(work: Work, order: CoalitionOrder, updates: Tensor, weights: list[flo
         round=work.round,
         phase=order.phase,
         accumulate=order.accumulate,
+        may_fire=config.schedule.triggers > 0,
         total_rounds=config.schedule.accumulate_rounds,
         model=work.model,
         theta=work.theta,
@@ -72,7 +73,8 @@ def own_batches(work: Work) -> tuple[Batch, Batch]:
     federation, attack = work.federation, work.config.attack
     own = federation.splits.own_set if attack.data == "own-set" else members_examples(work)
     split = min(attack.batch_size, len(own) // 2) if len(own) > 1 else 0
-    return federation.batch(federation.dataset.train, own[split:]), federation.batch(federation.dataset.train, own[:split] if split else own)
+    trigger = own[:split] if split else own
+    return federation.batch(federation.dataset.train, own[split:]), federation.batch(federation.dataset.train, trigger)
 
 
 def members_examples(work: Work) -> np.ndarray:

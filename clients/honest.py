@@ -39,7 +39,7 @@ class BlockResults:
     retry: dict[int, str] = field(default_factory=dict[int, str])
 
 
-class NotFinite(ValueError):
+class NotFiniteError(ValueError):
     """An update holds NaN or infinity."""
 
 
@@ -96,7 +96,7 @@ def _compute(work: Work, clients: list[int]) -> Summed | tuple[Tensor, list[floa
         value = block_sum(work.model, work.theta, batches, settings, work.before)
         tensor = value.total
     if has_nan_client(work.config.fault, clients) or not bool(torch.isfinite(tensor).all()):
-        raise NotFinite("an update is not finite")
+        raise NotFiniteError("an update is not finite")
     return value
 
 

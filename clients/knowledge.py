@@ -21,6 +21,7 @@ class Knowledge:
     round: int
     phase: str  # accumulate, trigger
     accumulate: bool  # false in a control: everything but the accumulation
+    may_fire: bool  # false if the schedule has no trigger
     total_rounds: int  # T, the length of the accumulative phase
     model: FlatModel
     theta: Tensor  # (d,)

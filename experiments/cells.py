@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_sim.config import Section
-from fl_sim.config import Config
+from fl_sim.config import Config, Section
 from fl_sim.config_file import ConfigError, default_flat, flatten, read_toml
 
 PRESETS = Path(__file__).parent / "presets"

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=int, metavar="K", help="Ray actors, or SuperNodes with --transport flower")
         command.add_argument("--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker")
     check = commands.add_parser("doctor", help="check this installation, and say what is wrong")
-    check.set_defaults(command=lambda _, console: doctor(console))
+    check.set_defaults(command=_doctor)
     return parser
 
 
@@ -96,6 +96,10 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     Console().print(matrix_table(cells_done, folders_done))
     print(f"records: {output_dir / 'results.csv'}\nfigure:  {output_dir / 'accuracy.png'}")
     return code
+
+
+def _doctor(_: argparse.Namespace, console: Console) -> int:
+    return doctor(console)
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:

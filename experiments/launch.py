@@ -17,6 +17,7 @@ from experiments.superlink import run_in_flower
 from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, resolve
 from fl_sim.datasets import data_missing
+from fl_sim.transports import claim_identity
 
 APP_DIR = Path(__file__).resolve().parent.parent
 
@@ -85,11 +86,9 @@ def _in_flower(flat: Mapping[str, Any], config: Config, workers: int | None, on_
 
 def _inline(flat: Mapping[str, Any], on_line: Any) -> int:
     """The ServerApp in this process, without SuperLink and Ray."""
-    from flwr.supercore.task_identity import TaskIdentity
-
     from experiments.server_app import serve
 
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, 0  # Flower's Message asks for them
+    claim_identity()
     try:
         with contextlib.redirect_stdout(_Lines(on_line)):
             serve(flat, None)

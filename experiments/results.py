@@ -67,7 +67,11 @@ def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> 
 def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
     """`results.csv`: a row a complete cell, with every swept key and every summary figure."""
     rows = [
-        {**cell.flat, "folder": folder.name, **{key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(read_summary(folder)).items()}}
+        {
+            **cell.flat,
+            "folder": folder.name,
+            **{key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(read_summary(folder)).items()},
+        }
         for cell, folder in zip(cells, folders, strict=True)
     ]
     text = io.StringIO()

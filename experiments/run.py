@@ -66,4 +66,3 @@ def expected_rounds(config: Config) -> int:
     acts = bool(malicious_clients(config))
     tracks = 1 + (config.twin and acts) + (config.control and acts and config.attack.name == "accumulative")
     return tracks * planned_rounds(config)
-

@@ -1,19 +1,16 @@
 """One run on a SuperLink of our own: free port, own ``FLWR_HOME``, nothing left behind.
 
-``flwr run .`` leaves a daemon that outlives it, shares ``~/.flwr`` and a fixed port with every other project, and exits 0 when the run crashed.
-`run_in_flower` starts ``flower-superlink`` and ``flower-superexec`` itself, submits the app with ``flwr run --stream``, asks ``flwr list`` how it
-ended, and ends every process it started. All three commands import for 3 to 4 s of processor time: they import side by side, and the last two wait
-for the SuperLink before they go on.
+``flwr run .`` leaves a daemon that outlives it, shares ``~/.flwr`` and a fixed port with every other project, and exits 0 when the run
+crashed. `run_in_flower` starts ``flower-superlink`` and ``flower-superexec`` itself, submits the app with ``flwr run --stream``, asks
+``flwr list`` how it ended, and ends every process it started. `experiments.warm` holds what runs in those processes.
 """
 
 from __future__ import annotations
 
-import codecs
-import http.client
 import json
 import os
 import re
-import select
+import shlex
 import shutil
 import signal
 import socket
@@ -22,40 +19,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import tomli_w
 
+from experiments import warm
+
 COMPLETED = "finished:completed"
+PRELOAD = ("torch",)  # imported while the SuperLink starts
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_STATUS_FOLLOWS = "fl-sim: status follows"
-_START_LIMIT = 120.0  # seconds until the SuperLink must answer; it needs 4 to 5 on two idle cores
 _CONNECTION = "own"
+_MARKS = {"accepted": "Successfully started run", "simulation": "Starting Flower Simulation", "installed": "Successfully installed"}
 # Longest path that Ray puts below its temporary folder; the whole must fit the 107 bytes of a Unix socket's name.
 _RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-
-# Imports a console script, waits for a line on stdin (or its end), then runs it once for each list of arguments.
-_GATED = f"""
-import json, sys
-from importlib.metadata import entry_points
-name, commands = sys.argv[1], json.loads(sys.argv[2])
-(script,) = entry_points(group="console_scripts", name=name)
-main = script.load()
-sys.stdin.readline()
-for index, arguments in enumerate(commands):
-    if index:
-        print({_STATUS_FOLLOWS!r}, flush=True)
-    sys.argv[:] = [name, *arguments]
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            sys.exit(end.code)
-"""
 
 
 class FlowerRun(NamedTuple):
@@ -86,98 +67,109 @@ def run_in_flower(
         run_config: overrides of ``[tool.flwr.app.config]`` by dotted key; any float, any text.
         on_line: called with each line of the run's log as it comes, without colours and line end.
         num_supernodes: size of the federation, >= 1.
-        ray_cpus: processors that Ray counts, and so the number of Flower's own ClientApp actors, >= 1. Ours take none of them (``num_cpus=0``).
+        ray_cpus: processors that Ray counts, and so the number of Flower's own ClientApp actors, >= 1. Ours take none of them.
         grace: seconds between asking what is left to end and killing it.
 
     Returns:
-        Status and timings. ``exit_code`` is 0 only when the run completed.
-
-    Raises:
-        RuntimeError: the SuperLink did not start; the text ends with its log.
+        Status ("unknown" if the SuperLink did not start or did not take the run; ``on_line`` has got the reason) and timings.
     """
+    if num_supernodes < 1 or ray_cpus < 1:
+        raise ValueError(f"expected num_supernodes >= 1 and ray_cpus >= 1, got {num_supernodes} and {ray_cpus}")
     started = time.monotonic()
     # Resolved: the folder's name marks our processes, and must read the same everywhere.
     home = Path(tempfile.mkdtemp(prefix="fl-sim-")).resolve()
-    roots: list[subprocess.Popen[bytes]] = []
+    roots: list[subprocess.Popen[str]] = []
     with _signals_raise() as ignore_signals:
         try:
-            port = _free_port()
-            return _run(home, roots, port, app_dir.resolve(), run_config, on_line, _federation(num_supernodes, ray_cpus), started)
+            submitter = _start(home, roots, app_dir.resolve(), run_config, num_supernodes, ray_cpus)
+            return _listen(submitter, home / "superlink.log", on_line, started)
         finally:
             ignore_signals()
             _end(home, roots, grace)
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _run(
+def _start(
     home: Path,
-    roots: list[subprocess.Popen[bytes]],
-    port: int,
+    roots: list[subprocess.Popen[str]],
     app_dir: Path,
     run_config: Mapping[str, bool | int | float | str],
-    on_line: Callable[[str], None],
-    federation: str,
-    started: float,
-) -> FlowerRun:
-    address, config = f"127.0.0.1:{port}", home / "run-config.toml"
+    num_supernodes: int,
+    ray_cpus: int,
+) -> subprocess.Popen[str]:
+    """Start the submitter and the simulation; both are added to ``roots``."""
+    port, config, arguments, log = _free_port(), home / "run-config.toml", home / "simulation-arguments", home / "superlink.log"
+    address = f"127.0.0.1:{port}"
     connection = {"address": address, "insecure": True}
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": _CONNECTION, _CONNECTION: connection}}), encoding="utf-8")
     config.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
-    environment, log = _environment(home), home / "superlink.log"
-    # Ray puts its driver's working directory before the app bundle on the workers' sys.path: it must hold no modules.
+    # Ray puts its driver's working directory before all else on the workers' sys.path: it must hold no modules.
     (work := home / "work").mkdir()
+    (bin_dir := home / "bin").mkdir()
+    shim, quoted = bin_dir / "flwr-simulation", shlex.quote(str(arguments))
+    shim.write_text(f'#!/bin/sh\nprintf %s "$*" > {quoted}.part && mv {quoted}.part {quoted}\n', encoding="utf-8")
+    shim.chmod(0o755)
+    environment = _environment(home, bin_dir)
 
-    def start(name: str, *commands: Sequence[str], stdout: IO[bytes] | int) -> subprocess.Popen[bytes]:
-        line = [sys.executable, "-c", _GATED, name, json.dumps(commands)]
-        pipe, err = subprocess.PIPE, subprocess.STDOUT
-        roots.append(subprocess.Popen(line, cwd=work, env=environment, stdin=pipe, stdout=stdout, stderr=err, start_new_session=True))
+    def start(part: str, out: int, err: int, **options: Any) -> subprocess.Popen[str]:
+        line = [sys.executable, "-P", warm.__file__, part, json.dumps({"parent": os.getpid(), **options})]
+        roots.append(
+            subprocess.Popen(
+                line,
+                cwd=work,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        )
         return roots[-1]
 
+    superlink = ["--insecure", "--simulation", "--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
+    services = [("flower-superlink", superlink), ("flower-superexec", ["--insecure", "--runtime-api-address", address])]
+    federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
+    run = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
+    commands = [run, ["list", _CONNECTION, "--format", "json"]]
+    pipe, null, same = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
+    submitter = start("submit", pipe, same, services=services, port=port, log=str(log), commands=commands)
+    start("simulate", null, null, arguments_file=str(arguments), ray_cpus=ray_cpus, app_dir=str(app_dir), preload=PRELOAD)
+    return submitter
+
+
+def _listen(submitter: subprocess.Popen[str], log: Path, on_line: Callable[[str], None], started: float) -> FlowerRun:
+    """Hand on the submitter's lines until it ends, and read the status from the last ones."""
     seconds: dict[str, float] = {}
-    with log.open("ab") as sink:
-        host = ["--host", "127.0.0.1", "--port", str(port)]
-        superlink = start("flower-superlink", ["--insecure", "--simulation", "--isolation", "process", *host], stdout=sink)
-        _open(superlink)
-        parent = ["--parent-pid", str(superlink.pid)]
-        superexec = start("flower-superexec", ["--insecure", "--runtime-api-address", address, *parent], stdout=sink)
-        submit = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
-        cli = start("flwr", submit, ["list", _CONNECTION, "--format", "json"], stdout=subprocess.PIPE)
-        _wait_until_healthy(superlink, port, log)
-        seconds["superlink"] = time.monotonic() - started
-        _open(superexec)
-        _open(cli)
-
-        marks = {"accepted": "Successfully started run", "simulation": "Starting Flower Simulation", "installed": "Successfully installed"}
-        answer: list[str] | None = None
-        for line in _lines(cli, [superlink, superexec]):
-            if line == _STATUS_FOLLOWS:
-                answer = []
-                seconds["logs_ended"] = time.monotonic() - started
-            elif answer is not None:
-                answer.append(line)
-            else:
-                if "installed" in seconds:  # what comes next is the ServerApp's module or the ServerApp
-                    seconds.setdefault("app", time.monotonic() - started)
-                for mark, text in marks.items():
-                    if mark not in seconds and text in line:
-                        seconds[mark] = time.monotonic() - started
-                on_line(line)
-        status = _status("\n".join(answer or []))
-        if status is None:
-            for line in _tail(log):
-                on_line(line)
-        seconds["ended"] = time.monotonic() - started
-        return FlowerRun(status or "unknown", seconds)
+    answer: list[str] | None = None
+    assert submitter.stdout is not None
+    for raw in submitter.stdout:
+        line, now = _ANSI.sub("", raw).rstrip("\n"), time.monotonic() - started
+        if line == warm.HEALTHY:
+            seconds["superlink"] = now
+        elif line == warm.STATUS_FOLLOWS:
+            answer = []
+            seconds["logs_ended"] = now
+        elif answer is not None:
+            answer.append(line)
+        else:
+            if "installed" in seconds:  # what comes next is the app's
+                seconds.setdefault("app", now)
+            for mark, text in _MARKS.items():
+                if text in line:
+                    seconds.setdefault(mark, now)
+            on_line(line)
+    status = _status("\n".join(answer or []))
+    if status is None and log.exists():
+        for line in _ANSI.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()[-30:]:
+            on_line(line)
+    seconds["ended"] = time.monotonic() - started
+    return FlowerRun(status or "unknown", seconds)
 
 
-def _federation(num_supernodes: int, ray_cpus: int) -> str:
-    if num_supernodes < 1 or ray_cpus < 1:
-        raise ValueError(f"expected num_supernodes >= 1 and ray_cpus >= 1, got {num_supernodes} and {ray_cpus}")
-    own_ray = "" if os.environ.get("RAY_ADDRESS") else f" init-args-num-cpus={ray_cpus}"  # Ray refuses it when it joins a cluster
-    return f"num-supernodes={num_supernodes} client-resources-num-cpus=1{own_ray}"
-
-
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path, bin_dir: Path) -> dict[str, str]:
+    beside = str(Path(sys.executable).parent)
     fixed = {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -188,7 +180,8 @@ def _environment(home: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway, and without its warning
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # as flwr-simulation sets it
+        "PATH": os.pathsep.join([str(bin_dir), beside, os.environ.get("PATH", os.defpath)]),
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1", "localhost", os.environ.get("NO_PROXY") or os.environ.get("no_proxy")])),
     }
     fixed["no_proxy"] = fixed["NO_PROXY"]
@@ -202,47 +195,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _open(gated: subprocess.Popen[bytes]) -> None:
-    assert gated.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended; who waits for it will notice
-        gated.stdin.close()
-
-
-def _wait_until_healthy(superlink: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + _START_LIMIT
-    while time.monotonic() < deadline and superlink.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
-        with suppress(OSError, http.client.HTTPException):
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                connection.close()
-                return
-        connection.close()
-        time.sleep(0.05)
-    raise RuntimeError("\n".join([f"the SuperLink did not start on port {port}:", *_tail(log)]))
-
-
-def _tail(log: Path) -> list[str]:
-    return _ANSI.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()[-30:]
-
-
-def _lines(cli: subprocess.Popen[bytes], needed: Sequence[subprocess.Popen[bytes]]) -> Iterator[str]:
-    """The lines that a process prints; they also end when a process that it needs has ended, for then it would wait for ever."""
-    assert cli.stdout is not None
-    pipe, decoder, rest = cli.stdout.fileno(), codecs.getincrementaldecoder("utf-8")("replace"), ""
-    while True:
-        if select.select([pipe], [], [], 0.5)[0]:
-            chunk = os.read(pipe, 65536)
-            *lines, rest = (rest + decoder.decode(chunk, final=not chunk)).split("\n")
-            yield from (_ANSI.sub("", line).rstrip("\r") for line in lines)
-            if not chunk:
-                break
-        elif any(process.poll() is not None for process in needed):
-            break
-    if rest:
-        yield _ANSI.sub("", rest)
 
 
 def _status(answer: str) -> str | None:
@@ -277,45 +229,42 @@ def _signals_raise() -> Generator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-def _end(home: Path, roots: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+def _end(home: Path, roots: Sequence[subprocess.Popen[str]], grace: float) -> None:
     """End, by id, the processes that carry our folder in their environment and all that they started."""
-    asked: set[int] = set()
+    asked: set[psutil.Process] = set()
     deadline = time.monotonic() + grace
     while left := processes_of(home, {root.pid for root in roots if root.poll() is None}):
         late = time.monotonic() > deadline
-        for pid in left if late else left - asked:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        for process in left if late else left - asked:
+            with suppress(psutil.NoSuchProcess):  # psutil compares start times: a reused id is not signalled
+                process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
         asked |= left
         if time.monotonic() > deadline + 10.0:  # only a process stuck in the kernel survives SIGKILL
             break
         time.sleep(0.05)
     for root in roots:
-        for pipe in (root.stdin, root.stdout):
-            if pipe is not None:
-                pipe.close()
+        if root.stdout is not None:
+            root.stdout.close()
 
 
-def processes_of(home: Path, roots: set[int]) -> set[int]:
-    """Ids of the living processes among ``roots``, of those with ``FLWR_HOME=home`` in their environment, and of all their descendants.
+def processes_of(home: Path, roots: Set[int] = frozenset()) -> set[psutil.Process]:
+    """The living processes among ``roots``, those with ``FLWR_HOME=home`` in their environment, and all their descendants.
 
     Ray's workers write their title over their environment, so only the raylet that started them leads to them.
-    Without ``/proc`` (macOS) only the descendants of the roots are found.
     """
-    parents: dict[int, int] = {}
-    ours = set(roots)
-    mark = b"\0FLWR_HOME=" + os.fsencode(home) + b"\0"
-    if Path("/proc/self/stat").exists():
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                state, parent = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:2]
-                if state not in (b"Z", b"X"):
-                    parents[int(folder.name)] = int(parent)
-                    if mark in b"\0" + (folder / "environ").read_bytes():
-                        ours.add(int(folder.name))
-    else:
-        table = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
-        parents = {int(pid): int(parent) for pid, parent, state in map(str.split, table.splitlines()) if not state.startswith("Z")}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return ours & parents.keys()
+    children: dict[int, list[psutil.Process]] = {}
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                continue
+            children.setdefault(process.ppid(), []).append(process)
+            if process.pid in roots or process.environ().get("FLWR_HOME") == str(home):
+                found.append(process)
+    ours: set[psutil.Process] = set()
+    while found:
+        process = found.pop()
+        if process not in ours:
+            ours.add(process)
+            found += children.get(process.pid, [])
+    return ours

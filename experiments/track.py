@@ -114,7 +114,8 @@ def run_track(
         before = strategy.state.theta
         messages = strategy.configure_train(round_, arrays, ConfigRecord({"phase": phase}), grid)
         arrays, metrics = strategy.aggregate_train(round_, grid.send_and_receive(messages))
-        assert arrays is not None and metrics is not None
+        assert arrays is not None
+        assert metrics is not None
         trained = time.perf_counter()
         outcome, theta = grid.outcome, strategy.state.theta
         fired = bool(outcome.metrics.get("fired"))

@@ -20,9 +20,7 @@ def _dashes(name: str) -> str:
 class Section(BaseModel):
     """A group of keys. In TOML and on the command line the names are written with dashes."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_dashes, allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_dashes, allow_inf_nan=False, validate_default=True)
 
 
 class Grid(Section):

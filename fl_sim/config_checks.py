@@ -75,9 +75,7 @@ def _faults(config: Config) -> list[Problem]:
             continue
         beyond = [i for i in ids if i >= config.data.num_clients]
         if beyond:
-            problems.append(
-                ((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}")
-            )
+            problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
     return problems
 
 

@@ -1,8 +1,5 @@
 """Data sets by name, decoded once into a cache of `.npy` files and memory-mapped from there by every process."""
 
-# torchvision and scikit-learn have no type stubs, and torch's own have gaps.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +7,6 @@ import hashlib
 import json
 import shutil
 import uuid
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +25,7 @@ Progress = Callable[[int, int], None]
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-class DataMissing(FileNotFoundError):
+class DataMissing(FileNotFoundError):  # noqa: N818 - read aloud, it says what is wrong
     """The data set is not where the config says; the message says what to do."""
 
 
@@ -87,10 +83,7 @@ def _torchvision(kind: str, num_classes: int) -> Reader:
     def read(root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
         from torchvision import datasets
 
-        with warnings.catch_warnings():
-            # CIFAR's pickles are from 2009 and say align=0 where NumPy 2.4 wants align=False.
-            warnings.filterwarnings("ignore", message=r"dtype\(\): align", category=np.exceptions.VisibleDeprecationWarning)
-            parts = [getattr(datasets, kind)(root, train=train, download=download) for train in (True, False)]
+        parts = [getattr(datasets, kind)(root, train=train, download=download) for train in (True, False)]
         train, test = ((np.asarray(part.data), np.asarray(part.targets, np.int64)) for part in parts)
         if train[0].ndim == 3:
             return (train[0][:, None], train[1]), (test[0][:, None], test[1]), num_classes

@@ -8,15 +8,15 @@ from fl_sim.config import Fault
 from fl_sim.config_checks import client_ids
 
 
-class ClientFault(RuntimeError):
+class ClientFaultError(RuntimeError):
     """A client failed on purpose."""
 
 
 def raise_if_faulty(fault: Fault, clients: list[int]) -> None:
-    """Raise `ClientFault` if one of the clients is to raise."""
+    """Raise `ClientFaultError` if one of the clients is to raise."""
     broken = client_ids(fault.raises) & set(clients) if fault.raises else frozenset[int]()
     if broken:
-        raise ClientFault(f"client {min(broken)} raised (fault.raises)")
+        raise ClientFaultError(f"client {min(broken)} raised (fault.raises)")
 
 
 def has_nan_client(fault: Fault, clients: list[int]) -> bool:

@@ -66,7 +66,7 @@ class _BasicBlock(nn.Module):
 def _resnet18(image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
     """ResNet-18 with the stem for small images, a 3x3 convolution of stride 1 and no pooling: 11,173,962 parameters on CIFAR-10; 32 groups.
 
-    Our own lines, because torchvision's `resnet18` (the same function: a test compares them) takes each worker 6 s and 160 MB to import.
+    Our own lines, because torchvision's `resnet18` (the same function: a test compares them) takes workers seconds and 160 MB to import.
     Its parameters have the same names. Source: He et al. 2016, "Deep residual learning for image recognition", table 1 and section 4.2.
     """
     widths = (64, 128, 256, 512)

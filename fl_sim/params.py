@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -34,13 +35,25 @@ class TensorArray(Array):
     def numpy(self) -> npt.NDArray[Any]:
         return self.__dict__["values"]
 
+    def deflate(self) -> bytes:
+        """As an ordinary `Array`: the class's name is part of Flower's wire format."""
+        return Array(self.dtype, self.shape, self.stype, self.data).deflate()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return TensorArray, (self.__dict__["values"],)
 
 
 def to_record(tensors: dict[str, torch.Tensor]) -> ArrayRecord:
     """Named tensors as a Flower `ArrayRecord` that shares their CPU memory."""
-    return ArrayRecord({name: TensorArray(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()})
+    return array_record({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+
+
+def array_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
+    """Named ndarrays as an `ArrayRecord`, filled item by item: its constructor would copy each array into bytes."""
+    record = ArrayRecord()
+    for name, values in arrays.items():
+        record[name] = TensorArray(values)
+    return record
 
 
 def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

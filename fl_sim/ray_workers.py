@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy.typing as npt
 import ray
+import ray.exceptions
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
-from fl_sim.params import TensorArray
+from fl_sim.params import array_record
 from fl_sim.transports import Answer, Transport, call_app
 
 
@@ -31,7 +32,7 @@ class Worker:
         return True
 
     def call(self, message: Message, worker: int, **model: npt.NDArray[Any]) -> Answer:
-        message.content["model"] = ArrayRecord({name: TensorArray(values) for name, values in model.items()})
+        message.content["model"] = array_record(model)
         return call_app(self._app, message, worker)
 
 

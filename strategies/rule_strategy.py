@@ -8,9 +8,9 @@ from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.common import log
 from torch import Tensor
 
 from fl_sim.config import Config
@@ -26,9 +26,7 @@ class RuleStrategy(Strategy):
     server's and is replaced, never written into. A round without any finite update leaves the model as it is.
     """
 
-    def __init__(
-        self, rule: Rule, theta: Tensor, *, learning_rate: float, momentum: float, sample: Callable[[int], Sequence[int]]
-    ) -> None:
+    def __init__(self, rule: Rule, theta: Tensor, *, learning_rate: float, momentum: float, sample: Callable[[int], Sequence[int]]) -> None:
         self.rule, self._learning_rate, self._momentum, self._sample = rule, learning_rate, momentum, sample
         self.state = ServerState(theta, torch.zeros_like(theta))
 

@@ -1,8 +1,5 @@
 """Reading, caching and naming what is missing, on small files written here in the formats of the real ones."""
 
-# torchvision and SciPy have no type stubs, and torch's own have gaps.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-
 from __future__ import annotations
 
 import pickle
@@ -43,21 +40,18 @@ def write_idx(root: Path, folder: str = "MNIST") -> None:
 
 
 def write_cifar(root: Path) -> None:
-    """As in 2009: pickles whose dtype says align=0, which NumPy 2.4 warns about."""
+    """Five pickled batches, here of one image each, a test batch and the names of the classes; rows are (3, 32, 32), flat."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
-    for batch, labels in enumerate((*(FEW[[row]] for row in range(5)), FEWER)):
-        name = "test_batch" if batch == 5 else f"data_batch_{batch + 1}"
-        rows = pictures(FEWER if batch == 5 else FEW, 3, 32, 32)[slice(None) if batch == 5 else slice(batch, batch + 1)]
-        content = {"data": rows.reshape(len(labels), -1), "labels": labels.tolist()}
-        stream = pickle.dumps(content, protocol=2)
-        assert b"X\x02\x00\x00\x00u1q" in stream
-        (folder / name).write_bytes(stream.replace(b"\x89\x88\x87", b"K\x00K\x01\x87"))
+    train, test = (pictures(labels, 3, 32, 32).reshape(len(labels), -1) for labels in (FEW, FEWER))
+    batches = {f"data_batch_{row + 1}": (train[[row]], FEW[[row]]) for row in range(5)} | {"test_batch": (test, FEWER)}
+    for name, (rows, labels) in batches.items():
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": labels.tolist()}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(label) for label in range(10)]}))
 
 
 def write_svhn(root: Path) -> None:
-    from scipy.io import savemat
+    from scipy.io import savemat  # pyright: ignore[reportUnknownVariableType]
 
     for part, labels in (("train", FEW), ("test", FEWER)):
         images = pictures(labels, 3, 32, 32).transpose(2, 3, 1, 0)  # (H, W, C, n) in the file, and the digit 0 is class 10
@@ -169,6 +163,8 @@ def test_the_second_load_decodes_nothing_and_maps_the_same_numbers(tmp_path: Pat
     monkeypatch.setattr(datasets, "_read", None)  # calling it would raise
     second = load("mnist", tmp_path)
     assert same(first, second)
+    maps = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert len({path for path in maps if path.startswith(str(tmp_path)) and path.endswith(".npy")}) == 4, "read into memory, not mapped"
     second.train.pixels.zero_()  # copy on write: neither the file nor the other tensor changes
     assert same(first, load("mnist", tmp_path))
 

@@ -1,8 +1,5 @@
 """The models: sizes, initial laws, independence of the global generator, and the batched gradients the clients rely on."""
 
-# torchvision has no type stubs, and torch's own have gaps.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import math

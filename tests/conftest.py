@@ -1,0 +1,50 @@
+"""Shared fixtures: no telemetry, Flower's message identity, small federations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from fl_sim.config import Config
+from fl_sim.config_file import resolve
+from fl_sim.transports import claim_identity
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+torch.set_num_threads(1)
+claim_identity()
+settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of data sets and burn-ins for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def configure(cache_dir: Path) -> Callable[..., Config]:
+    """A small, fast run: 12 clients with an MLP on digits. Overrides are flat keys."""
+
+    def make(**overrides: Any) -> Config:
+        flat: dict[str, Any] = {
+            "name": "test",
+            "data.num-clients": 12,
+            "data.cache-dir": str(cache_dir),
+            "model.name": "mlp",
+            "client.block": 4,
+            "attack.malicious-fraction": 0.17,
+            "attack.fire": "schedule",
+            "schedule.burn-in-epochs": 2,
+            "schedule.accumulate-rounds": 3,
+            "schedule.recovery-rounds": 2,
+        }
+        return resolve(flat | {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()})
+
+    return make

@@ -1,0 +1,225 @@
+"""The accumulative attack: gradients of its objectives, the recovered offset, stealth, trigger and budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from clients.accumulative import accumulative, stealth
+from clients.attacks import ATTACKS
+from clients.knowledge import Knowledge, Omniscient
+from clients.objectives import OBJECTIVES, direction
+from clients.offset import masks, send, within_budget
+from clients.trigger import Rehearsal, project, should_fire, trigger_vector
+from fl_sim.config import Attack
+from fl_sim.federation import Batch
+from fl_sim.flat_model import FlatModel
+from fl_sim.messages import AttackState
+from fl_sim.params import flat_parameters
+
+N, M = 10, 3
+
+
+def knowledge_of(m: int = M, **settings: Any) -> Omniscient:
+    """A small smooth float64 model, 10 sampled clients of which m are malicious, unequal weights."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    theta = flat_parameters(module)
+
+    def batch(size: int) -> Batch:
+        inputs = torch.randn(size, 1, 2, 3, generator=generator, dtype=torch.float64)
+        return Batch(inputs, torch.randint(3, (size,), generator=generator))
+
+    return Omniscient(
+        round=1,
+        phase="accumulate",
+        accumulate=True,
+        may_fire=True,
+        total_rounds=5,
+        model=FlatModel(module),
+        theta=theta,
+        members=tuple(range(m)),
+        updates=torch.randn(m, len(theta), generator=generator, dtype=torch.float64),
+        weights=torch.arange(1.0, m + 1.0, dtype=torch.float64),
+        num_sampled=N,
+        server_lr=0.1,
+        validation=batch(20),
+        validation_draw=batch(8),
+        trigger_batch=batch(7),
+        settings=Attack.model_validate({"fire": "schedule", **{key.replace("_", "-"): value for key, value in settings.items()}}),
+        seed=1,
+        seen_sum=torch.randn(len(theta), generator=generator, dtype=torch.float64),
+        seen_weight=17.0,
+    )
+
+
+def combined(knowledge: Knowledge, updates: torch.Tensor) -> torch.Tensor:
+    """What the server's weighted mean becomes."""
+    return (knowledge.honest_sum + knowledge.weights @ updates) / knowledge.total_weight
+
+
+@pytest.mark.parametrize("is_reversed", [True, False])
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_direction_is_the_central_difference_of_its_objective(name: str, is_reversed: bool) -> None:
+    k = knowledge_of()
+    trigger = trigger_vector(k, None)
+    h = direction(OBJECTIVES[name], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, is_reversed)
+    step = 1e-5  # cube root of float64's epsilon: truncation and rounding error are about equal
+    for j in range(0, len(k.theta), 7):
+        values: list[float] = []
+        for sign in (1.0, -1.0):
+            moved = k.theta.clone()
+            moved[j] += sign * step
+            moved.requires_grad_(True)
+            value = OBJECTIVES[name](k.model, moved, k.validation_draw, k.trigger_batch, trigger, k.server_lr, is_reversed)
+            values.append(float(value.detach()))
+        assert float(h[j]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-9)
+
+
+def test_lookahead_is_minus_log_of_the_probability_of_being_wrong() -> None:
+    k = knowledge_of()
+    trigger = torch.zeros_like(k.theta)
+    p = k.model.logits(k.theta, k.validation_draw.inputs).softmax(dim=1)
+    p_y = p[torch.arange(8), k.validation_draw.labels]
+    value = OBJECTIVES["lookahead"](k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    torch.testing.assert_close(value, -torch.log1p(-p_y).mean())
+
+
+def test_descending_each_objective_makes_the_trigger_hurt_more() -> None:
+    """Closed-form signs: along -h_t the validation loss after the (reversed) trigger rises."""
+    k = knowledge_of(norm_bound=1.0)
+    trigger = trigger_vector(k, None)
+
+    def harm(theta: torch.Tensor) -> float:
+        before = k.model.loss(theta, *k.validation_draw)
+        return float((k.model.loss(theta - k.server_lr * trigger, *k.validation_draw) - before).detach())
+
+    h = direction(OBJECTIVES["inner"], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
+    h = direction(OBJECTIVES["cosine"], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    near, far = (k.theta - 0.01 * h / h.norm()), k.theta
+
+    def cosine(theta: torch.Tensor) -> float:
+        left, right = k.model.gradient(theta, *k.trigger_batch), k.model.gradient(theta, *k.validation_draw)
+        return float(torch.dot(left, right) / (left.norm() * right.norm()))
+
+    assert cosine(near) > cosine(far)
+
+
+@pytest.mark.parametrize("m", [1, 3, 10])
+def test_recovered_offset_makes_the_combined_update_the_target(m: int) -> None:
+    k = knowledge_of(m, masks=2.0)
+    if m == N:
+        k = dataclasses.replace(k, seen_sum=torch.zeros_like(k.seen_sum), seen_weight=0.0)
+    target = torch.linspace(-1.0, 1.0, len(k.theta), dtype=torch.float64)
+    torch.testing.assert_close(combined(k, send(k, target)), target)
+
+
+def test_without_omniscience_the_honest_sum_is_the_members_mean() -> None:
+    k = knowledge_of()
+    plain = Knowledge(**{f.name: getattr(k, f.name) for f in dataclasses.fields(Knowledge)})
+    mean = (k.weights @ k.updates) / k.weights.sum()
+    torch.testing.assert_close(plain.honest_mean, mean)
+    assert plain.honest_weight == pytest.approx(2.0 * (N - M))
+    assert not hasattr(plain, "seen_sum")
+
+
+def test_masks_differ_and_cancel() -> None:
+    k = knowledge_of(masks=2.0)
+    drawn = masks(k)
+    torch.testing.assert_close(k.weights @ drawn, torch.zeros_like(k.theta), atol=1e-12, rtol=0.0)
+    assert len({tuple(row.tolist()) for row in drawn}) == M
+    assert not masks(knowledge_of(m=1, masks=2.0)).any()
+
+
+def test_budget_limits_the_shift_of_the_combined_update_whatever_the_attack_sent() -> None:
+    k = knowledge_of(norm_bound=0.5)
+    wild = k.updates + 1000.0
+    kept, shift = within_budget(k, wild)
+    moved = float(torch.linalg.vector_norm(combined(k, kept) - combined(k, k.updates)))
+    assert shift > 0.5
+    assert moved == pytest.approx(0.5)
+    small = k.updates + 1e-6
+    assert within_budget(k, small)[0] is small
+
+
+def test_stealth_is_one_at_the_start_and_zero_after_gamma() -> None:
+    assert [stealth(loss, 1.0, 0.5) for loss in (0.5, 1.0, 1.25, 1.5, 9.0)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert stealth(9.0, 1.0, math.inf) == 1.0
+    assert stealth(math.nan, 1.0, 0.5) == 0.0
+
+
+def test_trigger_vectors() -> None:
+    k = knowledge_of(norm_bound=0.25)
+    gradient = k.model.gradient(k.theta, *k.trigger_batch)
+    torch.testing.assert_close(trigger_vector(k, None), -0.25 * gradient / gradient.norm())
+    clean = dataclasses.replace(k, settings=Attack.model_validate({"trigger": "clean", "norm-bound": 1e6}))
+    torch.testing.assert_close(trigger_vector(clean, None), gradient)
+    summed = dataclasses.replace(k, settings=Attack.model_validate({"trigger-refresh": "accumulate", "alpha": 0.5, "norm-bound": 1e6}))
+    torch.testing.assert_close(trigger_vector(summed, gradient), 0.5 * gradient)
+    scaled = dataclasses.replace(k, settings=Attack.model_validate({"trigger-scale": 2.0, "norm-bound": 1e6}))
+    torch.testing.assert_close(trigger_vector(scaled, None), -2.0 * gradient)
+    assert float(project(gradient, 0.1).norm()) == pytest.approx(0.1)
+
+
+def test_fire_rule() -> None:
+    fire = lambda after, now, t: should_fire(Rehearsal(now, after), 99.0, t, 40, 100)  # noqa: E731
+    assert not fire(0.0, 99.0, 39)
+    assert fire(15.0, 97.5, 40)
+    assert not fire(15.1, 99.0, 40)
+    assert not fire(10.0, 97.4, 40)
+    assert fire(27.5, 99.0, 70)
+    assert fire(65.0, 99.0, 100)
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_relative_scaling_sets_the_length_of_the_push(objective: str) -> None:
+    k = knowledge_of(objective=objective, rho=0.5)
+    action = accumulative(k, AttackState())
+    push = float(torch.linalg.vector_norm(combined(k, action.updates) - k.honest_mean))
+    length = 0.5 * float(torch.linalg.vector_norm(k.honest_mean))
+    assert push == pytest.approx(action.metrics["push-norm"])
+    assert push <= length * (1 + 1e-9)
+    if objective != "lookahead":
+        assert push == pytest.approx(length)
+
+
+def test_lambda_scaling_is_the_papers() -> None:
+    k = knowledge_of(scaling="lambda", objective="inner", **{"lambda": 0.25})
+    trigger = trigger_vector(k, None)
+    h = direction(OBJECTIVES["inner"], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    torch.testing.assert_close(combined(k, accumulative(k, AttackState()).updates), k.honest_mean + 0.25 * h)
+
+
+def test_trigger_round_sends_the_trigger_and_a_control_only_differs_before() -> None:
+    k = knowledge_of(norm_bound=1.0)
+    fired = accumulative(dataclasses.replace(k, phase="trigger"), AttackState())
+    assert fired.metrics["fired"] == 1.0
+    torch.testing.assert_close(combined(k, fired.updates), trigger_vector(k, None))
+    control = accumulative(dataclasses.replace(k, accumulate=False), AttackState())
+    assert torch.equal(control.updates, k.updates)
+    again = accumulative(dataclasses.replace(k, accumulate=False, phase="trigger"), AttackState())
+    assert torch.equal(again.updates, fired.updates)
+
+
+@pytest.mark.parametrize("phase", ["accumulate", "trigger"])
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_contract_of_every_attack(name: str, phase: str) -> None:
+    """Shape, dtype, finite, deterministic, no mutation of what it was given."""
+    k = dataclasses.replace(knowledge_of(), phase=phase)
+    before = [k.theta.clone(), k.updates.clone(), k.seen_sum.clone()]
+    first, second = ATTACKS[name](k, AttackState()), ATTACKS[name](k, AttackState())
+    assert first.updates.shape == k.updates.shape
+    assert first.updates.dtype == k.updates.dtype
+    assert bool(torch.isfinite(first.updates).all())
+    assert torch.equal(first.updates, second.updates)
+    assert first.metrics == second.metrics
+    assert first.metrics["fired"] == float(phase == "trigger")
+    assert all(torch.equal(now, then) for now, then in zip([k.theta, k.updates, k.seen_sum], before, strict=True))
