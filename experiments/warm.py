@@ -118,11 +118,12 @@ def simulate(parent: int, arguments_file: str, ray_cpus: int, app_dir: str, prel
 
     loading = threading.Thread(target=load)
     loading.start()
+    # Ray's workers import the app from its own folder, as under a plain `flwr run .`.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [app_dir, os.environ.get("PYTHONPATH")]))
     if not os.environ.get("RAY_ADDRESS"):  # else Flower joins that cluster itself
-        # What Flower would do (`RayBackend.init_ray`), but now. Workers find the app where those of `flwr run .` do: in its own folder.
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [app_dir, os.environ.get("PYTHONPATH")]))
         import ray
 
+        # What Flower would do (`RayBackend.init_ray`), but now.
         ray.init(num_cpus=ray_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=True)
     loading.join()
     while not Path(arguments_file).exists():

@@ -1,0 +1,54 @@
+"""The arrows of the layout: experiments -> {strategies, clients} -> fl_sim, and where Flower and Ray may be known."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "fl_sim": {"fl_sim"},
+    "strategies": {"strategies", "fl_sim"},
+    "clients": {"clients", "fl_sim"},
+    "experiments": {"experiments", "strategies", "clients", "fl_sim"},
+}
+FLOWER = {
+    "fl_sim/params.py",
+    "fl_sim/messages.py",
+    "fl_sim/grid.py",
+    "fl_sim/transports.py",
+    "fl_sim/ray_workers.py",
+    "clients/client_app.py",
+    "strategies/rule_strategy.py",
+    "experiments/server_app.py",
+    "experiments/track.py",
+}
+RAY = {"fl_sim/ray_workers.py", "experiments/warm.py"}
+FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    package = name.split("/")[0]
+    used = imports(path)
+    assert used & set(ALLOWED) <= ALLOWED[package]
+    assert "flwr" not in used or name in FLOWER or name.startswith("experiments/warm")
+    assert "ray" not in used or name in RAY
+
+
+def test_no_catch_all_files() -> None:
+    assert not [path for path in FILES if path.stem in ("utils", "base", "common", "helpers", "misc")]
