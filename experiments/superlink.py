@@ -231,22 +231,30 @@ def _signals_raise() -> Generator[Callable[[], None]]:
 
 def _end(home: Path, roots: Sequence[subprocess.Popen[str]], grace: float) -> None:
     """End, by id, the processes that carry our folder in their environment and all that they started."""
-    asked: set[psutil.Process] = set()
+    known: set[psutil.Process] = set()
     deadline = time.monotonic() + grace
-    while left := processes_of(home, {root.pid for root in roots if root.poll() is None}):
+    while time.monotonic() < deadline + 10.0:  # only a process stuck in the kernel survives SIGKILL
+        new = processes_of(home, {root.pid for root in roots if root.poll() is None}) - known
+        known |= new
+        left = {process for process in known if _lives(process)}  # also one whose parent has ended
+        if not left:
+            break
         late = time.monotonic() > deadline
-        for process in left if late else left - asked:
+        for process in left if late else new:
             with suppress(psutil.NoSuchProcess):  # psutil compares start times: a reused id is not signalled
                 process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
-        asked |= left
-        if time.monotonic() > deadline + 10.0:  # only a process stuck in the kernel survives SIGKILL
-            break
         time.sleep(0.05)
     for root in roots:
         with suppress(subprocess.TimeoutExpired):
             root.wait(timeout=1.0)
         if root.stdout is not None:
             root.stdout.close()
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
 
 
 def processes_of(home: Path, roots: Set[int] = frozenset()) -> set[psutil.Process]:
@@ -258,7 +266,7 @@ def processes_of(home: Path, roots: Set[int] = frozenset()) -> set[psutil.Proces
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            if not _lives(process):
                 continue
             children.setdefault(process.ppid(), []).append(process)
             if process.pid in roots or process.environ().get("FLWR_HOME") == str(home):
