@@ -133,9 +133,10 @@ def _start(
     federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
     run = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
     commands = [run, ["list", _CONNECTION, "--format", "json"]]
-    pipe, null, same = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
     submitter = start("submit", pipe, same, services=services, port=port, log=str(log), commands=commands)
-    start("simulate", null, null, arguments_file=str(arguments), ray_cpus=ray_cpus, app_dir=str(app_dir), preload=PRELOAD)
+    with log.open("ab") as sink:
+        start("simulate", sink.fileno(), same, arguments_file=str(arguments), ray_cpus=ray_cpus, app_dir=str(app_dir), preload=PRELOAD)
     return submitter
 
 

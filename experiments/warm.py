@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
@@ -121,10 +122,13 @@ def simulate(parent: int, arguments_file: str, ray_cpus: int, app_dir: str, prel
     # Ray's workers import the app from its own folder, as under a plain `flwr run .`.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [app_dir, os.environ.get("PYTHONPATH")]))
     if not os.environ.get("RAY_ADDRESS"):  # else Flower joins that cluster itself
-        import ray
+        try:
+            import ray
 
-        # What Flower would do (`RayBackend.init_ray`), but now.
-        ray.init(num_cpus=ray_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=True)
+            # What Flower would do (`RayBackend.init_ray`), but now.
+            ray.init(num_cpus=ray_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=True)
+        except Exception:  # Flower will try again, and its error reaches the run's log
+            traceback.print_exc()
     loading.join()
     while not Path(arguments_file).exists():
         time.sleep(0.02)
