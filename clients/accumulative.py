@@ -33,7 +33,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     accumulative round in which a rehearsal succeeds. In a control the scale is 0.
     """
     settings, model, theta = knowledge.settings, knowledge.model, knowledge.theta
-    trigger = trigger_vector(knowledge, state.arrays.get("trigger"))
+    vector = trigger_vector(knowledge, state.arrays.get("trigger"))
+    trigger = knowledge.reachable(vector)
     accuracy, loss = model.score(theta, *knowledge.validation)
     honest_norm = float(torch.linalg.vector_norm(knowledge.honest_mean))
     seen = state.scalars.get("rounds", 0.0) + 1.0
@@ -54,7 +55,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     metrics = {"own-loss": loss, "own-accuracy": accuracy, "fired": float(fire), "scale": 0.0}
     if rehearsal is not None:
         metrics["rehearsed-accuracy"] = rehearsal.after
-    next_state = AttackState({"trigger": trigger}, scalars)
+    next_state = AttackState({"trigger": vector}, scalars)
     if fire:
         return Action(send(knowledge, trigger), next_state, metrics)
     scale = stealth(loss, scalars["start-loss"], settings.stealth_gamma) if knowledge.accumulate else 0.0

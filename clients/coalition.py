@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clients.attacks import ATTACKS
 from clients.honest import Work, updates_of
-from clients.knowledge import Knowledge, Omniscient
+from clients.knowledge import Knowledge, Omniscient, RuleAware
 from clients.offset import within_budget
+from fl_sim.clipping import Clip
+from fl_sim.config import Config
 from fl_sim.federation import Batch
 from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply
 from fl_sim.randomness import stream
@@ -60,9 +64,17 @@ def gather(work: Work, order: CoalitionOrder, updates: Tensor, weights: list[flo
         settings=config.attack,
         seed=config.seed,
     )
-    if order.honest_sum is None:
+    if config.attack.knowledge == "coalition":
         return knowledge
-    return Omniscient(**vars(knowledge), seen_sum=order.honest_sum, seen_weight=order.honest_weight)
+    aware: dict[str, Any] = {**vars(knowledge), "before": rule_clip(config, "clip-before"), "after": rule_clip(config, "clip-after")}
+    if order.honest_sum is None:
+        return RuleAware(**aware)
+    return Omniscient(**aware, seen_sum=order.honest_sum, seen_weight=order.honest_weight)
+
+
+def rule_clip(config: Config, slot: str) -> Clip | None:
+    """What a coalition that knows the rule knows of this slot: its clip if the strategy has one there."""
+    return Clip(config.strategy.norm, config.strategy.bound) if config.strategy.name == slot else None
 
 
 def own_batches(work: Work) -> tuple[Batch, Batch]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fl_sim.clipping import Clip, clip
 from fl_sim.config import Attack
 from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
@@ -58,9 +59,32 @@ class Knowledge:
         members = (self.weights.unsqueeze(1) * self.updates).sum(dim=0)
         return (self.honest_sum + members) / self.total_weight
 
+    def reachable(self, combined: Tensor) -> Tensor:
+        """As much of a combined update (d,) as the coalition expects to get through. Without knowledge of the rule: all."""
+        return combined
+
 
 @dataclass(frozen=True)
-class Omniscient(Knowledge):
+class RuleAware(Knowledge):
+    """`attack.knowledge = "rule"`: and the strategy's clip, as slot, norm and bound."""
+
+    before: Clip | None
+    after: Clip | None
+
+    def reachable(self, combined: Tensor) -> Tensor:
+        """The combined update (d,) at the length that the clip lets through.
+
+        Clip-after at bound b: at most b. Clip-before: each of the m updates at most b, so together at most `b * (their
+        share of the weight)`, about `m * b / n`. Source: Pang et al. 2021, App. C.
+        """
+        if self.before:
+            share = float(self.weights.sum()) / self.total_weight
+            combined = clip(combined, Clip(self.before.norm, self.before.bound * share))[0]
+        return clip(combined, self.after)[0] if self.after else combined
+
+
+@dataclass(frozen=True)
+class Omniscient(RuleAware):
     """`attack.knowledge = "omniscient"`: and the honest clients' combined update of this round (the papers' white box)."""
 
     seen_sum: Tensor  # (d,) the honest clients' weighted sum as the server will combine it

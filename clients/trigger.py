@@ -17,7 +17,7 @@ def project(vector: Tensor, radius: float) -> Tensor:
 
 
 def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
-    """P_t (d,), at most `attack.norm-bound` long.
+    """P_t (d,), at most `attack.norm-bound` long before a known rule has clipped it (`Knowledge.reachable`).
 
     latest (ours): `proj_eta(-c * grad L(S_T; theta_t))`; with `attack.trigger-scale = 0` c is such that the length is eta.
     accumulate: `P_t = proj_eta(P_{t-1} - alpha * grad L(S_T; theta_t))`, `P_0 = proj_eta(-grad L(S_T; theta_0))`.

@@ -43,7 +43,7 @@ def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
     """Accuracy after the trigger, rows by the first axis and columns by the others."""
     matrix = _matrix(cells, folders)
     columns = list(matrix)
-    table = Table(title="test accuracy after the trigger (%)", title_justify="left")
+    table = Table(caption="test accuracy after the trigger (%)", caption_justify="left")
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")

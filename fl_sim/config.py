@@ -78,7 +78,7 @@ class Attack(Section):
     poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         -1.0, description="share of malicious clients among the sampled, exact in every round (-1: malicious-fraction decides)"
     )
-    knowledge: Literal["coalition", "omniscient"] = Field("omniscient", description="what the coalition may see")
+    knowledge: Literal["coalition", "rule", "omniscient"] = Field("omniscient", description="what the coalition may see")
     data: Literal["own-set", "members"] = Field("own-set", description="a held-out set, or the members' shares")
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
     batch_size: Count = Field(100, description="examples of the validation set drawn a round, and of the trigger batch at most")
@@ -102,9 +102,9 @@ class Attack(Section):
 
 
 class Schedule(Section):
-    burn_in_epochs: CountOrZero = Field(30, description="epochs of clean central training before round 1")
+    burn_in_epochs: CountOrZero = Field(20, description="epochs of clean central training before round 1")
     burn_in_batch_size: Count = Field(100, description="batch of the burn-in")
-    burn_in_learning_rate: Positive = Field(0.05, description="learning rate of the burn-in")
+    burn_in_learning_rate: Positive = Field(0.02, description="learning rate of the burn-in")
     burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
     accumulate_rounds: CountOrZero = Field(100, description="T, rounds of the accumulative phase at most")
     recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")

@@ -6,7 +6,7 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -19,21 +19,39 @@ from fl_sim.params import array_record
 from fl_sim.transports import Answer, Transport, call_app
 
 
-class Worker:
-    """Runs in an actor: imports the ClientApp once and answers orders."""
+class Server:
+    """Runs in an actor: holds the ClientApp and answers orders."""
 
-    def __init__(self, app: str, path: list[str]) -> None:
-        sys.path[:0] = [folder for folder in path if folder not in sys.path]
+    def __init__(self, app: str) -> None:
         torch.set_num_threads(1)
         module, _, name = app.partition(":")
         self._app: Any = getattr(importlib.import_module(module), name)
 
-    def ready(self) -> bool:
-        return True
-
-    def call(self, message: Message, worker: int, **model: npt.NDArray[Any]) -> Answer:
+    def call(self, message: Message, worker: int, model: Mapping[str, npt.NDArray[Any]]) -> Answer:
         message.content["model"] = array_record(model)
         return call_app(self._app, message, worker)
+
+
+def actor_class() -> type:
+    """The actor. A local class travels by value, so it can set the import path before anything of ours is imported: Ray puts
+    the driver's working directory first, and under plain `flwr run` that is where the SuperLink happened to be started.
+    """
+
+    class Worker:
+        def __init__(self, app: str, path: list[str]) -> None:
+            import importlib
+            import sys
+
+            sys.path[:] = [*path, *(folder for folder in sys.path if folder not in path)]
+            self._server = importlib.import_module("fl_sim.ray_workers").Server(app)
+
+        def ready(self) -> bool:
+            return True
+
+        def call(self, message: Any, worker: int, **model: Any) -> Any:
+            return self._server.call(message, worker, model)
+
+    return Worker
 
 
 class RayTransport(Transport):
@@ -47,7 +65,7 @@ class RayTransport(Transport):
             time.sleep(0.05)
         count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         # num_cpus=0: Flower's own actors reserve the CPUs; max_restarts: a killed worker comes back for later rounds.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus_per_worker, max_restarts=3)(Worker)
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus_per_worker, max_restarts=3)(actor_class())
         self._actors = [actor.remote(app, sys.path) for _ in range(count)]
         self._busy = [0] * count
         self._lock = threading.Lock()

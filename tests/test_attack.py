@@ -16,6 +16,7 @@ from clients.knowledge import Knowledge, Omniscient
 from clients.objectives import OBJECTIVES, direction
 from clients.offset import masks, send, within_budget
 from clients.trigger import Rehearsal, project, should_fire, trigger_vector
+from fl_sim.clipping import Clip
 from fl_sim.config import Attack
 from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
@@ -55,6 +56,8 @@ def knowledge_of(m: int = M, **settings: Any) -> Omniscient:
         trigger_batch=batch(7),
         settings=Attack.model_validate({"fire": "schedule", **{key.replace("_", "-"): value for key, value in settings.items()}}),
         seed=1,
+        before=None,
+        after=None,
         seen_sum=torch.randn(len(theta), generator=generator, dtype=torch.float64),
         seen_weight=17.0,
     )
@@ -167,6 +170,18 @@ def test_trigger_vectors() -> None:
     scaled = dataclasses.replace(k, settings=Attack.model_validate({"trigger-scale": 2.0, "norm-bound": 1e6}))
     torch.testing.assert_close(trigger_vector(scaled, None), -2.0 * gradient)
     assert float(project(gradient, 0.1).norm()) == pytest.approx(0.1)
+
+
+def test_a_known_rule_shortens_the_trigger_to_what_gets_through() -> None:
+    k, long = knowledge_of(), torch.full((53,), 10.0, dtype=torch.float64)
+    assert k.reachable(long) is long
+    after = dataclasses.replace(k, after=Clip("linf", 2.0))
+    assert float(after.reachable(long).abs().max()) == pytest.approx(2.0)
+    before = dataclasses.replace(k, before=Clip("l2", 3.0))
+    share = float(k.weights.sum()) / k.total_weight
+    assert float(before.reachable(long).norm()) == pytest.approx(3.0 * share)
+    sent = send(before, before.reachable(long) + before.honest_sum / before.total_weight)
+    assert float(sent.norm(dim=1).max()) == pytest.approx(3.0), "exactly at the per-client bound"
 
 
 def test_fire_rule() -> None:
