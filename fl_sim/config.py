@@ -104,7 +104,7 @@ class Attack(Section):
 class Schedule(Section):
     burn_in_epochs: CountOrZero = Field(20, description="epochs of clean central training before round 1")
     burn_in_batch_size: Count = Field(100, description="batch of the burn-in")
-    burn_in_learning_rate: Positive = Field(0.02, description="learning rate of the burn-in")
+    burn_in_learning_rate: Positive = Field(0.03, description="learning rate of the burn-in")
     burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
     accumulate_rounds: CountOrZero = Field(100, description="T, rounds of the accumulative phase at most")
     recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")
