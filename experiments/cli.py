@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     for preset in arguments.presets or ["digits"]:
         flat |= read_toml(preset_path(preset))
     flat |= _overrides(arguments)
-    config = preflight([resolve(flat)])[0]
+    config = preflight([resolve(flat)], console)[0]
     folder = run_folder(Path(config.output_dir), config)
     if is_complete(folder):
         console.print(f"already complete: {folder}", highlight=False)
@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     sweep: Sweep = read_sweep(arguments.spec)
     common = {**sweep.common, **_overrides(arguments)}
-    configs = preflight([resolve({**common, **cell.flat}) for cell in sweep.cells])
+    configs = preflight([resolve({**common, **cell.flat}) for cell in sweep.cells], console)
     output_dir = Path(configs[0].output_dir) / sweep.name
     common["output-dir"] = str(output_dir)
     folders = [run_folder(output_dir, config) for config in configs]

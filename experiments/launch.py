@@ -7,8 +7,10 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -16,38 +18,50 @@ from experiments.progress import parse
 from experiments.superlink import run_in_flower
 from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, resolve
-from fl_sim.datasets import data_missing
+from fl_sim.datasets import load_dataset
+from fl_sim.federation import load_federation
 from fl_sim.transports import claim_identity
 
 APP_DIR = Path(__file__).resolve().parent.parent
 
 
-def preflight(configs: Sequence[Config]) -> Sequence[Config]:
-    """Everything that can be known to fail before a process is started: missing or too little data, an output folder that
-    cannot be written. Raises ConfigError with all problems.
+def preflight(configs: Sequence[Config], console: Console) -> Sequence[Config]:
+    """Everything that can be known to fail before a process is started: missing, damaged or too little data, a device that is
+    not there, an output folder that cannot be written. Reads the data, so that the cache is warm when workers ask for it.
+    Raises ConfigError with all problems.
     """
     problems: dict[str, None] = {}
     for config in configs:
-        if not config.data.download and (missing := data_missing(config.data.name, config.data.root)):
-            problems[missing] = None
-        elif config.data.name == "digits":  # in memory anyway; larger sets are split by the ServerApp
-            problems |= dict.fromkeys(_split_problems(config))
+        problems |= dict.fromkeys(_data_problems(config, console))
+    if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
+        problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
     folder = Path(configs[0].output_dir)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        problems[f"expected output-dir to be a folder that can be written, got {configs[0].output_dir!r}"] = None
+    try:
+        with TemporaryFile(dir=folder):  # permissions alone do not tell: root may everything, except where nobody can
+            pass
+    except OSError as error:
+        problems[f"expected output-dir to be a folder that can be written, got {configs[0].output_dir!r} ({error.strerror})"] = None
     if problems:
         raise ConfigError(list(problems))
     return configs
 
 
-def _split_problems(config: Config) -> list[str]:
-    from fl_sim.federation import load_federation
-
+def _data_problems(config: Config, console: Console) -> list[str]:
+    """Load data set and splits; what is wrong with them."""
+    data = config.data
     try:
+        with console.status(f"reading {data.name}") as status:
+            load_dataset(
+                data.name,
+                data.root,
+                download=data.download,
+                cache_dir=Path(data.cache_dir).expanduser(),
+                progress=lambda done, total: status.update(f"reading {data.name}: {done}/{total}"),
+            )
         load_federation(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return [str(error)]
     return []
 

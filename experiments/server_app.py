@@ -52,7 +52,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
         if not is_complete(folder):
             try:
                 execute_run(cell, output_dir, transport, progress.of_run(folder.name), orders=transport.num_workers // parallel)
-                used = sum(1 for _ in (folder / "rounds.jsonl").open())
+                used = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
             except Exception as error:
                 if len(cells) == 1:
                     raise

@@ -26,7 +26,7 @@ def _sampling(config: Config) -> list[Problem]:
 
 def _attack(config: Config) -> list[Problem]:
     problems: list[Problem] = []
-    ratio, n, clients = config.attack.poison_ratio, config.clients_per_round, config.data.num_clients
+    ratio, n = config.attack.poison_ratio, config.clients_per_round
     keys = ("attack.poison-ratio", "server.clients-per-round", "data.num-clients")
     if -1.0 < ratio < 0.0:
         problems.append((keys, f"expected attack.poison-ratio to be -1 (off) or from 0 to 1, got {ratio}"))
@@ -61,7 +61,6 @@ def _attack(config: Config) -> list[Problem]:
                 f"got {config.attack.fire_from}",
             )
         )
-    del clients
     return problems
 
 
@@ -76,6 +75,9 @@ def _faults(config: Config) -> list[Problem]:
         beyond = [i for i in ids if i >= config.data.num_clients]
         if beyond:
             problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
+    if config.fault.kill_round and config.grid.transport != "ray":
+        keys = ("fault.kill-round", "grid.transport")
+        problems.append((keys, f"expected grid.transport = 'ray' with fault.kill-round, got {config.grid.transport!r}"))
     return problems
 
 

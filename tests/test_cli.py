@@ -1,0 +1,118 @@
+"""The command line: bad input ends with exit code 2 and one sentence a problem, before any process is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, launch
+from experiments.progress import ProgressLines, parse
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither Flower nor Ray may be started by these tests."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(launch, "run_in_flower", refuse)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentences"),
+    [
+        (["-c", "atack.rho=1.0"], ["unknown key 'atack.rho'; the nearest known key is 'attack.rho'"]),
+        (["-c", "data.num-clients=many"], ["expected data.num-clients to be a whole number, got 'many'"]),
+        (["-c", "strategy.bound=-1.0"], ["expected strategy.bound > 0.0, got -1.0"]),
+        (["-c", "strategy.name=krumm"], ["expected strategy.name to be one of 'mean', 'clip-before', 'clip-after', got 'krumm'"]),
+        (["-c", "data.name=cifar10", "-c", "data.root=/nowhere"], ["data.name = 'cifar10'", "data.root", "/nowhere"]),
+        (["-c", "attack.poison-ratio=0.01", "-c", "server.clients-per-round=10"], ["attack.poison-ratio", "0.01 (0.1 clients)"]),
+        (["-c", "attack.poison-ratio=1.2"], ["expected attack.poison-ratio <= 1.0, got 1.2"]),
+        (["-c", "data.num-clients=5000"], ["data.num-clients", "5000"]),
+        (["-c", "strategy.probe-size=5000"], ["strategy.probe-size", "5000"]),
+        (["-c", "device=cuda"], ["expected device to be 'auto' or 'cpu'", "got 'cuda'"]),
+        (["-c", "seed"], ["expected KEY=VALUE, got 'seed'"]),
+        (["nosuchpreset"], ["cannot read", "nosuchpreset.toml"]),
+        (["-o", "/proc/nowhere"], ["expected output-dir to be a folder that can be written"]),
+        (["-c", "sed=1", "-c", "strategy.norm=l3", "-c", "seed=-1"], ["'sed'", "strategy.norm", "expected seed >= 0, got -1"]),
+        (["-c", "fault.kill-round=2", "--transport", "inline"], ["expected grid.transport = 'ray' with fault.kill-round"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input(arguments: list[str], sentences: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["run", "-o", str(tmp_path / "out"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert all(sentence in captured.err for sentence in sentences), captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists(), "nothing half-written is left behind"
+
+
+def test_a_bad_sweep_is_bad_input_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    spec = tmp_path / "s.toml"
+    spec.write_text('[axes]\n"attack.rho" = [0.5, -1.0]\n')
+    assert cli.main(["sweep", str(spec), "-o", str(tmp_path / "out")]) == 2
+    assert "expected attack.rho >= 0.0, got -1.0" in capsys.readouterr().err
+
+
+def test_an_inline_run_and_sweep_end_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir: Path) -> None:
+    small = {
+        "data.num-clients": 12, "data.cache-dir": str(cache_dir), "model.name": "mlp", "schedule.burn-in-epochs": 1, "attack.fire": "schedule",
+        "schedule.accumulate-rounds": 2, "schedule.recovery-rounds": 1, "attack.malicious-fraction": 0.1,
+    }  # fmt: skip
+    options = [part for key, value in small.items() for part in ("-c", f"{key}={json.dumps(value)}")]
+    options += ["--transport", "inline", "-o", str(tmp_path)]
+    assert cli.main(["run", *options]) == 0
+    out = capsys.readouterr().out
+    folder = Path(out.split("records: ")[1].splitlines()[0])
+    assert (folder / "summary.json").is_file()
+    assert "attacked" in out
+    assert "control" in out
+    changed = (folder / "summary.json").stat().st_mtime_ns
+    assert cli.main(["run", *options]) == 0
+    assert (folder / "summary.json").stat().st_mtime_ns == changed, "a complete run is not run again"
+    spec = tmp_path / "two.toml"
+    spec.write_text(
+        'base = "digits"\n[axes]\n"attack.name" = ["none", "accumulative"]\nstrategy = ["mean", {name = "clip-after", bound = 1.0}]\n'
+    )
+    assert cli.main(["sweep", str(spec), *options]) == 0
+    results = (tmp_path / "two" / "results.csv").read_text().splitlines()
+    assert len(results) == 5
+    assert results[0].startswith("attack.name,strategy.name,")
+    assert (tmp_path / "two" / "accuracy.png").is_file()
+    assert "clip-after 1" in capsys.readouterr().out
+
+
+def test_a_failing_run_says_why_and_exits_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments import server_app
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(server_app, "execute_run", broken)
+    assert cli.main(["run", "--transport", "inline", "-o", str(tmp_path), "-c", f"data.cache-dir='{cache_dir}'"]) == 1
+    assert "the disk is on fire" in capsys.readouterr().err
+
+
+def test_progress_lines_can_be_read_back() -> None:
+    import io
+
+    stream = io.StringIO()
+    lines = ProgressLines(total=5, interval=0.0, stream=stream)
+    report = lines.of_run("digits-1")
+    report("burn-in", 1, "epoch 1/3", None)
+    report("attacked", 1, "accumulate", 98.76)
+    lines.finished("digits-1", planned=5, used=1)
+    events = [parse("INFO : " + line) for line in stream.getvalue().splitlines()]
+    assert [(event.done, event.total, event.what) for event in events if event] == [
+        (0, 5, "burn-in, epoch 1/3"),
+        (1, 5, "attacked, round 1, accumulate, accuracy 98.8 %"),
+        (5, 5, "complete"),
+    ]
+    assert parse("something else") is None
+    assert parse("fl-sim | nonsense") is None

@@ -1,0 +1,180 @@
+"""Whole runs in this process: reductions that must hold exactly, records, twin and control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from safetensors.torch import load_file
+
+from clients.client_app import app
+from experiments.records import run_folder
+from experiments.run import execute_run, expected_rounds
+from fl_sim.config import Config
+from fl_sim.transports import Answer, InlineTransport, Transport, call_app
+
+Configure = Callable[..., Config]
+
+
+def run(config: Config, folder: Path, transport: Transport | None = None) -> tuple[dict[str, Any], Path]:
+    """Execute a run; its summary and its folder."""
+    summary = execute_run(config, folder, transport or InlineTransport(app), lambda *_: None)
+    return summary, run_folder(folder, config)
+
+
+def theta(folder: Path) -> torch.Tensor:
+    return load_file(folder / "final.safetensors")["theta"]
+
+
+def lines(folder: Path, track: str = "attacked", timings: bool = False) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if timings or k != "seconds"} for line in found if line["track"] == track]
+
+
+HONEST = {"attack__name": "none", "attack__malicious_fraction": 0.0}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"attack__poison_ratio": 0.0},
+        {"attack__malicious_fraction": 0.0},
+        {"schedule__triggers": 0, "schedule__accumulate_rounds": 0, "schedule__recovery_rounds": 6},
+    ],
+    ids=["ratio 0", "fraction 0", "zero rounds"],
+)
+def test_an_attack_that_does_nothing_is_exactly_the_honest_run(configure: Configure, tmp_path: Path, overrides: dict[str, Any]) -> None:
+    _, honest = run(configure(**HONEST), tmp_path)
+    _, idle = run(configure(**overrides), tmp_path)
+    assert torch.equal(theta(idle), theta(honest))
+    accuracies = [line["accuracy"] for line in lines(honest)]
+    assert len(accuracies) == 6
+    assert [line["accuracy"] for line in lines(idle)] == accuracies
+
+
+@pytest.mark.parametrize("strategy", ["clip-before", "clip-after"])
+def test_an_infinite_bound_is_exactly_the_mean(configure: Configure, tmp_path: Path, strategy: str) -> None:
+    _, mean = run(configure(strategy__name="mean"), tmp_path)
+    _, infinite = run(configure(strategy__name=strategy, strategy__bound=float("inf")), tmp_path)
+    _, tight = run(configure(strategy__name=strategy, strategy__bound=0.01), tmp_path)
+    assert torch.equal(theta(infinite), theta(mean))
+    assert not torch.equal(theta(tight), theta(mean))
+
+
+def test_the_twin_is_the_honest_run_and_the_control_fires_the_same_trigger(configure: Configure, tmp_path: Path) -> None:
+    attacked, folder = run(configure(), tmp_path)
+    _, honest = run(configure(**HONEST), tmp_path)
+    twin, control = lines(folder, "twin"), lines(folder, "control")
+    assert [line["accuracy"] for line in twin] == [line["accuracy"] for line in lines(honest)]
+    assert all(line["poison_ratio"] == 0.0 for line in twin)
+    assert [line["attack"]["fired"] for line in control if "attack" in line] == [0.0, 0.0, 0.0, 1.0]
+    assert all(line["attack"]["scale"] == 0.0 for line in control if "attack" in line)
+    assert all(line["attack"]["scale"] > 0.0 for line in lines(folder)[:3])
+    assert attacked["trigger_round"] == 4
+    assert attacked["control"]["trigger_round"] == 4
+
+
+def test_records_are_what_the_design_says(configure: Configure, tmp_path: Path) -> None:
+    config = configure(checkpoint__every=1, evaluate__examples=50)
+    summary, folder = run(config, tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "meta.json", "rounds.jsonl", "checkpoint", "final.safetensors", "summary.json", "accuracy.png",
+    }  # fmt: skip
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert json.loads((folder / "config.json").read_text())["attack.malicious-fraction"] == 0.17
+    assert len(list((folder / "checkpoint").iterdir())) == 6, "the latest two of each track"
+    attacked = lines(folder)
+    assert [line["phase"] for line in attacked] == ["accumulate"] * 3 + ["trigger"] + ["recover"] * 2
+    assert [line["round"] for line in attacked] == [1, 2, 3, 4, 5, 6]
+    assert summary["drop"] == pytest.approx(summary["accuracy"]["before_trigger"] - summary["accuracy"]["after_trigger"])
+    assert summary["gain"] == pytest.approx(summary["control"]["after_trigger"] - summary["accuracy"]["after_trigger"])
+    twin = [line["accuracy"] for line in lines(folder, "twin")]
+    in_phase = [line["accuracy"] for line in attacked[:3]]
+    assert summary["stealth_gap"] == pytest.approx(max(t - a for t, a in zip(twin, in_phase, strict=False)))
+    assert summary["worst_accuracy_in_phase"] == min(in_phase)
+    assert summary["poison_ratio"] == {"configured": 0.17, "realised_mean": pytest.approx(2 / 12)}
+    assert summary["status"] == "complete"
+    assert expected_rounds(config) == 18
+
+
+def test_one_malicious_client_reaches_what_all_of_them_reach(configure: Configure, tmp_path: Path) -> None:
+    """Recovered offset: without a clip before aggregation the result does not depend on m."""
+    thetas = [theta(run(configure(attack__poison_ratio=m / 12, strategy__name="mean"), tmp_path)[1]) for m in (1, 4, 12)]
+    for other in thetas[1:]:
+        assert float((other - thetas[0]).norm() / thetas[0].norm()) < 1e-4
+    honest = theta(run(configure(**HONEST, strategy__name="mean"), tmp_path)[1])
+    assert float((honest - thetas[0]).norm() / honest.norm()) > 1e-2, "and the attack did something"
+
+
+@pytest.mark.parametrize("knowledge", ["coalition", "rule"])
+def test_less_knowledge_is_another_run(configure: Configure, tmp_path: Path, knowledge: str) -> None:
+    _, seeing = run(configure(), tmp_path)
+    _, guessing = run(configure(attack__knowledge=knowledge), tmp_path)
+    assert lines(guessing)[3]["attack"]["fired"] == 1.0
+    assert not torch.equal(theta(seeing), theta(guessing))
+
+
+def test_a_round_without_a_malicious_client_passes_honestly_and_the_trigger_waits(configure: Configure, tmp_path: Path) -> None:
+    config = configure(data__num_clients=40, server__clients_per_round=4, attack__malicious_fraction=0.05, schedule__accumulate_rounds=8)
+    summary, folder = run(config, tmp_path)
+    attacked = lines(folder)
+    quiet = [line for line in attacked if line["phase"] in ("accumulate", "trigger") and line["poison_ratio"] == 0.0]
+    assert quiet
+    assert all("attack" not in line for line in quiet)
+    assert attacked[summary["trigger_round"] - 1]["poison_ratio"] > 0.0
+
+
+def test_repeated_triggers(configure: Configure, tmp_path: Path) -> None:
+    summary, _ = run(configure(schedule__triggers=3, schedule__trigger_every=2), tmp_path)
+    assert summary["triggers"] == [4, 6, 8]
+    assert summary["rounds"] == 10
+    assert summary["after_last_trigger"] is not None
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_convolutional_net_runs_with_either_norm(configure: Configure, tmp_path: Path, norm: str) -> None:
+    summary, folder = run(configure(model__name="cnn", model__norm=norm, schedule__accumulate_rounds=1, client__batch_size=1), tmp_path)
+    buffers = load_file(folder / "final.safetensors")["buffers"]
+    assert summary["trigger_round"] == 2
+    assert bool(buffers.any()) == (norm == "batch")
+
+
+def test_failing_clients_are_named_in_the_rounds_record(configure: Configure, tmp_path: Path) -> None:
+    summary, folder = run(configure(fault__raises="3", fault__nan="7", attack__malicious_fraction=0.0), tmp_path)
+    for line in lines(folder):
+        assert set(line["failures"]) == {"3", "7"}
+        assert line["clients"] == 10
+    assert summary["status"] == "complete"
+
+
+def test_a_worker_that_fails_in_a_round_changes_nothing_but_the_record(configure: Configure, tmp_path: Path) -> None:
+    class Flaky(InlineTransport):
+        calls = 0
+
+        def exchange(self, contents: list[RecordDict], avoid: int | None = None) -> list[Answer]:  # type: ignore[override]
+            self.calls += 1
+            if self.calls == 2:
+                return [Answer(0, None, "worker 0 died")]
+            return [call_app(app, Message(content, 1, "train"), 0) for content in contents]
+
+    _, healthy = run(configure(), tmp_path / "healthy")
+    _, flaky = run(configure(), tmp_path / "flaky", Flaky(app))
+    assert torch.equal(theta(flaky), theta(healthy))
+    assert lines(flaky)[1].pop("retried") == {"order": "worker 0 died"}
+
+
+def test_an_interrupted_run_leaves_no_summary_and_is_started_afresh(configure: Configure, tmp_path: Path) -> None:
+    class Interrupted(InlineTransport):
+        def exchange(self, contents: list[RecordDict], avoid: int | None = None) -> list[Answer]:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    config = configure()
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, Interrupted(app))
+    assert not (run_folder(tmp_path, config) / "summary.json").exists()
+    assert len(lines(run(config, tmp_path)[1])) == 6
