@@ -1,0 +1,62 @@
+"""`fl-sim` on Flower and Ray: the same bytes on every transport and number of workers, and a worker killed in mid-round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli
+
+pytestmark = pytest.mark.slow
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def fl_sim(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Run:
+    """Runs a small federation by the command itself and returns the run's folder."""
+
+    def run(*arguments: str, **overrides: Any) -> Path:
+        output = tmp_path_factory.mktemp("runs")
+        keys = {
+            "data.num-clients": 13, "client.block": 3, "data.cache-dir": str(cache_dir), "attack.malicious-fraction": 0.16,
+            "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1,
+            "client.batch-size": 2,
+        }  # fmt: skip
+        keys |= {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()}
+        options = [part for key, value in keys.items() for part in ("-c", f"{key}={json.dumps(value)}")]
+        assert cli.main(["run", "-o", str(output), *options, *arguments]) == 0
+        (folder,) = output.iterdir()
+        return folder
+
+    return run
+
+
+def fingerprint(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The bytes of the last model, and the round records without timings."""
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line in records:
+        del line["seconds"]
+    return hashlib.sha256((folder / "final.safetensors").read_bytes()).hexdigest(), records
+
+
+@pytest.mark.parametrize("strategy", ["clip-after", "clip-before"])
+def test_every_transport_and_number_of_workers_gives_the_same_bytes(fl_sim: Run, strategy: str) -> None:
+    inline = fingerprint(fl_sim("--transport", "inline", strategy__name=strategy))
+    assert len(inline[1]) == 15
+    for transport, workers in [("ray", 1), ("ray", 2), ("ray", 4), ("flower", 1), ("flower", 2)][:: 1 if strategy == "clip-after" else 2]:
+        assert fingerprint(fl_sim("--transport", transport, "--workers", str(workers), strategy__name=strategy)) == inline
+
+
+def test_a_worker_killed_in_mid_round_changes_only_the_record(fl_sim: Run) -> None:
+    healthy, killed = fingerprint(fl_sim("--transport", "inline")), fingerprint(fl_sim("--workers", "2", fault__kill_round=2))
+    assert killed[0] == healthy[0]
+    retried = {line["round"]: line.pop("retried") for line in killed[1] if "retried" in line and line["track"] == "attacked"}
+    assert list(retried) == [2]
+    assert "died" in retried[2]["order"]
+    assert all(line["clients"] == 13 for line in killed[1])
