@@ -12,7 +12,7 @@ from clients.attacks import ATTACKS
 from clients.honest import Work, updates_of
 from clients.knowledge import Knowledge, Omniscient, RuleAware
 from clients.offset import within_budget
-from fl_sim.clipping import Clip
+from fl_sim.clipping import Clip, clip_of
 from fl_sim.config import Config
 from fl_sim.federation import Batch
 from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply
@@ -74,7 +74,7 @@ def gather(work: Work, order: CoalitionOrder, updates: Tensor, weights: list[flo
 
 def rule_clip(config: Config, slot: str) -> Clip | None:
     """What a coalition that knows the rule knows of this slot: its clip if the strategy has one there."""
-    return Clip(config.strategy.norm, config.strategy.bound) if config.strategy.name == slot else None
+    return clip_of(config.strategy.norm, config.strategy.bound) if config.strategy.name == slot else None
 
 
 def own_batches(work: Work) -> tuple[Batch, Batch]:

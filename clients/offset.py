@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.knowledge import Knowledge
+from clients.knowledge import Knowledge, RuleAware
 from fl_sim.randomness import torch_stream
 
 
@@ -25,11 +25,12 @@ def send(knowledge: Knowledge, target: Tensor) -> Tensor:
 
 def masks(knowledge: Knowledge) -> Tensor:
     """Random vectors M_i (m, d) of about length `attack.masks * |honest mean|` with `sum_i w_i M_i = 0`, so that no two
-    malicious updates are alike (Pang et al. 2021, Algorithm 2, line 1). Zeros for m = 1.
+    malicious updates are alike (Pang et al. 2021, Algorithm 2, line 1). Zeros for m = 1, and before a clip of each update that the
+    coalition knows of: there a mask would cost budget.
     """
     m, d = knowledge.updates.shape
     length = knowledge.settings.masks * float(torch.linalg.vector_norm(knowledge.honest_mean))
-    if m == 1 or length == 0.0:
+    if m == 1 or length == 0.0 or (isinstance(knowledge, RuleAware) and knowledge.before):
         return torch.zeros_like(knowledge.updates)
     generator = torch_stream(knowledge.seed, "masks", knowledge.round)
     noise = torch.randn(m, d, generator=generator).to(knowledge.updates) * (length / d**0.5)

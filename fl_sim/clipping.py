@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +16,11 @@ class Clip(NamedTuple):
 
     norm: Norm
     bound: float
+
+
+def clip_of(norm: Norm, bound: float) -> Clip | None:
+    """The clip of a norm and a bound; an infinite bound is no clip at all."""
+    return None if math.isinf(bound) else Clip(norm, bound)
 
 
 def norms(updates: Tensor, norm: Norm = "l2") -> Tensor:

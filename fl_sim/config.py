@@ -55,7 +55,7 @@ class Client(Section):
     local_steps: Count = Field(1, description="local steps a round; 1 is FedSGD")
     learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
     threads: Count = Field(1, description="CPU threads of one worker's computation")
-    block: Count = Field(25, description="consecutive client ids that are computed and summed as one unit")
+    block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
     engine: Literal["auto", "vmap", "loop"] = Field("auto", description="how a block's single updates are computed")
 
 
@@ -96,7 +96,7 @@ class Attack(Section):
     alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
     norm_bound: Positive = Field(10.0, description="eta: how far the coalition may move the combined update, l2")
     recovered_offset: bool = Field(True, description="hide the whole combined offset in the malicious updates")
-    masks: NonNegative = Field(0.0, description="length of the random masks that make malicious updates differ, in mean honest norms")
+    masks: NonNegative = Field(1.0, description="length of the random masks that make malicious updates differ, in mean honest norms")
     fire: Literal["rehearsed", "schedule"] = Field("rehearsed", description="trigger when a rehearsal succeeds, or at the end of the phase")
     fire_from: CountOrZero = Field(40, description="first round in which a rehearsed trigger may fire")
 
@@ -132,7 +132,7 @@ class Fault(Section):
 
     raises: str = Field("", description="client ids, comma-separated, that raise in every round")
     nan: str = Field("", description="client ids, comma-separated, whose update is NaN in every round")
-    kill_round: CountOrZero = Field(0, description="round in which the worker of block 0 is killed, once (0: never)")
+    kill_round: CountOrZero = Field(0, description="round of each track in which the worker of block 0 is killed (0: never; ray only)")
 
 
 class Config(Section):

@@ -18,6 +18,8 @@ from flwr.app import Message, RecordDict
 from fl_sim.params import array_record
 from fl_sim.transports import Answer, Transport, call_app
 
+SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
+
 
 class Server:
     """Runs in an actor: holds the ClientApp and answers orders."""
@@ -81,9 +83,11 @@ class RayTransport(Transport):
         taken = self._take(len(contents), avoid)
         try:
             for content, worker in zip(contents, taken, strict=True):
-                model = content.array_records["model"]
-                arrays = {name: array.numpy() for name, array in model.items()}
-                references = {name: shared.setdefault(id(values), ray.put(values)) for name, values in arrays.items()}
+                model = {name: array.numpy() for name, array in content.array_records["model"].items()}
+                for values in model.values():
+                    if values.nbytes > SMALL and id(values) not in shared:
+                        shared[id(values)] = ray.put(values)
+                references = {name: shared.get(id(values), values) for name, values in model.items()}
                 rest = RecordDict({name: record for name, record in content.items() if name != "model"})
                 message = Message(rest, worker + 1, "train")
                 calls.append((worker, self._actors[worker].call.remote(message, worker, **references)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fl_sim.clipping import Clip, clip
+from fl_sim.clipping import Clip, clip, clip_of
 from fl_sim.config import Strategy
 
 Combine = Callable[[Tensor, Tensor], Tensor]  # updates (n, d), weights (n,) -> (d,)
@@ -66,13 +65,8 @@ def stacked_mean(rule: Rule, updates: Tensor, weights: Tensor) -> Tensor:
     return (weights @ clipped) / weights.sum()
 
 
-def _bounded(settings: Strategy) -> Clip | None:
-    """The clip of `strategy.norm` and `strategy.bound`; an infinite bound is no clip at all."""
-    return None if math.isinf(settings.bound) else Clip(settings.norm, settings.bound)
-
-
 RULES: dict[str, Callable[[Strategy], Rule]] = {
     "mean": lambda settings: Rule(),
-    "clip-before": lambda settings: Rule(before=_bounded(settings)),
-    "clip-after": lambda settings: Rule(after=_bounded(settings)),
+    "clip-before": lambda settings: Rule(before=clip_of(settings.norm, settings.bound)),
+    "clip-after": lambda settings: Rule(after=clip_of(settings.norm, settings.bound)),
 }

@@ -140,6 +140,7 @@ def test_masks_differ_and_cancel() -> None:
     torch.testing.assert_close(k.weights @ drawn, torch.zeros_like(k.theta), atol=1e-12, rtol=0.0)
     assert len({tuple(row.tolist()) for row in drawn}) == M
     assert not masks(knowledge_of(m=1, masks=2.0)).any()
+    assert not masks(dataclasses.replace(k, before=Clip("l2", 1.0))).any()
 
 
 def test_budget_limits_the_shift_of_the_combined_update_whatever_the_attack_sent() -> None:
@@ -180,6 +181,7 @@ def test_a_known_rule_shortens_the_trigger_to_what_gets_through() -> None:
     before = dataclasses.replace(k, before=Clip("l2", 3.0))
     share = float(k.weights.sum()) / k.total_weight
     assert float(before.reachable(long).norm()) == pytest.approx(3.0 * share)
+    assert not masks(before).any()
     sent = send(before, before.reachable(long) + before.honest_sum / before.total_weight)
     assert float(sent.norm(dim=1).max()) == pytest.approx(3.0), "exactly at the per-client bound"
 
