@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fl_sim.clipping import Clip
+from fl_sim.merging import MergedRound, Result
 from fl_sim.messages import (
     AttackState,
     Blocks,
@@ -21,10 +21,8 @@ from fl_sim.messages import (
     Reply,
     order_to_content,
     reply_from_content,
-    rows_sum,
 )
-from fl_sim.params import from_record, to_record
-from fl_sim.reduction import Node, reduce_tree, root
+from fl_sim.params import from_record
 from fl_sim.transports import Answer, Transport
 
 RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
@@ -130,7 +128,7 @@ class ClientGrid(Grid):
             parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=witness))
         else:
             parts = self._split(honest_only)
-        merged = _Merged(order, self._exchange(parts))
+        merged = MergedRound(order, self._exchange(parts))
         if coalition and not one_wave:
             merged.add(self._exchange([self._second_wave(order, merged)]))
         if merged.coalition:
@@ -156,15 +154,15 @@ class ClientGrid(Grid):
         bounds = [len(order.blocks) * i // count for i in range(count + 1)]
         return [replace(order, blocks=order.blocks[bounds[i] : bounds[i + 1]]) for i in range(count)]
 
-    def _second_wave(self, order: Order, merged: _Merged) -> Order:
+    def _second_wave(self, order: Order, merged: MergedRound) -> Order:
         """The coalition's order with the honest sum in it."""
         assert order.coalition
         total, weight = merged.honest()
         return replace(order, blocks=(), coalition=replace(order.coalition, honest_sum=total, honest_weight=weight))
 
-    def _exchange(self, parts: Sequence[Order]) -> list[tuple[Order, Reply | None, str]]:
+    def _exchange(self, parts: Sequence[Order]) -> list[Result]:
         """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere."""
-        results: list[tuple[Order, Reply | None, str]] = []
+        results: list[Result] = []
         again: list[tuple[Order, int]] = []
         for part, answer in zip(parts, self._transport.exchange([order_to_content(part) for part in parts]), strict=True):
             reply = _read(answer)
@@ -206,86 +204,3 @@ class ClientGrid(Grid):
 
 def _read(answer: Answer) -> Reply | None:
     return None if answer.content is None else reply_from_content(answer.content)
-
-
-class _Merged:
-    """The parts of a round, put together in block order whatever order they arrived in."""
-
-    def __init__(self, order: Order, results: list[tuple[Order, Reply | None, str]]) -> None:
-        self._order = order
-        self._nodes: dict[Node, Tensor] = {}
-        self._rows: dict[int, Tensor] = {}
-        self._reports: dict[int, tuple[ClientReport, ...]] = {}
-        self._lost: list[ClientReport] = []
-        self.retried: dict[str, str] = {}
-        self.coalition = None
-        self.add(results)
-
-    def add(self, results: list[tuple[Order, Reply | None, str]]) -> None:
-        for part, reply, failure in results:
-            if reply is None:
-                lost = [client for _, clients in part.blocks for client in clients]
-                lost += part.coalition.members if part.coalition else ()
-                self._lost += [ClientReport(client, 0.0, float("nan"), failure) for client in lost]
-                if not lost:
-                    self.retried["order"] = failure
-                continue
-            self._nodes |= reply.nodes
-            self._rows |= reply.rows
-            self._reports |= reply.reports
-            self.retried |= {f"block {position}": reason for position, reason in reply.retry.items()}
-            self.coalition = reply.coalition or self.coalition
-
-    def honest(self) -> tuple[Tensor, float]:
-        """The honest clients' weighted sum (d,) and weight, blocks in order."""
-        weight = sum(report.weight for position in sorted(self._reports) for report in self._reports[position])
-        return self._tree_root(), weight
-
-    def _tree_root(self) -> Tensor:
-        """The root of the tree over the blocks; a lost block counts as zeros."""
-        count = self._order.num_blocks
-        if count == 0:
-            return torch.zeros_like(self._order.theta)
-        nodes = self._nodes | {(0, position): rows_sum(rows, self._reports[position]) for position, rows in self._rows.items()}
-        for position, _ in self._order.blocks:
-            if position not in self._reports:
-                nodes[0, position] = torch.zeros_like(self._order.theta)
-        return reduce_tree(nodes, count)[root(count)]
-
-    def reports(self) -> tuple[ClientReport, ...]:
-        """Every sampled client's report, in id order."""
-        honest = [report for position in sorted(self._reports) for report in self._reports[position]]
-        coalition = list(self.coalition.reports) if self.coalition else []
-        return tuple(sorted([*honest, *coalition, *self._lost], key=lambda report: report.client))
-
-    def content(self) -> RecordDict:
-        """The packed reply for a strategy of ours."""
-        reports = [report for report in self.reports() if not report.failure]
-        content = RecordDict(
-            {
-                "clients": ConfigRecord(
-                    {
-                        "ids": [report.client for report in reports],
-                        "weights": [report.weight for report in reports],
-                        "norms": [report.norm for report in reports],
-                    }
-                )
-            }
-        )
-        if self._order.stacked:
-            content["rows"] = to_record({"rows": self._stack()})
-        else:
-            total, _ = self.honest()
-            if self.coalition:
-                total = total + self.coalition.updates[0]
-            content["sum"] = to_record({"sum": total})
-        return content
-
-    def _stack(self) -> Tensor:
-        """All updates (n, d) in client-id order."""
-        rows: dict[int, Tensor] = {}
-        for position, reports in self._reports.items():
-            rows |= zip((r.client for r in reports if not r.failure), self._rows[position], strict=True)
-        if self.coalition:
-            rows |= zip((r.client for r in self.coalition.reports if not r.failure), self.coalition.updates, strict=True)
-        return torch.stack([rows[client] for client in sorted(rows)])

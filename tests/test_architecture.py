@@ -18,6 +18,7 @@ FLOWER = {
     "fl_sim/params.py",
     "fl_sim/messages.py",
     "fl_sim/grid.py",
+    "fl_sim/merging.py",
     "fl_sim/transports.py",
     "fl_sim/ray_workers.py",
     "clients/client_app.py",

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.cells import PRESETS, STUDIES, read_sweep
+from experiments.keys import page
 from fl_sim.config_file import (
     NOT_HASHED,
     ConfigError,
@@ -158,3 +159,7 @@ def test_a_bad_sweep_is_named(tmp_path: Path, text: str, message: str) -> None:
     spec.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_sweep(spec)
+
+
+def test_the_reference_page_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "keys.md").read_text() == page(), "run: python -m experiments.keys > docs/keys.md"
