@@ -47,7 +47,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         "start-accuracy": state.scalars.get("start-accuracy", accuracy),
     }
     rehearses = settings.fire == "rehearsed" and knowledge.may_fire
-    rehearsal = rehearse(knowledge, trigger, knowledge.validation) if rehearses else None
+    rehearsal = rehearse(knowledge, trigger, knowledge.validation, accuracy) if rehearses else None
     fire = knowledge.phase == "trigger" or (
         rehearsal is not None
         and should_fire(rehearsal, scalars["start-accuracy"], knowledge.round, settings.fire_from, knowledge.total_rounds)
@@ -55,7 +55,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     metrics = {"own-loss": loss, "own-accuracy": accuracy, "fired": float(fire), "scale": 0.0}
     if rehearsal is not None:
         metrics["rehearsed-accuracy"] = rehearsal.after
-    next_state = AttackState({"trigger": vector}, scalars)
+    next_state = AttackState({"trigger": vector} if settings.trigger_refresh == "accumulate" else {}, scalars)
     if fire:
         return Action(send(knowledge, trigger), next_state, metrics)
     scale = stealth(loss, scalars["start-loss"], settings.stealth_gamma) if knowledge.accumulate else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,7 +15,7 @@ from fl_sim.config_file import from_json
 from fl_sim.faults import kill_worker
 from fl_sim.federation import device_of, load_federation, new_module
 from fl_sim.flat_model import FlatModel
-from fl_sim.messages import CoalitionOrder, Order, Reply, order_from_content, reply_to_content, rows_sum
+from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, order_from_content, reply_to_content, rows_sum
 from fl_sim.reduction import reduce_tree, root
 
 app = ClientApp()
@@ -30,7 +29,6 @@ def train(message: Message, context: Context) -> Message:
 
 def answer(message: Message) -> Reply:
     """The reply to an order: tree nodes or rows of its blocks, and the coalition's part."""
-    start = time.perf_counter()
     config = from_json(str(message.content.config_records["order"]["config"]))
     order = order_from_content(message.content, device_of(config))
     if torch.get_num_threads() != config.client.threads:
@@ -48,9 +46,20 @@ def answer(message: Message) -> Reply:
     results = compute_blocks(work, order.blocks, last_attempt=order.attempt > 0)
     coalition = None
     if order.coalition:
-        coalition = coalition_turn(work, _with_honest_sum(work, order, order.coalition, results))
+        coalition = _turn(work, order, order.coalition, results)
     nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
-    return Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - start)
+    return Reply(nodes, results.rows, results.reports, results.retry, coalition)
+
+
+def _turn(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:
+    """The coalition's turn; if the attack raises, its members failed and the honest clients of the order are unharmed."""
+    try:
+        return coalition_turn(work, _with_honest_sum(work, order, coalition, results))
+    except Exception as error:  # an attack may raise anything: it becomes the reason in the round's record
+        reason = f"{type(error).__name__}: {error}"
+        reports = tuple(ClientReport(client, 0.0, float("nan"), reason) for client in coalition.members)
+        nothing = torch.zeros(0 if work.stacked else 1, len(work.theta), device=work.theta.device)
+        return CoalitionReply(nothing, reports, coalition.state, {})
 
 
 def _with_honest_sum(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:

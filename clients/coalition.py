@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.attacks import ATTACKS
-from clients.honest import Work, updates_of
+from clients.honest import Work, failing_clients, updates_of
 from clients.knowledge import Knowledge, Omniscient, RuleAware
 from clients.offset import within_budget
 from fl_sim.clipping import Clip, clip_of
@@ -23,11 +24,17 @@ from fl_sim.training import weighted_sum
 
 def coalition_turn(work: Work, order: CoalitionOrder) -> CoalitionReply:
     """The malicious updates of a round, combined as the server's rule asks (reduced (1, d), or stacked (m, d))."""
-    updates, weights = updates_of(work, list(order.members))
+    lost = failing_clients(work, list(order.members))
+    members = [client for client in order.members if client not in lost]
+    failed = tuple(ClientReport(client, 0.0, float("nan"), reason) for client, reason in lost.items())
+    if not members:
+        nothing = torch.zeros(0 if work.stacked else 1, len(work.theta), device=work.theta.device)
+        return CoalitionReply(nothing, failed, order.state, {})
+    order = replace(order, members=tuple(members))
+    updates, weights = updates_of(work, members)
     knowledge = gather(work, order, updates, weights)
     action = ATTACKS[work.config.attack.name](knowledge, order.state)
     sent, shift = within_budget(knowledge, action.updates)
-    metrics = {**action.metrics, "shift-norm": shift}
     finite = torch.isfinite(sent).all(dim=1)
     if not bool(finite.all()):
         sent = sent[finite]
@@ -36,7 +43,9 @@ def coalition_turn(work: Work, order: CoalitionOrder) -> CoalitionReply:
     summed = weighted_sum(sent, kept_weights, work.before)
     reports = [ClientReport(client, w, norm) for client, w, norm in zip(kept, kept_weights, summed.norms, strict=True)]
     reports += [ClientReport(c, 0.0, float("nan"), "an update is not finite") for c in order.members if c not in kept]
-    return CoalitionReply(sent if work.stacked else summed.total.unsqueeze(0), tuple(reports), action.state, metrics)
+    state = action.state if kept else order.state
+    metrics = {**action.metrics, "shift-norm": shift, "fired": action.metrics["fired"] if kept else 0.0}
+    return CoalitionReply(sent if work.stacked else summed.total.unsqueeze(0), (*reports, *failed), state, metrics)
 
 
 def gather(work: Work, order: CoalitionOrder, updates: Tensor, weights: list[float]) -> Knowledge:
@@ -62,7 +71,7 @@ def gather(work: Work, order: CoalitionOrder, updates: Tensor, weights: list[flo
         validation_draw=Batch(validation.inputs[where], validation.labels[where]),
         trigger_batch=trigger_batch,
         settings=config.attack,
-        seed=config.seed,
+        own_seed=int(stream(config.seed, "coalition", work.round).integers(2**31)),
     )
     if config.attack.knowledge == "coalition":
         return knowledge

@@ -58,7 +58,7 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
             if not last_attempt:
                 results.retry[position] = str(error)
                 continue
-            lost = _failing(work, clients)
+            lost = failing_clients(work, clients)
             value = _compute(work, [client for client in clients if client not in lost])
         if isinstance(value, Summed):
             results.sums[position] = value.total
@@ -95,12 +95,14 @@ def _compute(work: Work, clients: list[int]) -> Summed | tuple[Tensor, list[floa
         batches = work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size)
         value = block_sum(work.model, work.theta, batches, settings, work.before)
         tensor = value.total
-    if has_nan_client(work.config.fault, clients) or not bool(torch.isfinite(tensor).all()):
+    if has_nan_client(work.config.fault, clients):
+        tensor.fill_(float("nan"))
+    if not bool(torch.isfinite(tensor).all()):
         raise NotFiniteError("an update is not finite")
     return value
 
 
-def _failing(work: Work, clients: list[int]) -> dict[int, str]:
+def failing_clients(work: Work, clients: list[int]) -> dict[int, str]:
     """The clients that fail by themselves, with the reason."""
     lost: dict[int, str] = {}
     for client in clients:

@@ -35,7 +35,7 @@ class Knowledge:
     validation_draw: Batch  # this round's draw of S_val
     trigger_batch: Batch  # S_T
     settings: Attack
-    seed: int
+    own_seed: int  # of the coalition's own randomness in this round
 
     @property
     def honest_sum(self) -> Tensor:

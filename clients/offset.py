@@ -32,7 +32,7 @@ def masks(knowledge: Knowledge) -> Tensor:
     length = knowledge.settings.masks * float(torch.linalg.vector_norm(knowledge.honest_mean))
     if m == 1 or length == 0.0 or (isinstance(knowledge, RuleAware) and knowledge.before):
         return torch.zeros_like(knowledge.updates)
-    generator = torch_stream(knowledge.seed, "masks", knowledge.round)
+    generator = torch_stream(knowledge.own_seed, "masks")
     noise = torch.randn(m, d, generator=generator).to(knowledge.updates) * (length / d**0.5)
     return noise - (knowledge.weights @ noise) / knowledge.weights.sum()
 

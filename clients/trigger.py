@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from clients.knowledge import Knowledge
+from fl_sim.clipping import Clip, clip
 from fl_sim.federation import Batch
 
 
 def project(vector: Tensor, radius: float) -> Tensor:
     """`proj_eta`: the nearest point (d,) of the l2 ball of that radius."""
-    return vector * torch.clamp(radius / torch.linalg.vector_norm(vector), max=1.0)
+    return clip(vector, Clip("l2", radius))[0]
 
 
 def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
@@ -43,11 +44,11 @@ class Rehearsal(NamedTuple):
     after: float
 
 
-def rehearse(knowledge: Knowledge, trigger: Tensor, validation: Batch) -> Rehearsal:
-    """Try the trigger (d,) on a copy of the model with the coalition's own validation set. Ours."""
-    now, _ = knowledge.model.score(knowledge.theta, *validation)
+def rehearse(knowledge: Knowledge, trigger: Tensor, validation: Batch, accuracy: float) -> Rehearsal:
+    """Try the trigger (d,) on a copy of the model with the coalition's own validation set, on which the model has `accuracy` now.
+    Ours."""
     after, _ = knowledge.model.score(knowledge.theta - knowledge.server_lr * trigger, *validation)
-    return Rehearsal(now, after)
+    return Rehearsal(accuracy, after)
 
 
 def should_fire(rehearsal: Rehearsal, start_accuracy: float, round_: int, first: int, last: int) -> bool:

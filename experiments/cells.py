@@ -53,7 +53,10 @@ def read_sweep(path: Path) -> Sweep:
     unknown = sorted(set(spec) - {"base", "set", "axes"})
     if unknown:
         raise ConfigError([f"{path}: unknown key {key!r}; a sweep has base, set and axes" for key in unknown])
-    axes = _flat_axes(spec.get("axes", {}))
+    tables = [key for key in ("set", "axes") if not isinstance(spec.get(key, {}), dict)] + ["axes"] * (not spec.get("axes"))
+    if tables:
+        raise ConfigError([f"{path}: expected [{key}] to be a table with at least one key, got {spec.get(key)!r}" for key in tables])
+    axes = flatten(spec["axes"])  # TOML reads an unquoted `attack.rho = [..]` as a table of a table: the same axis
     empty = [key for key, values in axes.items() if not isinstance(values, list) or not values]
     if empty:
         raise ConfigError([f"{path}: expected axes.{key} to be a list of values, got {axes[key]!r}" for key in empty])
@@ -65,11 +68,6 @@ def read_sweep(path: Path) -> Sweep:
         flat = {key: item for _, _, part in combination for key, item in part.items()}
         cells.append(Cell(flat, {axis: label for axis, label, _ in combination}))
     return Sweep(path.stem, common, tuple(cells))
-
-
-def _flat_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML reads an unquoted `attack.rho = [..]` as a table of a table: both spellings mean the same axis."""
-    return flatten(axes)
 
 
 def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:

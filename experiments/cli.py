@@ -14,12 +14,13 @@ from rich.console import Console
 
 from experiments.cells import Sweep, preset_path, read_sweep
 from experiments.doctor import doctor
-from experiments.launch import launch, preflight
+from experiments.launch import checked, launch
 from experiments.records import is_complete, run_folder
 from experiments.results import matrix_table, read_summary, run_table, sweep_figure, write_results
-from fl_sim.config_file import ConfigError, parse_assignment, read_toml, resolve
+from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml
 
 BAD_INPUT = 2
+PATHS = ("output-dir", "data.root", "data.cache-dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {"data.root": default_flat()["data.root"]}
     for preset in arguments.presets or ["digits"]:
         flat |= read_toml(preset_path(preset))
-    flat |= _overrides(arguments)
-    config = preflight([resolve(flat)], console)[0]
+    flat = absolute_paths(flat | _overrides(arguments))
+    (config,) = checked([flat], console)
     folder = run_folder(Path(config.output_dir), config)
     if is_complete(folder):
         console.print(f"already complete: {folder}", highlight=False)
@@ -78,14 +79,17 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     sweep: Sweep = read_sweep(arguments.spec)
-    common = {**sweep.common, **_overrides(arguments)}
-    configs = preflight([resolve({**common, **cell.flat}) for cell in sweep.cells], console)
+    common = absolute_paths({"data.root": default_flat()["data.root"], **sweep.common, **_overrides(arguments)})
+    flats = [absolute_paths(dict(cell.flat)) for cell in sweep.cells]
+    configs = checked([{**common, **flat} for flat in flats], console)
     output_dir = Path(configs[0].output_dir) / sweep.name
     common["output-dir"] = str(output_dir)
     folders = [run_folder(output_dir, config) for config in configs]
+    if len(set(folders)) < len(folders):
+        raise ConfigError([f"{arguments.spec}: two cells are the same run; an axis repeats a value or its key cannot change a result"])
     code = 0
     if not all(is_complete(folder) for folder in folders):
-        cells = json.dumps([dict(cell.flat) for cell in sweep.cells])
+        cells = json.dumps(flats)
         code = launch({**common, "cells": cells}, arguments.workers, console, title=f"{sweep.name}: {len(folders)} runs")
     done = [(cell, folder) for cell, folder in zip(sweep.cells, folders, strict=True) if is_complete(folder)]
     if not done:
@@ -98,14 +102,29 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     return code
 
 
+def absolute_paths(flat: dict[str, Any]) -> dict[str, Any]:
+    """Flat keys with the paths among them made absolute: the run has another working directory."""
+    paths = {key: str(Path(flat[key]).expanduser().absolute()) for key in PATHS if isinstance(flat.get(key), str)}
+    return {**flat, **paths}
+
+
 def _doctor(_: argparse.Namespace, console: Console) -> int:
     return doctor(console)
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flat keys that the command line sets."""
-    flat = dict(parse_assignment(text) for text in arguments.overrides)
-    flat["output-dir"] = str((Path(str(flat.get("output-dir", arguments.output_dir)))).expanduser().absolute())
+    flat: dict[str, Any] = {}
+    problems: list[str] = []
+    for text in arguments.overrides:
+        try:
+            key, value = parse_assignment(text)
+            flat[key] = value
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    flat.setdefault("output-dir", str(arguments.output_dir))
     if arguments.transport:
         flat["grid.transport"] = arguments.transport
     if arguments.workers is not None:

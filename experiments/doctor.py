@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.launch import APP_DIR
+from experiments.launch import APP_DIR, cpu_cores
 from experiments.records import PACKAGES
 from fl_sim.config_file import resolve
 
@@ -48,7 +48,7 @@ def _device() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} GPU, {torch.cuda.get_device_name()}"
-    return f"no GPU, {len(os.sched_getaffinity(0))} CPU cores"
+    return f"no GPU, {cpu_cores()} CPU cores"
 
 
 def _app() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,7 +26,28 @@ from fl_sim.transports import claim_identity
 APP_DIR = Path(__file__).resolve().parent.parent
 
 
-def preflight(configs: Sequence[Config], console: Console) -> Sequence[Config]:
+def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config]:
+    """The configurations of flat keys. Raises ConfigError with the problems of all of them, preflight included."""
+    configs: list[Config] = []
+    problems: dict[str, None] = {}
+    for flat in flats:
+        try:
+            configs.append(resolve(flat))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+            if error.config and not any("data." in problem for problem in error.problems):
+                configs.append(error.config)
+    try:
+        if configs:
+            preflight(configs, console)
+    except ConfigError as error:
+        problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(list(problems))
+    return configs
+
+
+def preflight(configs: Sequence[Config], console: Console) -> None:
     """Everything that can be known to fail before a process is started: missing, damaged or too little data, a device that is
     not there, an output folder that cannot be written. Reads the data, so that the cache is warm when workers ask for it.
     Raises ConfigError with all problems.
@@ -45,7 +67,6 @@ def preflight(configs: Sequence[Config], console: Console) -> Sequence[Config]:
         problems[f"expected output-dir to be a folder that can be written, got {configs[0].output_dir!r} ({error.strerror})"] = None
     if problems:
         raise ConfigError(list(problems))
-    return configs
 
 
 def _data_problems(config: Config, console: Console) -> list[str]:
@@ -88,9 +109,14 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
     return code
 
 
+def cpu_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _in_flower(flat: Mapping[str, Any], config: Config, workers: int | None, on_line: Any) -> int:
     """`flwr run` on a SuperLink of our own. The CPUs are our workers': Flower's own Ray actors get what they need."""
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_cores()
     if config.grid.transport == "flower":
         nodes = workers or 2
         return run_in_flower(APP_DIR, flat, on_line=on_line, num_supernodes=nodes, ray_cpus=min(nodes, cores)).exit_code
@@ -106,8 +132,9 @@ def _inline(flat: Mapping[str, Any], on_line: Any) -> int:
     try:
         with contextlib.redirect_stdout(_Lines(on_line)):
             serve(flat, None)
-    except Exception as error:
-        on_line(f"{type(error).__name__}: {error}")
+    except Exception:
+        for line in traceback.format_exc().splitlines():
+            on_line(line)
         return 1
     return 0
 

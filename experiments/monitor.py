@@ -8,8 +8,8 @@ from fl_sim import config
 class Monitor:
     """Raises an alarm in a round that is the `patience`-th in a row with probe accuracy `drop` points below its running best."""
 
-    def __init__(self, settings: config.Monitor) -> None:
-        self._settings, self._best, self._low = settings, 0.0, 0
+    def __init__(self, settings: config.Monitor, start_accuracy: float) -> None:
+        self._settings, self._best, self._low = settings, start_accuracy, 0
 
     @property
     def watching(self) -> bool:

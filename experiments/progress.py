@@ -42,11 +42,11 @@ class ProgressLines:
 
         return report
 
-    def finished(self, run: str, planned: int, used: int) -> None:
+    def finished(self, run: str, planned: int, used: int, how: str = "complete") -> None:
         """A run ended after `used` of its `planned` rounds: count the rounds that it did not need as done."""
         with self._lock:
             self._done += planned - used
-            print(f"{PREFIX} {self._done}/{self._total} | {run} | complete", file=self._stream or sys.stdout, flush=True)
+            print(f"{PREFIX} {self._done}/{self._total} | {run} | {how}", file=self._stream or sys.stdout, flush=True)
 
 
 def parse(line: str) -> Event | None:

@@ -117,5 +117,7 @@ def _now() -> str:
 def _git_commit() -> str:
     """The commit of the checkout that this file is in, or "" (an app bundle has none)."""
     here = Path(__file__).parent
+    if not (here.parent / ".git").exists() or shutil.which("git") is None:
+        return ""
     found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip()

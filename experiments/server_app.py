@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.records import is_complete, run_folder
 from experiments.run import execute_run, expected_rounds
 from fl_sim.config import Config
 from fl_sim.config_file import resolve
+from fl_sim.federation import device_of
 from fl_sim.transports import FlowerTransport, InlineTransport, Transport
 
 CLIENT_APP = "clients.client_app:app"
@@ -56,13 +58,17 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
             except Exception as error:
                 if len(cells) == 1:
                     raise
+                traceback.print_exc()
                 failure = f"{folder.name}: {type(error).__name__}: {error}"
-        progress.finished(folder.name, expected_rounds(cell), used)
+        progress.finished(folder.name, expected_rounds(cell), used, failure or "complete")
         return failure
 
     try:
-        with ThreadPoolExecutor(parallel) as pool:
-            failures = [failure for failure in pool.map(run, cells) if failure]
+        if parallel == 1:
+            failures = [failure for cell in cells if (failure := run(cell))]
+        else:
+            with ThreadPoolExecutor(parallel) as pool:
+                failures = [failure for failure in pool.map(run, cells) if failure]
     finally:
         transport.close()
     if failures:
@@ -90,7 +96,7 @@ def open_transport(config: Config, grid: Grid | None) -> Transport:
         return FlowerTransport(grid)
     from fl_sim.ray_workers import RayTransport  # Ray takes a second to import and the other transports do without
 
-    return RayTransport(CLIENT_APP, config.ray.num_workers, config.ray.gpus_per_worker)
+    return RayTransport(CLIENT_APP, config.ray.num_workers, config.ray.gpus_per_worker, on_gpu=device_of(config).type == "cuda")
 
 
 def absolute_output_dir(output_dir: str) -> Path:

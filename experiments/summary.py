@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.schedule import accumulate_rounds
 from experiments.track import Track
 from fl_sim.config import Config
 from fl_sim.config_file import config_hash
@@ -15,11 +14,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The keys of DESIGN section 7. Accuracies in percent, differences in points; null where nothing was measured.
 
-    Without a trigger, `before_trigger` and `after_trigger` are the accuracies of the rounds in which it was planned.
+    Without an attack, `before_trigger` and `after_trigger` are the accuracies around the round for which it was planned.
     """
-    planned = accumulate_rounds(config)
-    before = attacked.before_trigger if attacked.fired else attacked.evaluated.get(planned, burn_in_accuracy if planned == 0 else None)
-    after = attacked.after_trigger if attacked.fired else attacked.evaluated.get(planned + 1)
+    before, after = attacked.before_trigger, attacked.after_trigger
     phase = [round_ for round_, name in attacked.phases.items() if name == "accumulate"]
     in_phase = [attacked.evaluated[round_] for round_ in phase if round_ in attacked.evaluated]
     ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
@@ -33,6 +30,7 @@ def summarise(
         "triggers": list(attacked.fired),
         "after_last_trigger": attacked.after_last_trigger,
         "alarms": list(attacked.alarms),
+        "client_failures": attacked.failures,
         "clean_twin": {"final": twin.final, "at_trigger": twin.after_trigger} if twin else None,
         "control": {
             "before_trigger": control.before_trigger,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.monitor import Monitor
 from experiments.records import RunRecords
-from experiments.schedule import phase_of
+from experiments.schedule import accumulate_rounds, phase_of
 from fl_sim.burn_in import StartModel
 from fl_sim.config import Config
 from fl_sim.config_file import to_flat, to_json
@@ -42,6 +42,7 @@ class Track:
     after_last_trigger: float | None = None
     final: float = 0.0
     alarms: tuple[int, ...] = ()
+    failures: int = 0
     theta: Tensor | None = None
     seconds: float = 0.0
 
@@ -54,20 +55,20 @@ class Evaluator:
     """Accuracy (percent) and loss of a model theta (d,) on the test set, on a part of it, and on the server's probe set."""
 
     def __init__(self, config: Config, federation: Federation, start: StartModel) -> None:
-        self._model = FlatModel(new_module(config, federation), start.buffers)
+        self._model, self._device = FlatModel(new_module(config, federation), start.buffers), federation.device
         self._test, self._probe = federation.test(), federation.probe()
         count = config.evaluate.examples
         self.partial = bool(count) and count < len(self._test.labels)
         self._part = federation.test(count) if self.partial else self._test
 
     def part(self, theta: Tensor) -> tuple[float, float]:
-        return self._model.score(theta, *self._part)
+        return self._model.score(theta.to(self._device), *self._part)
 
     def whole(self, theta: Tensor) -> float:
-        return self._model.score(theta, *self._test)[0]
+        return self._model.score(theta.to(self._device), *self._test)[0]
 
     def probe(self, theta: Tensor) -> float:
-        return self._model.score(theta, *self._probe)[0]
+        return self._model.score(theta.to(self._device), *self._probe)[0]
 
 
 def run_track(
@@ -93,7 +94,7 @@ def run_track(
     strategy = build_strategy(config, start.theta.cpu(), lambda round_: sample_clients(config, round_))
     grid = ClientGrid(
         transport,
-        config=to_json({**to_flat(config), "output-dir": "", "cells": ""}),
+        config=to_json({**to_flat(config), "output-dir": "", "cells": "", "device": start.theta.device.type}),
         num_clients=config.data.num_clients,
         block=config.client.block,
         buffers=start.buffers.cpu(),
@@ -102,13 +103,14 @@ def run_track(
         accumulate=name != "control",
         orders=orders,
     )
-    track, monitor = Track(name), Monitor(config.monitor)
+    track, monitor = Track(name), Monitor(config.monitor, evaluator.probe(start.theta))
+    planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
     arrays = to_record({"theta": strategy.state.theta})
     round_ = 0
     while True:
         round_ += 1
         phase = phase_of(config, round_, track.fired, attacked=bool(malicious))
-        if phase == "end" or (length is not None and round_ > length):
+        if (phase == "end" and length is None) or (length is not None and round_ > length):
             break
         clock = time.perf_counter()
         before = strategy.state.theta
@@ -118,8 +120,12 @@ def run_track(
         assert metrics is not None
         trained = time.perf_counter()
         outcome, theta = grid.outcome, strategy.state.theta
+        if not outcome.combined:
+            reasons = sorted({report.failure for report in outcome.reports})
+            raise RuntimeError(f"round {round_} of the {name} track: every client failed ({'; '.join(reasons)})")
+        track.failures += sum(bool(report.failure) for report in outcome.reports)
         fired = bool(outcome.metrics.get("fired"))
-        at_trigger = fired or (reference is not None and round_ in reference.fired[:1])
+        at_trigger = fired or round_ == (reference.fired[0] if reference and reference.fired else planned)
         line: dict[str, Any] = {"track": name, "round": round_, "phase": "trigger" if fired else phase}
         line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger)
         if monitor.alarm(round_, evaluator.probe(theta) if monitor.watching else 100.0):

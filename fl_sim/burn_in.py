@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import threading
+import uuid
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -38,12 +40,20 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
     out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
     """
     path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{_key(config, federation)}.safetensors"
+    with _LOCKS[path.name]:
+        return _load_or_train(path, config, federation, progress)
+
+
+_LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of this process: cells of a sweep share a burn-in
+
+
+def _load_or_train(path: Path, config: Config, federation: Federation, progress: Callable[[int, int], None]) -> StartModel:
     if path.exists():
         found = load_file(path, device="cpu")
         return StartModel(found["theta"].to(federation.device), found["buffers"].to(federation.device), cached=True)
     theta, buffers = _train(config, federation, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
     save_file({"theta": theta.cpu(), "buffers": buffers.cpu()}, part)
     part.replace(path)
     return StartModel(theta, buffers, cached=False)

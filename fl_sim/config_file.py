@@ -24,11 +24,11 @@ NOT_HASHED = ("name", "output-dir", "cells", "grid.", "ray.", "data.cache-dir", 
 
 
 class ConfigError(ValueError):
-    """One or more problems of a configuration; `problems` holds one sentence each."""
+    """One or more problems of a configuration; `problems` holds one sentence each, `config` what is left with defaults instead."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], config: Config | None = None) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems, self.config = problems, config
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +86,7 @@ def resolve(flat: Mapping[str, Any]) -> Config:
         config = Config.model_validate(nest({key: value for key, value in given.items() if key not in bad}))
     problems += [problem for keys, problem in cross_checks(config) if not bad & set(keys)]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, config)
     return config
 
 
@@ -118,12 +118,12 @@ def _sentence(key: str, detail: dict[str, Any]) -> str:
     return f"expected {key} {expected()}, got {got!r}"
 
 
-def config_hash(config: Config, *, without: tuple[str, ...] = ()) -> str:
+def config_hash(config: Config) -> str:
     """The first 12 hex digits of SHA-256 over every key that can change a result.
 
     `data.root` counts only for `image-folder`, where it says which data is meant.
     """
-    left_out = NOT_HASHED + without + (() if config.data.name == "image-folder" else ("data.root",))
+    left_out = NOT_HASHED + (() if config.data.name == "image-folder" else ("data.root",))
     kept = {key: value for key, value in to_flat(config).items() if not key.startswith(left_out)}
     return hashlib.sha256(to_json(kept).encode()).hexdigest()[:12]
 
@@ -160,7 +160,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def describe_keys() -> list[tuple[str, Scalar, str]]:
-    """Every key with default and meaning, for the reference page and `fl-sim run --help`."""
+    """Every key with default and meaning, for the reference page."""
 
     def walk(section: type[Section], prefix: str) -> list[tuple[str, Scalar, str]]:
         rows: list[tuple[str, Scalar, str]] = []

@@ -69,8 +69,11 @@ class Federation:
         )
 
     def test(self, examples: int = 0) -> Batch:
-        """The test set, or its first `examples` (it is shuffled)."""
-        return self.batch(self.dataset.test, self.splits.test[: examples or None])
+        """The test set, or `examples` of it drawn from stream `(seed, "evaluate")`: a test file may be sorted by class."""
+        if not examples or examples >= len(self.splits.test):
+            return self.batch(self.dataset.test, self.splits.test)
+        drawn = stream(self.seed, "evaluate").permutation(self.splits.test)[:examples]
+        return self.batch(self.dataset.test, np.sort(drawn))
 
     def probe(self) -> Batch:
         """The server's probe set."""

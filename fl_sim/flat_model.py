@@ -20,7 +20,6 @@ class FlatModel:
         self._names = list(parameters)
         self._shapes = [parameter.shape for parameter in parameters.values()]
         self._sizes = [parameter.numel() for parameter in parameters.values()]
-        self.num_parameters = sum(self._sizes)
         if buffers is not None and buffers.numel():
             load_buffers(module, buffers)
 

@@ -168,7 +168,10 @@ class ClientGrid(Grid):
             reply = _read(answer)
             if reply is None:
                 again.append((replace(part, attempt=1), answer.worker))
-                results.append((replace(part, blocks=(), coalition=None), None, answer.failure))
+                whose = ", ".join(
+                    [f"{clients[0]} to {clients[-1]}" for _, clients in part.blocks] + ["the coalition"] * bool(part.coalition)
+                )
+                results.append((replace(part, blocks=(), coalition=None), None, f"{answer.failure}; asked elsewhere: clients {whose}"))
                 continue
             results.append((part, reply, ""))
             if reply.retry:

@@ -33,7 +33,7 @@ class MergedRound:
                 lost += part.coalition.members if part.coalition else ()
                 self._lost += [ClientReport(client, 0.0, float("nan"), failure) for client in lost]
                 if not lost:
-                    self.retried["order"] = failure
+                    self.retried[f"order {len(self.retried)}"] = failure
                 continue
             self._nodes |= reply.nodes
             self._rows |= reply.rows
@@ -93,4 +93,4 @@ class MergedRound:
             rows |= zip((r.client for r in reports if not r.failure), self._rows[position], strict=True)
         if self.coalition:
             rows |= zip((r.client for r in self.coalition.reports if not r.failure), self.coalition.updates, strict=True)
-        return torch.stack([rows[client] for client in sorted(rows)])
+        return torch.stack([rows[client] for client in sorted(rows)]) if rows else self._order.theta.new_zeros(0, len(self._order.theta))

@@ -84,7 +84,6 @@ class Reply:
     reports: Mapping[int, tuple[ClientReport, ...]]
     retry: Mapping[int, str]
     coalition: CoalitionReply | None = None
-    seconds: float = 0.0
 
 
 def rows_sum(rows: Tensor, reports: tuple[ClientReport, ...]) -> Tensor:
@@ -164,7 +163,6 @@ def reply_to_content(reply: Reply) -> RecordDict:
             "nodes": to_record({f"{level}.{index}": total for (level, index), total in reply.nodes.items()}),
             "rows": to_record({str(position): rows for position, rows in reply.rows.items()}),
             "retry": ConfigRecord({str(position): reason for position, reason in reply.retry.items()}),
-            "timing": ConfigRecord({"seconds": reply.seconds}),
             "reports": ConfigRecord(),
         }
     )
@@ -198,7 +196,6 @@ def reply_from_content(content: RecordDict, device: Any = "cpu") -> Reply:
         reports={position: _reports_from_record(reports, str(position)) for position in positions},
         retry={int(key): cast(str, reason) for key, reason in content.config_records["retry"].items()},
         coalition=coalition,
-        seconds=cast(float, content.config_records["timing"]["seconds"]),
     )
 
 

@@ -57,18 +57,25 @@ def actor_class() -> type:
 
 
 class RayTransport(Transport):
-    """`num_workers` actors (0: one per CPU of the cluster). The model goes to the object store once a wave."""
+    """`num_workers` actors (0: one per CPU of the cluster). The model goes to the object store once a wave.
 
-    def __init__(self, app: str, num_workers: int, gpus_per_worker: float, timeout: float = 120.0) -> None:
+    A worker that died is replaced at once. On a GPU, workers without a share of their own (`gpus_per_worker` = 0) get equal
+    ones: Ray hides the GPUs from an actor that reserves none.
+    """
+
+    def __init__(self, app: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
         until = time.monotonic() + timeout
         while not ray.is_initialized():
             if time.monotonic() > until:
                 raise TimeoutError(f"Flower's simulation did not start Ray within {timeout:.0f} s")
             time.sleep(0.05)
-        count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        # num_cpus=0: Flower's own actors reserve the CPUs; max_restarts: a killed worker comes back for later rounds.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus_per_worker, max_restarts=3)(actor_class())
-        self._actors = [actor.remote(app, sys.path) for _ in range(count)]
+        resources = ray.cluster_resources()
+        count = num_workers or max(1, int(resources.get("CPU", 1)))
+        gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
+        # num_cpus=0: Flower's own actors reserve the CPUs.
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(actor_class())
+        self._start = lambda: actor.remote(app, sys.path)
+        self._actors = [self._start() for _ in range(count)]
         self._busy = [0] * count
         self._lock = threading.Lock()
         ray.get([worker.ready.remote() for worker in self._actors])
@@ -85,9 +92,9 @@ class RayTransport(Transport):
             for content, worker in zip(contents, taken, strict=True):
                 model = {name: array.numpy() for name, array in content.array_records["model"].items()}
                 for values in model.values():
-                    if values.nbytes > SMALL and id(values) not in shared:
-                        shared[id(values)] = ray.put(values)
-                references = {name: shared.get(id(values), values) for name, values in model.items()}
+                    if values.nbytes > SMALL and values.ctypes.data not in shared:
+                        shared[values.ctypes.data] = ray.put(values)
+                references = {name: shared.get(values.ctypes.data, values) for name, values in model.items()}
                 rest = RecordDict({name: record for name, record in content.items() if name != "model"})
                 message = Message(rest, worker + 1, "train")
                 calls.append((worker, self._actors[worker].call.remote(message, worker, **references)))
@@ -106,12 +113,15 @@ class RayTransport(Transport):
                 self._busy[worker] += 1
             return taken
 
-    @staticmethod
-    def _result(worker: int, call: Any) -> Answer:
+    def _result(self, worker: int, call: Any) -> Answer:
         try:
             return ray.get(call)
+        except ray.exceptions.RayActorError:
+            with self._lock:
+                self._actors[worker] = self._start()  # a call to it waits until it is up
+            return Answer(worker, None, f"worker {worker} died")
         except ray.exceptions.RayError as error:
-            return Answer(worker, None, f"{type(error).__name__}: worker {worker} died")
+            return Answer(worker, None, f"worker {worker}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
     def close(self) -> None:
         for worker in self._actors:

@@ -11,14 +11,14 @@ from fl_sim.randomness import stream
 def malicious_clients(config: Config) -> frozenset[int]:
     """The coalition's client ids, fixed by the seed; a larger coalition contains every smaller one.
 
-    `attack.malicious-fraction` of the N clients, rounded; with `attack.poison-ratio` that share instead, and at least as
-    many as a round needs. Empty without an attack.
+    `attack.malicious-fraction` of the N clients, rounded, but at least one of a positive fraction; with
+    `attack.poison-ratio` that share instead, and at least as many as a round needs. Empty without an attack.
     """
     attack, clients = config.attack, config.data.num_clients
     if attack.name == "none":
         return frozenset()
     share = attack.poison_ratio if attack.poison_ratio >= 0.0 else attack.malicious_fraction
-    return _coalition(config.seed, clients, max(round(share * clients), exact_malicious(config) or 0))
+    return _coalition(config.seed, clients, max(round(share * clients), exact_malicious(config) or 0, int(share > 0.0)))
 
 
 @lru_cache(maxsize=64)

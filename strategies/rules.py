@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_sim.clipping import Clip, clip, clip_of
+from fl_sim.clipping import Clip, clip, clip_of, norms
 from fl_sim.config import Strategy
 
 Combine = Callable[[Tensor, Tensor], Tensor]  # updates (n, d), weights (n,) -> (d,)
@@ -46,7 +46,8 @@ def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
     Args: client_norms (n,), each update's norm in the norm of `before`, NaN where nobody needed it.
     """
     update, norm = clip(mean, rule.after) if rule.after else (mean, torch.linalg.vector_norm(mean))
-    metrics = {"combined-norm": float(norm), "applied-norm": float(torch.linalg.vector_norm(update))}
+    kind = rule.after.norm if rule.after else "l2"
+    metrics = {"combined-norm": float(norm), "applied-norm": float(norms(update, kind))}
     if rule.after:
         metrics["clipped"] = float(norm > rule.after.bound)
     if rule.before:

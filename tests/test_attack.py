@@ -55,7 +55,7 @@ def knowledge_of(m: int = M, **settings: Any) -> Omniscient:
         validation_draw=batch(8),
         trigger_batch=batch(7),
         settings=Attack.model_validate({"fire": "schedule", **{key.replace("_", "-"): value for key, value in settings.items()}}),
-        seed=1,
+        own_seed=1,
         before=None,
         after=None,
         seen_sum=torch.randn(len(theta), generator=generator, dtype=torch.float64),

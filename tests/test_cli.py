@@ -38,6 +38,8 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["nosuchpreset"], ["cannot read", "nosuchpreset.toml"]),
         (["-o", "/proc/nowhere"], ["expected output-dir to be a folder that can be written"]),
         (["-c", "sed=1", "-c", "strategy.norm=l3", "-c", "seed=-1"], ["'sed'", "strategy.norm", "expected seed >= 0, got -1"]),
+        (["-c", "seed", "-c", "twin"], ["got 'seed'", "got 'twin'"]),
+        (["-c", "strategy.norm=l3", "-c", "attack.set-size=5000"], ["strategy.norm", "attack.set-size"]),
         (["-c", "fault.kill-round=2", "--transport", "inline"], ["expected grid.transport = 'ray' with fault.kill-round"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -56,6 +58,33 @@ def test_a_bad_sweep_is_bad_input_too(capsys: pytest.CaptureFixture[str], tmp_pa
     spec.write_text('[axes]\n"attack.rho" = [0.5, -1.0]\n')
     assert cli.main(["sweep", str(spec), "-o", str(tmp_path / "out")]) == 2
     assert "expected attack.rho >= 0.0, got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[axes]\nseed = [1, 1]", "two cells are the same run"),
+        ("base = 'digits'", "expected [axes] to be a table"),
+        ("axes = [1]", "expected [axes]"),
+    ],
+)
+def test_sweeps_that_make_no_sense(text: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    spec = tmp_path / "s.toml"
+    spec.write_text(text)
+    assert cli.main(["sweep", str(spec), "-o", str(tmp_path / "out")]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_paths_are_made_absolute_because_the_run_has_another_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(cli, "launch", lambda flat, *_, **__: seen.append(flat) or 1)
+    assert cli.main(["run", "-o", "out", "-c", "data.cache-dir=here"]) == 1
+    assert {key: seen[0][key] for key in cli.PATHS} == {
+        "output-dir": str(tmp_path / "out"),
+        "data.root": str(tmp_path / "data"),
+        "data.cache-dir": str(tmp_path / "here"),
+    }
 
 
 def test_an_inline_run_and_sweep_end_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir: Path) -> None:

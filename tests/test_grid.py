@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from clients.attacks import ATTACKS
 from clients.client_app import app
 from fl_sim.clipping import Clip
 from fl_sim.config import Config
@@ -172,7 +173,7 @@ def test_a_dead_workers_clients_are_computed_elsewhere(configure: Configure, bro
     content, grid = play(config, Workers(2, broken=[broken]))
     assert torch.equal(total(content), total(healthy))
     assert len(grid.outcome.combined) == 12
-    assert "worker died" in grid.outcome.retried.values()
+    assert any(reason.startswith("worker died; asked elsewhere: clients") for reason in grid.outcome.retried.values())
 
 
 def test_with_every_worker_dead_the_round_is_empty_and_says_so(configure: Configure) -> None:
@@ -190,3 +191,31 @@ def test_one_wave_where_knowledge_or_transport_allow_it(configure: Configure) ->
     assert play(config, Workers(2), omniscient=False)[1].outcome.waves == 1
     assert play(config, Workers(2), phase="recover")[1].outcome.waves == 1
     assert play(config, Workers(2), orders=1)[1].outcome.waves == 1
+
+
+@pytest.mark.parametrize(
+    "transport", [InlineTransport(app), Workers(2), Workers(2, slow_waves=True)], ids=["inline", "two waves", "one wave"]
+)
+def test_an_attack_that_raises_costs_its_members_and_no_honest_client(
+    configure: Configure, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no plan")
+
+    monkeypatch.setitem(ATTACKS, "accumulative", broken)
+    config = configure()
+    _, grid = play(config, transport)
+    assert {report.client for report in grid.outcome.reports if report.failure} == malicious_clients(config)
+    assert {report.failure for report in grid.outcome.reports if report.failure} == {"ZeroDivisionError: no plan"}
+    assert len(grid.outcome.combined) == 10
+
+
+def test_a_failing_member_is_left_out_and_the_others_act(configure: Configure) -> None:
+    first, second = sorted(malicious_clients(configure()))
+    _, grid = play(configure(fault__raises=str(first)), Workers(2))
+    assert {report.client: report.failure for report in grid.outcome.reports if report.failure} == {
+        first: f"client {first} raised (fault.raises)"
+    }
+    assert second in grid.outcome.combined
+    assert grid.outcome.metrics["scale"] > 0.0
+    assert grid.outcome.poison_ratio == pytest.approx(1 / 11)

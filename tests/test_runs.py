@@ -16,6 +16,7 @@ from clients.client_app import app
 from experiments.records import run_folder
 from experiments.run import execute_run, expected_rounds
 from fl_sim.config import Config
+from fl_sim.federation import load_federation
 from fl_sim.transports import Answer, InlineTransport, Transport, call_app
 
 Configure = Callable[..., Config]
@@ -165,7 +166,7 @@ def test_a_worker_that_fails_in_a_round_changes_nothing_but_the_record(configure
     _, healthy = run(configure(), tmp_path / "healthy")
     _, flaky = run(configure(), tmp_path / "flaky", Flaky(app))
     assert torch.equal(theta(flaky), theta(healthy))
-    assert lines(flaky)[1].pop("retried") == {"order": "worker 0 died"}
+    assert lines(flaky)[1]["retried"] == {"order 0": "worker 0 died; asked elsewhere: clients 0 to 3, 4 to 7, 8 to 11, the coalition"}
 
 
 def test_an_interrupted_run_leaves_no_summary_and_is_started_afresh(configure: Configure, tmp_path: Path) -> None:
@@ -178,3 +179,35 @@ def test_an_interrupted_run_leaves_no_summary_and_is_started_afresh(configure: C
         run(config, tmp_path, Interrupted(app))
     assert not (run_folder(tmp_path, config) / "summary.json").exists()
     assert len(lines(run(config, tmp_path)[1])) == 6
+
+
+def test_a_round_in_which_every_client_fails_ends_the_run(configure: Configure, tmp_path: Path) -> None:
+    config = configure(fault__raises=",".join(map(str, range(12))))
+    with pytest.raises(RuntimeError, match="round 1 of the attacked track: every client failed .*fault.raises"):
+        run(config, tmp_path)
+    assert not (run_folder(tmp_path, config) / "summary.json").exists()
+
+
+def test_the_twin_is_as_long_as_a_run_whose_trigger_waited(configure: Configure, tmp_path: Path) -> None:
+    config = configure(data__num_clients=40, server__clients_per_round=2, attack__malicious_fraction=0.025)
+    summary, folder = run(config, tmp_path)
+    assert summary["rounds"] > 6
+    assert len(lines(folder, "twin")) == summary["rounds"]
+    assert summary["clean_twin"]["at_trigger"] is not None
+
+
+def test_without_an_attack_the_planned_rounds_are_compared_on_the_whole_test_set(configure: Configure, tmp_path: Path) -> None:
+    summary, _ = run(configure(**HONEST, evaluate__every=5, evaluate__examples=30), tmp_path)
+    assert summary["accuracy"]["before_trigger"] is not None
+    assert summary["accuracy"]["after_trigger"] is not None
+    assert summary["accuracy"]["after_trigger"] * 296 / 100 == pytest.approx(round(summary["accuracy"]["after_trigger"] * 296 / 100))
+
+
+def test_a_part_of_the_test_set_is_drawn_not_cut_off(configure: Configure) -> None:
+    federation = load_federation(configure())
+    where = federation.dataset.test.labels[torch.from_numpy(federation.splits.test)]
+    federation.dataset.test.labels[torch.from_numpy(federation.splits.test)] = where.sort().values  # as in an image folder
+    try:
+        assert len(federation.test(60).labels.unique()) == 10
+    finally:
+        federation.dataset.test.labels[torch.from_numpy(federation.splits.test)] = where

@@ -60,6 +60,7 @@ def test_a_fraction_is_of_the_population_and_varies_among_the_sampled(configure:
 
 
 def test_the_monitor_alarms_once_after_patience_rounds_below_its_best() -> None:
-    monitor = Monitor(MonitorSettings.model_validate({"drop": 5.0, "patience": 2}))
+    monitor = Monitor(MonitorSettings.model_validate({"drop": 5.0, "patience": 2}), 90.0)
     accuracies = [90.0, 92.0, 87.0, 90.0, 87.0, 86.0, 80.0, 95.0]
     assert [round_ for round_, accuracy in enumerate(accuracies) if monitor.alarm(round_, accuracy)] == [5]
+    assert Monitor(MonitorSettings.model_validate({}), 90.0).alarm(1, 50.0), "a fall in the first round counts"
