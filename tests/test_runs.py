@@ -183,7 +183,7 @@ def test_an_interrupted_run_leaves_no_summary_and_is_started_afresh(configure: C
 
 def test_a_round_in_which_every_client_fails_ends_the_run(configure: Configure, tmp_path: Path) -> None:
     config = configure(fault__raises=",".join(map(str, range(12))))
-    with pytest.raises(RuntimeError, match="round 1 of the attacked track: every client failed .*fault.raises"):
+    with pytest.raises(RuntimeError, match=r"round 1 of the attacked track: every client failed .*fault.raises"):
         run(config, tmp_path)
     assert not (run_folder(tmp_path, config) / "summary.json").exists()
 
