@@ -35,7 +35,7 @@ def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config
             configs.append(resolve(flat))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
-            if error.config and not any("data." in problem for problem in error.problems):
+            if error.config and not any(problem.startswith("expected data.") for problem in error.problems):
                 configs.append(error.config)
     try:
         if configs:

@@ -39,7 +39,10 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-o", "/proc/nowhere"], ["expected output-dir to be a folder that can be written"]),
         (["-c", "sed=1", "-c", "strategy.norm=l3", "-c", "seed=-1"], ["'sed'", "strategy.norm", "expected seed >= 0, got -1"]),
         (["-c", "seed", "-c", "twin"], ["got 'seed'", "got 'twin'"]),
-        (["-c", "strategy.norm=l3", "-c", "attack.set-size=5000"], ["strategy.norm", "attack.set-size"]),
+        (
+            ["-c", "strategy.norm=l3", "-c", "attack.set-size=5000", "-c", "server.clients-per-round=200"],
+            ["strategy.norm", "attack.set-size", "server.clients-per-round"],
+        ),
         (["-c", "fault.kill-round=2", "--transport", "inline"], ["expected grid.transport = 'ray' with fault.kill-round"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
