@@ -6,74 +6,79 @@ look-ahead objective, relative scaling, stealth control and the rehearsed trigge
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from clients.action import Action
+from clients.adaptive import aligned, history_of, remember
+from clients.appraisal import appraise, first_look
 from clients.knowledge import Knowledge
 from clients.objectives import OBJECTIVES, direction
 from clients.offset import send
-from clients.trigger import rehearse, should_fire, trigger_vector
+from clients.trigger import rehearse, trigger_vector
 from fl_sim.messages import AttackState
 
 
-class Action(NamedTuple):
-    """What an attack does in a round: updates (m, d), its next state, and figures for the records."""
-
-    updates: Tensor
-    state: AttackState
-    metrics: dict[str, float]
-
-
 def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
-    """Accumulate: aim for `honest_t + scale_t * h_t`. Trigger: aim for `P_T`.
+    """Accumulate: aim for `honest_t + scale_t * h_t`. Trigger: aim for `P_t`.
 
     The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
-    accumulative round in which a rehearsal succeeds. In a control the scale is 0.
+    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again. In a control the
+    scale is 0.
     """
-    settings, model, theta = knowledge.settings, knowledge.model, knowledge.theta
+    settings, theta = knowledge.settings, knowledge.theta
+    momentum = (state.arrays["theta"] - theta) / knowledge.server_lr if "theta" in state.arrays else knowledge.honest_mean
     vector = trigger_vector(knowledge, state.arrays.get("trigger"))
-    trigger = knowledge.reachable(vector)
-    accuracy, loss = model.score(theta, *knowledge.validation)
-    honest_norm = float(torch.linalg.vector_norm(knowledge.honest_mean))
-    seen = state.scalars.get("rounds", 0.0) + 1.0
-    mean_norm = state.scalars.get("honest-norm", 0.0)
-    mean_norm += (honest_norm - mean_norm) / seen
-    scalars = {
-        "rounds": seen,
-        "honest-norm": mean_norm,
-        "start-loss": state.scalars.get("start-loss", loss),
-        "start-accuracy": state.scalars.get("start-accuracy", accuracy),
-    }
-    rehearses = settings.fire == "rehearsed" and knowledge.may_fire
-    rehearsal = rehearse(knowledge, trigger, knowledge.validation, accuracy) if rehearses else None
-    fire = knowledge.phase == "trigger" or (
-        rehearsal is not None
-        and should_fire(rehearsal, scalars["start-accuracy"], knowledge.round, settings.fire_from, knowledge.total_rounds)
-    )
-    metrics = {"own-loss": loss, "own-accuracy": accuracy, "fired": float(fire), "scale": 0.0}
-    if rehearsal is not None:
+    trigger_updates = _send(knowledge, vector, momentum)
+    trigger = knowledge.combined(trigger_updates)
+    start = first_look(knowledge, state)
+    own = appraise(knowledge, start)
+    scalars = _running_norm(knowledge, state)
+    metrics = {"own-loss": own.loss, "own-accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
+    may_rehearse = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
+    if settings.fire == "rehearsed" and may_rehearse:
+        rehearsal = rehearse(knowledge, trigger, own)
         metrics["rehearsed-accuracy"] = rehearsal.after
-    next_state = AttackState({"trigger": vector} if settings.trigger_refresh == "accumulate" else {}, scalars)
-    if fire:
-        return Action(send(knowledge, trigger), next_state, metrics)
-    scale = stealth(loss, scalars["start-loss"], settings.stealth_gamma) if knowledge.accumulate else 0.0
+        metrics["fired"] = max(metrics["fired"], float(rehearsal.succeeds))
+    history = history_of(knowledge, state)
+    next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state), scalars)
+    if metrics["fired"]:
+        return Action(trigger_updates, next_state, metrics)
+    scale = stealth(own.loss, own.start_loss, settings.stealth_gamma) if knowledge.accumulate else 0.0
     if scale == 0.0:
         return Action(knowledge.updates, next_state, metrics)
-    h = direction(
-        OBJECTIVES[settings.objective],
-        model,
-        theta,
-        knowledge.validation_draw,
-        knowledge.trigger_batch,
-        trigger,
-        knowledge.server_lr,
-        settings.trigger == "reversed",
-    )
-    scaled = scale * scaled_direction(h, knowledge, mean_norm)
+    h = direction(OBJECTIVES[settings.objective], knowledge, trigger, history)
+    scaled = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
     metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(scaled))
-    return Action(send(knowledge, knowledge.honest_mean + scaled), next_state, metrics)
+    return Action(_send(knowledge, knowledge.honest_mean + scaled, momentum), next_state, metrics)
+
+
+def _send(knowledge: Knowledge, target: Tensor, momentum: Tensor) -> Tensor:
+    """Updates (m, d) for a target (d,), kept in line with the server's momentum (d,) if `attack.alignment` asks for it."""
+    updates = send(knowledge, target)
+    if knowledge.settings.alignment == 0.0:
+        return updates
+    return aligned(updates, momentum, knowledge.settings.alignment, _camouflage(knowledge))
+
+
+def _camouflage(knowledge: Knowledge) -> float:
+    """The norm that an aligned update may have: the known bound, or that of the members' honest updates."""
+    return knowledge.bound.bound if knowledge.bound else float(torch.linalg.vector_norm(knowledge.updates, dim=1).median())
+
+
+def _running_norm(knowledge: Knowledge, state: AttackState) -> dict[str, float]:
+    """The running mean of |honest_t| and the number of rounds in it."""
+    rounds, mean = state.scalars.get("rounds", 0.0) + 1.0, state.scalars.get("honest-norm", 0.0)
+    norm = float(torch.linalg.vector_norm(knowledge.honest_mean))
+    return {"rounds": rounds, "honest-norm": mean + (norm - mean) / rounds}
+
+
+def _arrays(knowledge: Knowledge, vector: Tensor) -> dict[str, Tensor]:
+    """What the next round needs: the trigger vector (d,) if it is summed up, and the model (d,) to see the momentum."""
+    settings = knowledge.settings
+    return ({"trigger": vector} if settings.trigger_refresh == "accumulate" else {}) | (
+        {"theta": knowledge.theta} if settings.alignment else {}
+    )
 
 
 def scaled_direction(h: Tensor, knowledge: Knowledge, mean_honest_norm: float) -> Tensor:
@@ -98,11 +103,3 @@ def stealth(loss: float, start_loss: float, gamma: float) -> float:
     if gamma == float("inf"):
         return 1.0
     return min(max(0.0, (start_loss + gamma - loss) / gamma), 1.0)  # max(0, NaN) is 0: a broken loss pauses too
-
-
-def trigger_only(knowledge: Knowledge, state: AttackState) -> Action:
-    """The trigger without any accumulation before it (Pang et al. 2021, Table 3: "poisoned trigger")."""
-    trigger = trigger_vector(knowledge, None)
-    fire = knowledge.phase == "trigger"
-    updates = send(knowledge, trigger) if fire else knowledge.updates
-    return Action(updates, state, {"fired": float(fire), "scale": 0.0})

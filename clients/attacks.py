@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clients.accumulative import Action, accumulative, trigger_only
+from clients.accumulative import accumulative
+from clients.action import Action
+from clients.generic import a_little_is_enough, gaussian, inner_product_manipulation, mimic, sign_flip
 from clients.knowledge import Knowledge
+from clients.label_flip import label_flip
+from clients.min_max import min_max, min_sum
+from clients.trigger_only import trigger_only
 from fl_sim.messages import AttackState
 
 Attack = Callable[[Knowledge, AttackState], Action]
@@ -13,4 +18,15 @@ Attack = Callable[[Knowledge, AttackState], Action]
 ATTACKS: dict[str, Attack] = {
     "accumulative": accumulative,
     "trigger-only": trigger_only,
+    "label-flip": label_flip,
+    "gaussian": gaussian,
+    "sign-flip": sign_flip,  # byzfl
+    "ipm": inner_product_manipulation,  # byzfl
+    "alie": a_little_is_enough,  # byzfl
+    "mimic": mimic,  # byzfl
+    "min-max": min_max,
+    "min-sum": min_sum,
 }
+
+FROM_BYZFL = frozenset({"sign-flip", "ipm", "alie", "mimic"})
+NEEDS_TWO = frozenset({"alie", "min-max", "min-sum"})  # they estimate a spread from the members' updates

@@ -1,52 +1,85 @@
-"""What the coalition may know: frozen objects that hold no more than their name says (DESIGN section 5)."""
+"""What the coalition may know: a frozen object that holds no more than `attack.knowledge` says (DESIGN section 5)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fl_sim.clipping import Clip, clip
-from fl_sim.config import Attack
-from fl_sim.federation import Batch
+from fl_sim.config import Attack, Client
+from fl_sim.federation import Batch, CohortBatches
 from fl_sim.flat_model import FlatModel
+
+
+class KnownRule(NamedTuple):
+    """The server's strategy as far as an attacker answers to it: its name, and its clip per client and after combining."""
+
+    name: str
+    before: Clip | None
+    after: Clip | None
+
+
+class HonestSum(NamedTuple):
+    """The honest clients' weighted sum (d,) of this round as the server will combine it, and their weight."""
+
+    total: Tensor
+    weight: float
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """`attack.knowledge = "coalition"`: the global model, the members' own data and updates, who of it was sampled.
+    """What is known at each level of `attack.knowledge`.
 
-    Beside that only public parameters of the protocol: the server's learning rate and how many clients a round samples.
+    coalition: the global model, the members' own batches, updates and data, who of them was sampled, and the protocol's
+    public parameters (the server's learning rate, local training, how many clients a round samples). rule: and `rule`.
+    omniscient: and `seen` (the papers' white box). What is not known is None.
     """
 
     round: int
-    phase: str  # accumulate, trigger
+    phase: str  # accumulate, trigger, or between (two triggers)
     accumulate: bool  # false in a control: everything but the accumulation
     may_fire: bool  # false if the schedule has no trigger
     total_rounds: int  # T, the length of the accumulative phase
     model: FlatModel
+    num_classes: int
     theta: Tensor  # (d,)
     members: tuple[int, ...]  # the m sampled members
+    batches: CohortBatches  # what they would train on
+    client: Client  # how they would train
     updates: Tensor  # (m, d) what they would honestly send
     weights: Tensor  # (m,)
     num_sampled: int  # n
     server_lr: float
     validation: Batch  # S_val, whole
-    validation_draw: Batch  # this round's draw of S_val
+    drawn: Tensor  # (b,) which examples of S_val this round draws
     trigger_batch: Batch  # S_T
     settings: Attack
     own_seed: int  # of the coalition's own randomness in this round
+    rule: KnownRule | None = None
+    seen: HonestSum | None = None
+
+    @property
+    def validation_draw(self) -> Batch:
+        """This round's draw of S_val."""
+        return Batch(self.validation.inputs[self.drawn], self.validation.labels[self.drawn])
+
+    @property
+    def bound(self) -> Clip | None:
+        """The clip of each single update, if there is one and the coalition knows it."""
+        return self.rule.before if self.rule else None
 
     @property
     def honest_sum(self) -> Tensor:
-        """The honest clients' weighted sum (d,), estimated: every honest client is like the mean member."""
-        mean = (self.weights.unsqueeze(1) * self.updates).sum(dim=0) / self.weights.sum()
-        return mean * self.honest_weight
+        """The honest clients' weighted sum (d,): seen, or estimated (every honest client is like the mean member)."""
+        return self.seen.total if self.seen else self._members_sum / self.weights.sum() * self.honest_weight
 
     @property
     def honest_weight(self) -> float:
-        """The honest clients' total weight, estimated from the mean weight of a member."""
-        return float(self.weights.mean()) * (self.num_sampled - len(self.members))
+        """The honest clients' total weight: seen, or estimated from the mean weight of a member."""
+        return self.seen.weight if self.seen else float(self.weights.mean()) * (self.num_sampled - len(self.members))
 
     @property
     def total_weight(self) -> float:
@@ -56,44 +89,25 @@ class Knowledge:
     @property
     def honest_mean(self) -> Tensor:
         """honest_t (d,): the weighted mean of what all n sampled clients, members included, would honestly send."""
-        members = (self.weights.unsqueeze(1) * self.updates).sum(dim=0)
-        return (self.honest_sum + members) / self.total_weight
+        return (self.honest_sum + self._members_sum) / self.total_weight
 
-    def reachable(self, combined: Tensor) -> Tensor:
-        """As much of a combined update (d,) as the coalition expects to get through. Without knowledge of the rule: all."""
-        return combined
+    @property
+    def _members_sum(self) -> Tensor:
+        """The weighted sum (d,) of what the members would honestly send, after the clip of each that the coalition knows."""
+        return self.weights @ self._clipped(self.updates)
 
+    def _clipped(self, updates: Tensor) -> Tensor:
+        return clip(updates, self.bound)[0] if self.bound else updates
 
-@dataclass(frozen=True)
-class RuleAware(Knowledge):
-    """`attack.knowledge = "rule"`: and the strategy's clip, as slot, norm and bound."""
-
-    before: Clip | None
-    after: Clip | None
-
-    def reachable(self, combined: Tensor) -> Tensor:
-        """The combined update (d,) at the length that the clip lets through.
-
-        Clip-after at bound b: at most b. Clip-before: each of the m updates at most b, so together at most `b * (their
-        share of the weight)`, about `m * b / n`. Source: Pang et al. 2021, App. C.
+    def combined(self, updates: Tensor) -> Tensor:
+        """The combined update (d,) that the coalition expects if it sends `updates` (m, d): their weighted mean with the honest
+        clients', through the clips that it knows of. Source: Pang et al. 2021, App. C.
         """
-        if self.before:
-            share = float(self.weights.sum()) / self.total_weight
-            combined = clip(combined, Clip(self.before.norm, self.before.bound * share))[0]
-        return clip(combined, self.after)[0] if self.after else combined
+        mean = (self.honest_sum + self.weights @ self._clipped(updates)) / self.total_weight
+        return clip(mean, self.rule.after)[0] if self.rule and self.rule.after else mean
 
-
-@dataclass(frozen=True)
-class Omniscient(RuleAware):
-    """`attack.knowledge = "omniscient"`: and the honest clients' combined update of this round (the papers' white box)."""
-
-    seen_sum: Tensor  # (d,) the honest clients' weighted sum as the server will combine it
-    seen_weight: float
-
-    @property
-    def honest_sum(self) -> Tensor:
-        return self.seen_sum
-
-    @property
-    def honest_weight(self) -> float:
-        return self.seen_weight
+    def stand_ins(self) -> Tensor:
+        """Rows (m, d) that stand for single honest updates, which nobody shows the coalition: its members' own, moved so that
+        their mean is `honest_mean`."""
+        mean = torch.mean(self.updates, dim=0)
+        return self.updates - mean + self.honest_mean if self.seen else self.updates

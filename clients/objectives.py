@@ -8,69 +8,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clients.adaptive import discrepancy
+from clients.knowledge import Knowledge
 from fl_sim.federation import Batch
-from fl_sim.flat_model import FlatModel
 
-# (model, theta (d,), validation draw, trigger batch, trigger vector P_t (d,), server_lr, reversed trigger?) -> scalar to descend
-Objective = Callable[[FlatModel, Tensor, Batch, Batch, Tensor, float, bool], Tensor]
+Objective = Callable[[Knowledge, Tensor, Tensor], Tensor]  # knowledge, theta (d,), trigger vector P_t (d,) -> scalar to descend
 
 
-def inner(
-    model: FlatModel, theta: Tensor, validation: Batch, trigger_batch: Batch, trigger: Tensor, server_lr: float, is_reversed: bool
-) -> Tensor:
+def inner(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
     """`<grad L(S_val; theta), P_t>` with P_t constant; its gradient is one Hessian-vector product.
 
     Source: Pang et al. 2021, Algorithm 2. Unbounded below.
     """
-    return torch.dot(_differentiable_gradient(model, theta, validation), trigger)
+    return torch.dot(_differentiable_gradient(knowledge, theta, knowledge.validation_draw), trigger)
 
 
-def cosine(
-    model: FlatModel, theta: Tensor, validation: Batch, trigger_batch: Batch, trigger: Tensor, server_lr: float, is_reversed: bool
-) -> Tensor:
+def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
     """`-cos(grad L(S_T; theta), grad L(S_val; theta))` for a reversed trigger, `+cos` for a clean one, through both gradients.
 
     Source: Pang et al. 2021, the released code.
     """
     similarity = F.cosine_similarity(
-        _differentiable_gradient(model, theta, trigger_batch), _differentiable_gradient(model, theta, validation), dim=0
+        _differentiable_gradient(knowledge, theta, knowledge.trigger_batch),
+        _differentiable_gradient(knowledge, theta, knowledge.validation_draw),
+        dim=0,
     )
-    return -similarity if is_reversed else similarity
+    return -similarity if knowledge.settings.trigger == "reversed" else similarity
 
 
-def lookahead(
-    model: FlatModel, theta: Tensor, validation: Batch, trigger_batch: Batch, trigger: Tensor, server_lr: float, is_reversed: bool
-) -> Tensor:
+def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
     """`M(S_val; theta - server_lr * P_t)` with P_t constant and `M = mean(-log(1 - p_y))`.
 
     Prepares a model that misclassifies after the trigger. M is bounded below, so the pull dies once the look-ahead point
     is broken. Ours.
     """
-    log_p = F.log_softmax(model.logits(theta - server_lr * trigger, validation.inputs), dim=1)
+    inputs, labels = knowledge.validation_draw
+    log_p = F.log_softmax(knowledge.model.logits(theta - knowledge.server_lr * trigger, inputs), dim=1)
     # log(1 - p_y) as the log of the sum of the other classes' probabilities: exact where p_y rounds to 1.
-    others = log_p.scatter(1, validation.labels.unsqueeze(1), float("-inf")).logsumexp(dim=1)
+    others = log_p.scatter(1, labels.unsqueeze(1), float("-inf")).logsumexp(dim=1)
     return -others.mean()
 
 
 OBJECTIVES: dict[str, Objective] = {"lookahead": lookahead, "cosine": cosine, "inner": inner}
 
 
-def direction(
-    objective: Objective,
-    model: FlatModel,
-    theta: Tensor,
-    validation: Batch,
-    trigger_batch: Batch,
-    trigger: Tensor,
-    server_lr: float,
-    is_reversed: bool,
-) -> Tensor:
-    """h_t (d,): the gradient of an objective with respect to theta."""
-    leaf = theta.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(objective(model, leaf, validation, trigger_batch, trigger, server_lr, is_reversed), leaf)
+def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> Tensor:
+    """h_t (d,): the gradient with respect to theta of the objective, plus `attack.discrepancy-weight` times the discrepancy
+    against `history` (r, e, c) where there is one (Zhu et al. 2023, Eq. 21)."""
+    leaf = knowledge.theta.detach().requires_grad_(True)
+    value = objective(knowledge, leaf, trigger)
+    if history is not None:
+        value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
+    (gradient,) = torch.autograd.grad(value, leaf)
     return gradient
 
 
-def _differentiable_gradient(model: FlatModel, theta: Tensor, batch: Batch) -> Tensor:
-    (gradient,) = torch.autograd.grad(model.loss(theta, batch.inputs, batch.labels), theta, create_graph=True)
+def _differentiable_gradient(knowledge: Knowledge, theta: Tensor, batch: Batch) -> Tensor:
+    (gradient,) = torch.autograd.grad(knowledge.model.loss(theta, *batch), theta, create_graph=True)
     return gradient

@@ -5,22 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.knowledge import Knowledge, RuleAware
+from clients.knowledge import Knowledge
+from fl_sim.clipping import clip
 from fl_sim.randomness import torch_stream
 
 
 def send(knowledge: Knowledge, target: Tensor) -> Tensor:
-    """Malicious updates (m, d) that make the combined update the target (d,).
+    """Malicious updates (m, d) that make the combined update the target (d,), or come as near to it as they can.
 
     With the recovered offset they carry together `sum_malicious w_i A_i = W * target - sum_honest w_i g_i`, split equally,
-    plus masks. Without it, each sends the target itself.
-    Source: Pang et al. 2021, Eq. 14 and Algorithm 2, in weighted-mean form.
+    plus masks. Without it, each sends the target itself. Where a clip of each update at bound b is known, each is sent at norm
+    b at most, along the same direction: together they move the mean by `b * (their share of the weight)`, about `m * b / n`.
+    Source: Pang et al. 2021, Eq. 14, Algorithm 2 and App. C, in weighted-mean form.
     """
-    m = len(knowledge.members)
     if not knowledge.settings.recovered_offset:
-        return target.expand(m, -1).clone()
-    together = knowledge.total_weight * target - knowledge.honest_sum
-    return together / knowledge.weights.sum() + masks(knowledge)
+        updates = target.expand(len(knowledge.members), -1).clone()
+    else:
+        together = knowledge.total_weight * target - knowledge.honest_sum
+        updates = together / knowledge.weights.sum() + masks(knowledge)
+    return clip(updates, knowledge.bound)[0] if knowledge.bound else updates
 
 
 def masks(knowledge: Knowledge) -> Tensor:
@@ -30,7 +33,7 @@ def masks(knowledge: Knowledge) -> Tensor:
     """
     m, d = knowledge.updates.shape
     length = knowledge.settings.masks * float(torch.linalg.vector_norm(knowledge.honest_mean))
-    if m == 1 or length == 0.0 or (isinstance(knowledge, RuleAware) and knowledge.before):
+    if m == 1 or length == 0.0 or knowledge.bound:
         return torch.zeros_like(knowledge.updates)
     generator = torch_stream(knowledge.own_seed, "masks")
     noise = torch.randn(m, d, generator=generator).to(knowledge.updates) * (length / d**0.5)

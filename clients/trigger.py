@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clients.appraisal import Appraisal
 from clients.knowledge import Knowledge
 from fl_sim.clipping import Clip, clip
-from fl_sim.federation import Batch
+
+SLACK = 10.0  # points: about two standard deviations of an accuracy on 100 examples
 
 
 def project(vector: Tensor, radius: float) -> Tensor:
@@ -18,7 +20,7 @@ def project(vector: Tensor, radius: float) -> Tensor:
 
 
 def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
-    """P_t (d,), at most `attack.norm-bound` long before a known rule has clipped it (`Knowledge.reachable`).
+    """P_t (d,), at most `attack.norm-bound` long before a known rule clips it (`Knowledge.combined`).
 
     latest (ours): `proj_eta(-c * grad L(S_T; theta_t))`; with `attack.trigger-scale = 0` c is such that the length is eta.
     accumulate: `P_t = proj_eta(P_{t-1} - alpha * grad L(S_T; theta_t))`, `P_0 = proj_eta(-grad L(S_T; theta_0))`.
@@ -38,24 +40,29 @@ def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
 
 
 class Rehearsal(NamedTuple):
-    """The coalition's own accuracy (percent) now and after the trigger on a copy of the model."""
+    """The coalition's own accuracy (percent) after the trigger on a copy of the model, and whether it would fire."""
 
-    now: float
     after: float
+    succeeds: bool
 
 
-def rehearse(knowledge: Knowledge, trigger: Tensor, validation: Batch, accuracy: float) -> Rehearsal:
-    """Try the trigger (d,) on a copy of the model with the coalition's own validation set, on which the model has `accuracy` now.
-    Ours."""
-    after, _ = knowledge.model.score(knowledge.theta - knowledge.server_lr * trigger, *validation)
-    return Rehearsal(accuracy, after)
-
-
-def should_fire(rehearsal: Rehearsal, start_accuracy: float, round_: int, first: int, last: int) -> bool:
-    """Fire when the rehearsed accuracy is at most `15 + 50 u^2`, u from 0 in the first to 1 in the last round in which it may
-    fire, and the coalition's own accuracy is within 1.5 points of where it started. Ours.
+def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal) -> Rehearsal:
+    """Try a combined update (d,) on a copy of the model with this round's draw of the coalition's validation set, and where that
+    looks good (within `SLACK` points) with all of the set. Ours.
     """
-    if round_ < first:
-        return False
-    u = (round_ - first) / max(last - first, 1)
-    return rehearsal.after <= 15.0 + 50.0 * u * u and rehearsal.now >= start_accuracy - 1.5
+    broken, first = knowledge.theta - knowledge.server_lr * trigger, knowledge.settings.fire_from
+    u = (knowledge.round - first) / max(knowledge.total_rounds - first, 1)
+    after, now = knowledge.model.score(broken, *knowledge.validation_draw)[0], own.accuracy
+    whole = len(knowledge.drawn) == len(knowledge.validation.labels)
+    if not whole and should_fire(after - SLACK, now + SLACK, own.start_accuracy, u):
+        after = knowledge.model.score(broken, *knowledge.validation)[0]
+        now = knowledge.model.score(knowledge.theta, *knowledge.validation)[0]
+        whole = True
+    return Rehearsal(after, whole and should_fire(after, now, own.start_accuracy, u))
+
+
+def should_fire(after: float, now: float, start: float, u: float) -> bool:
+    """Fire when the rehearsed accuracy is at most `15 + 50 u^2`, u from 0 in the first to 1 in the last round in which it may
+    fire, and the coalition's own accuracy now is within 1.5 points of the start's. All in percent. Ours.
+    """
+    return after <= 15.0 + 50.0 * u * u and now >= start - 1.5

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from experiments.names import name_problems
 from experiments.progress import parse
 from experiments.superlink import run_in_flower
 from fl_sim.config import Config
@@ -48,13 +49,13 @@ def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config
 
 
 def preflight(configs: Sequence[Config], console: Console) -> None:
-    """Everything that can be known to fail before a process is started: missing, damaged or too little data, a device that is
-    not there, an output folder that cannot be written. Reads the data, so that the cache is warm when workers ask for it.
+    """Everything that can be known to fail before a process is started: unknown names, missing, damaged or too little data, a
+    device that is not there, an output folder that cannot be written. Reads the data, so that the cache is warm when workers ask for it.
     Raises ConfigError with all problems.
     """
     problems: dict[str, None] = {}
     for config in configs:
-        problems |= dict.fromkeys(_data_problems(config, console))
+        problems |= dict.fromkeys([*name_problems(config), *_data_problems(config, console)])
     if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
         problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
     folder = Path(configs[0].output_dir)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fl_sim.config import Config
 
-Phase = Literal["accumulate", "trigger", "recover", "end"]
+Phase = Literal["accumulate", "trigger", "between", "recover", "end"]
 
 PATIENCE = 1000  # rounds that a due trigger waits for a sampled malicious client before the run gives up
 
@@ -15,7 +15,8 @@ def phase_of(config: Config, round_: int, fired: tuple[int, ...], *, attacked: b
     """The phase of `round_` (from 1), given the rounds in which a trigger fired before it.
 
     accumulate: rounds 1..T (none with `attack.name = "trigger-only"`); the coalition may fire early. trigger: due, and stays
-    due until a malicious client is sampled. recover: the coalition behaves honestly. Without malicious clients
+    due until a malicious client is sampled. between: before the next of several triggers. recover: the coalition behaves
+    honestly. Without malicious clients
     (`attacked` false) the triggers count as fired on time.
     """
     schedule, last = config.schedule, accumulate_rounds(config)
@@ -26,7 +27,7 @@ def phase_of(config: Config, round_: int, fired: tuple[int, ...], *, attacked: b
     if not fired:
         return "accumulate" if round_ <= last else "trigger" if round_ <= last + PATIENCE else "end"
     if len(fired) < schedule.triggers:
-        return "trigger" if round_ >= fired[-1] + schedule.trigger_every else "recover"
+        return "trigger" if round_ >= fired[-1] + schedule.trigger_every else "between"
     return "recover" if round_ <= fired[-1] + schedule.recovery_rounds else "end"
 
 

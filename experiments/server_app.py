@@ -14,11 +14,12 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from experiments.names import name_problems
 from experiments.progress import ProgressLines
 from experiments.records import is_complete, run_folder
 from experiments.run import execute_run, expected_rounds
 from fl_sim.config import Config
-from fl_sim.config_file import resolve
+from fl_sim.config_file import ConfigError, resolve
 from fl_sim.federation import device_of
 from fl_sim.transports import FlowerTransport, InlineTransport, Transport
 
@@ -40,6 +41,9 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     """
     config = resolve(flat)
     cells = cell_configs(config, flat)
+    problems = dict.fromkeys(problem for cell in cells for problem in name_problems(cell))
+    if problems:
+        raise ConfigError(list(problems))
     torch.set_num_threads(config.client.threads)
     output_dir = absolute_output_dir(config.output_dir)
     transport = open_transport(config, grid)

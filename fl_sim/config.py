@@ -73,7 +73,7 @@ class Strategy(Section):
 
 
 class Attack(Section):
-    name: Literal["none", "accumulative", "trigger-only"] = Field("accumulative", description="what the coalition does")
+    name: str = Field("accumulative", description="what the coalition does: `none`, or one of `ATTACKS` (docs/attacks.md)")
     malicious_fraction: Share = Field(0.01, description="share of the N clients that are malicious; the share among the sampled varies")
     poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         -1.0, description="share of malicious clients among the sampled, exact in every round (-1: malicious-fraction decides)"
@@ -94,11 +94,18 @@ class Attack(Section):
     trigger_refresh: Literal["latest", "accumulate"] = Field("latest", description="trigger from this round's model, or summed over rounds")
     trigger_scale: NonNegative = Field(0.0, description="factor c of the trigger gradient (0: a reversed trigger gets length norm-bound)")
     alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
-    norm_bound: Positive = Field(10.0, description="eta: how far the coalition may move the combined update, l2")
+    norm_bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+        10.0, description="eta: how far the coalition may move the combined update, l2 (inf: no limit)"
+    )
     recovered_offset: bool = Field(True, description="hide the whole combined offset in the malicious updates")
     masks: NonNegative = Field(1.0, description="length of the random masks that make malicious updates differ, in mean honest norms")
     fire: Literal["rehearsed", "schedule"] = Field("rehearsed", description="trigger when a rehearsal succeeds, or at the end of the phase")
     fire_from: CountOrZero = Field(40, description="first round in which a rehearsed trigger may fire")
+    discrepancy_weight: NonNegative = Field(0.0, description="adaptive: weight of the server's discrepancy in the objective (0: off)")
+    discrepancy_lag: Count = Field(5, description="adaptive: rounds back of the discrepancy's second reference; the first is the start")
+    alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
+    tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: each one's own default, see docs/attacks.md)")
+    perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
 
 
 class Schedule(Section):

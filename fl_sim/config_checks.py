@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fl_sim.config import Config
 
 Problem = tuple[tuple[str, ...], str]
@@ -50,6 +52,14 @@ def _attack(config: Config) -> list[Problem]:
             (
                 ("attack.name", "attack.poison-ratio"),
                 f"expected attack.poison-ratio to be 0 or -1 with attack.name = 'none', got {config.attack.poison_ratio}",
+            )
+        )
+    stretched = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
+    if math.isinf(config.attack.norm_bound) and stretched:
+        problems.append(
+            (
+                ("attack.norm-bound", "attack.trigger-scale", "attack.trigger-refresh"),
+                "expected attack.trigger-scale > 0 with attack.norm-bound = inf (else the trigger gets length norm-bound), got 0",
             )
         )
     rounds = config.schedule.accumulate_rounds

@@ -54,15 +54,20 @@ class FlatModel:
         return torch.vmap(grad(self.loss), in_dims=(shared, 0, 0, 0))(thetas, inputs, labels, weights)
 
     @torch.no_grad()
+    def examples(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 1000) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (e,) and whether the model is right, 1 or 0, (e,) of each of the inputs (e, C, H, W), in batches."""
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        for start in range(0, len(labels), batch):
+            logits, part = self.logits(theta, inputs[start : start + batch]), labels[start : start + batch]
+            losses.append(F.cross_entropy(logits, part, reduction="none"))
+            hits.append((logits.argmax(dim=1) == part).to(logits.dtype))
+        return torch.cat(losses), torch.cat(hits)
+
     def score(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 1000) -> tuple[float, float]:
         """Accuracy in percent and mean cross-entropy over inputs (e, C, H, W), in batches."""
-        correct, loss = 0, 0.0
-        for start in range(0, len(labels), batch):
-            logits = self.logits(theta, inputs[start : start + batch])
-            part = labels[start : start + batch]
-            correct += int((logits.argmax(dim=1) == part).sum())
-            loss += float(F.cross_entropy(logits, part, reduction="sum"))
-        return 100.0 * correct / len(labels), loss / len(labels)
+        losses, hits = self.examples(theta, inputs, labels, batch)
+        return 100.0 * int(hits.sum(dtype=torch.float64)) / len(labels), float(losses.mean(dtype=torch.float64))
 
 
 def load_buffers(module: nn.Module, flat: Tensor) -> None:

@@ -81,4 +81,4 @@ def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings:
 def weighted_sum(updates: Tensor, weights: list[float], before: Clip | None) -> Summed:
     """`sum_i w_i * before(g_i)` of updates (k, d)."""
     clipped, lengths = clip(updates, before) if before else (updates, norms(updates))
-    return Summed(torch.tensor(weights, device=updates.device) @ clipped, weights, lengths.tolist())
+    return Summed(updates.new_tensor(weights) @ clipped, weights, lengths.tolist())

@@ -4,63 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clients.accumulative import accumulative, stealth
 from clients.attacks import ATTACKS
-from clients.knowledge import Knowledge, Omniscient
+from clients.knowledge import HonestSum, Knowledge
 from clients.objectives import OBJECTIVES, direction
 from clients.offset import masks, send, within_budget
-from clients.trigger import Rehearsal, project, should_fire, trigger_vector
+from clients.trigger import project, should_fire, trigger_vector
 from fl_sim.clipping import Clip
 from fl_sim.config import Attack
-from fl_sim.federation import Batch
-from fl_sim.flat_model import FlatModel
 from fl_sim.messages import AttackState
-from fl_sim.params import flat_parameters
-
-N, M = 10, 3
-
-
-def knowledge_of(m: int = M, **settings: Any) -> Omniscient:
-    """A small smooth float64 model, 10 sampled clients of which m are malicious, unequal weights."""
-    generator = torch.Generator().manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, generator=generator)
-    theta = flat_parameters(module)
-
-    def batch(size: int) -> Batch:
-        inputs = torch.randn(size, 1, 2, 3, generator=generator, dtype=torch.float64)
-        return Batch(inputs, torch.randint(3, (size,), generator=generator))
-
-    return Omniscient(
-        round=1,
-        phase="accumulate",
-        accumulate=True,
-        may_fire=True,
-        total_rounds=5,
-        model=FlatModel(module),
-        theta=theta,
-        members=tuple(range(m)),
-        updates=torch.randn(m, len(theta), generator=generator, dtype=torch.float64),
-        weights=torch.arange(1.0, m + 1.0, dtype=torch.float64),
-        num_sampled=N,
-        server_lr=0.1,
-        validation=batch(20),
-        validation_draw=batch(8),
-        trigger_batch=batch(7),
-        settings=Attack.model_validate({"fire": "schedule", **{key.replace("_", "-"): value for key, value in settings.items()}}),
-        own_seed=1,
-        before=None,
-        after=None,
-        seen_sum=torch.randn(len(theta), generator=generator, dtype=torch.float64),
-        seen_weight=17.0,
-    )
+from fl_sim.training import weighted_sum
+from strategies.rules import Rule, stacked_mean
+from tests.small_knowledge import M, N, knowing, knowledge_of
 
 
 def combined(knowledge: Knowledge, updates: torch.Tensor) -> torch.Tensor:
@@ -71,9 +32,9 @@ def combined(knowledge: Knowledge, updates: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("is_reversed", [True, False])
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_direction_is_the_central_difference_of_its_objective(name: str, is_reversed: bool) -> None:
-    k = knowledge_of()
+    k = knowledge_of(trigger="reversed" if is_reversed else "clean")
     trigger = trigger_vector(k, None)
-    h = direction(OBJECTIVES[name], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, is_reversed)
+    h = direction(OBJECTIVES[name], k, trigger, None)
     step = 1e-5  # cube root of float64's epsilon: truncation and rounding error are about equal
     for j in range(0, len(k.theta), 7):
         values: list[float] = []
@@ -81,7 +42,7 @@ def test_direction_is_the_central_difference_of_its_objective(name: str, is_reve
             moved = k.theta.clone()
             moved[j] += sign * step
             moved.requires_grad_(True)
-            value = OBJECTIVES[name](k.model, moved, k.validation_draw, k.trigger_batch, trigger, k.server_lr, is_reversed)
+            value = OBJECTIVES[name](k, moved, trigger)
             values.append(float(value.detach()))
         assert float(h[j]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-9)
 
@@ -90,8 +51,8 @@ def test_lookahead_is_minus_log_of_the_probability_of_being_wrong() -> None:
     k = knowledge_of()
     trigger = torch.zeros_like(k.theta)
     p = k.model.logits(k.theta, k.validation_draw.inputs).softmax(dim=1)
-    p_y = p[torch.arange(8), k.validation_draw.labels]
-    value = OBJECTIVES["lookahead"](k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    p_y = p[torch.arange(10), k.validation_draw.labels]
+    value = OBJECTIVES["lookahead"](k, k.theta, trigger)
     torch.testing.assert_close(value, -torch.log1p(-p_y).mean())
 
 
@@ -104,9 +65,9 @@ def test_descending_each_objective_makes_the_trigger_hurt_more() -> None:
         before = k.model.loss(theta, *k.validation_draw)
         return float((k.model.loss(theta - k.server_lr * trigger, *k.validation_draw) - before).detach())
 
-    h = direction(OBJECTIVES["inner"], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    h = direction(OBJECTIVES["inner"], k, trigger, None)
     assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
-    h = direction(OBJECTIVES["cosine"], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    h = direction(OBJECTIVES["cosine"], k, trigger, None)
     near, far = (k.theta - 0.01 * h / h.norm()), k.theta
 
     def cosine(theta: torch.Tensor) -> float:
@@ -120,18 +81,17 @@ def test_descending_each_objective_makes_the_trigger_hurt_more() -> None:
 def test_recovered_offset_makes_the_combined_update_the_target(m: int) -> None:
     k = knowledge_of(m, masks=2.0)
     if m == N:
-        k = dataclasses.replace(k, seen_sum=torch.zeros_like(k.seen_sum), seen_weight=0.0)
+        k = dataclasses.replace(k, seen=HonestSum(torch.zeros_like(k.theta), 0.0))
     target = torch.linspace(-1.0, 1.0, len(k.theta), dtype=torch.float64)
     torch.testing.assert_close(combined(k, send(k, target)), target)
 
 
 def test_without_omniscience_the_honest_sum_is_the_members_mean() -> None:
     k = knowledge_of()
-    plain = Knowledge(**{f.name: getattr(k, f.name) for f in dataclasses.fields(Knowledge)})
+    plain = dataclasses.replace(k, seen=None)
     mean = (k.weights @ k.updates) / k.weights.sum()
     torch.testing.assert_close(plain.honest_mean, mean)
     assert plain.honest_weight == pytest.approx(2.0 * (N - M))
-    assert not hasattr(plain, "seen_sum")
 
 
 def test_masks_differ_and_cancel() -> None:
@@ -140,7 +100,7 @@ def test_masks_differ_and_cancel() -> None:
     torch.testing.assert_close(k.weights @ drawn, torch.zeros_like(k.theta), atol=1e-12, rtol=0.0)
     assert len({tuple(row.tolist()) for row in drawn}) == M
     assert not masks(knowledge_of(m=1, masks=2.0)).any()
-    assert not masks(dataclasses.replace(k, before=Clip("l2", 1.0))).any()
+    assert not masks(knowing(k, before=Clip("l2", 1.0))).any()
 
 
 def test_budget_limits_the_shift_of_the_combined_update_whatever_the_attack_sent() -> None:
@@ -173,27 +133,41 @@ def test_trigger_vectors() -> None:
     assert float(project(gradient, 0.1).norm()) == pytest.approx(0.1)
 
 
-def test_a_known_rule_shortens_the_trigger_to_what_gets_through() -> None:
-    k, long = knowledge_of(), torch.full((53,), 10.0, dtype=torch.float64)
-    assert k.reachable(long) is long
-    after = dataclasses.replace(k, after=Clip("linf", 2.0))
-    assert float(after.reachable(long).abs().max()) == pytest.approx(2.0)
-    before = dataclasses.replace(k, before=Clip("l2", 3.0))
-    share = float(k.weights.sum()) / k.total_weight
-    assert float(before.reachable(long).norm()) == pytest.approx(3.0 * share)
-    assert not masks(before).any()
-    sent = send(before, before.reachable(long) + before.honest_sum / before.total_weight)
-    assert float(sent.norm(dim=1).max()) == pytest.approx(3.0), "exactly at the per-client bound"
+def test_a_known_rule_is_reckoned_with() -> None:
+    """What the coalition expects of its rows is what the clips leave of them."""
+    k, target = knowledge_of(), torch.full((53,), 10.0, dtype=torch.float64)
+    torch.testing.assert_close(k.combined(send(k, target)), target)
+    after = knowing(k, after=Clip("linf", 2.0))
+    assert float(after.combined(send(after, target)).abs().max()) == pytest.approx(2.0)
+    before = knowing(k, before=Clip("l2", 3.0))
+    rows = send(before, target)
+    assert rows.norm(dim=1).tolist() == pytest.approx([3.0] * M), "exactly at the per-client bound"
+    towards = before.total_weight * target - before.honest_sum
+    torch.testing.assert_close(rows[0], 3.0 * towards / towards.norm())
+    torch.testing.assert_close(before.combined(rows), combined(before, rows))
+    torch.testing.assert_close(before.combined(1000.0 * rows), combined(before, rows))
+
+
+@given(m=st.integers(1, 10), bound=st.floats(1e-3, 1e3), scale=st.floats(0.0, 1e6), seed=st.integers(0, 99))
+def test_the_malicious_part_of_the_mean_is_within_m_b_over_n(m: int, bound: float, scale: float, seed: int) -> None:
+    """Clip-before: whatever the target, and whether or not the coalition knows the rule."""
+    k = dataclasses.replace(knowledge_of(m), weights=torch.ones(m, dtype=torch.float64), seen=None)
+    target = scale * torch.randn(53, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rule = Rule(before=Clip("l2", bound))
+    for knows in (k, knowing(k, before=rule.before)):
+        sent = send(knows, target)
+        everyone = torch.cat([sent, torch.zeros(N - m, 53, dtype=torch.float64)])
+        part = stacked_mean(rule, everyone, torch.ones(N, dtype=torch.float64))
+        assert float(part.norm()) <= m * bound / N * (1 + 1e-9)
+        assert float(weighted_sum(sent, [1.0] * m, rule.before).total.norm()) <= m * bound * (1 + 1e-9)
 
 
 def test_fire_rule() -> None:
-    fire = lambda after, now, t: should_fire(Rehearsal(now, after), 99.0, t, 40, 100)  # noqa: E731
-    assert not fire(0.0, 99.0, 39)
-    assert fire(15.0, 97.5, 40)
-    assert not fire(15.1, 99.0, 40)
-    assert not fire(10.0, 97.4, 40)
-    assert fire(27.5, 99.0, 70)
-    assert fire(65.0, 99.0, 100)
+    assert should_fire(15.0, 97.5, 99.0, 0.0)
+    assert not should_fire(15.1, 99.0, 99.0, 0.0)
+    assert not should_fire(10.0, 97.4, 99.0, 0.0)
+    assert should_fire(27.5, 99.0, 99.0, 0.5)
+    assert should_fire(65.0, 99.0, 99.0, 1.0)
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
@@ -211,7 +185,7 @@ def test_relative_scaling_sets_the_length_of_the_push(objective: str) -> None:
 def test_lambda_scaling_is_the_papers() -> None:
     k = knowledge_of(scaling="lambda", objective="inner", **{"lambda": 0.25})
     trigger = trigger_vector(k, None)
-    h = direction(OBJECTIVES["inner"], k.model, k.theta, k.validation_draw, k.trigger_batch, trigger, k.server_lr, True)
+    h = direction(OBJECTIVES["inner"], k, trigger, None)
     torch.testing.assert_close(combined(k, accumulative(k, AttackState()).updates), k.honest_mean + 0.25 * h)
 
 
@@ -231,12 +205,12 @@ def test_trigger_round_sends_the_trigger_and_a_control_only_differs_before() -> 
 def test_contract_of_every_attack(name: str, phase: str) -> None:
     """Shape, dtype, finite, deterministic, no mutation of what it was given."""
     k = dataclasses.replace(knowledge_of(), phase=phase)
-    before = [k.theta.clone(), k.updates.clone(), k.seen_sum.clone()]
+    before = [k.theta.clone(), k.updates.clone(), k.honest_sum.clone()]
     first, second = ATTACKS[name](k, AttackState()), ATTACKS[name](k, AttackState())
     assert first.updates.shape == k.updates.shape
     assert first.updates.dtype == k.updates.dtype
     assert bool(torch.isfinite(first.updates).all())
     assert torch.equal(first.updates, second.updates)
     assert first.metrics == second.metrics
-    assert first.metrics["fired"] == float(phase == "trigger")
-    assert all(torch.equal(now, then) for now, then in zip([k.theta, k.updates, k.seen_sum], before, strict=True))
+    assert first.metrics.get("fired", float(phase == "trigger")) == float(phase == "trigger")
+    assert all(torch.equal(now, then) for now, then in zip([k.theta, k.updates, k.honest_sum], before, strict=True))

@@ -35,7 +35,7 @@ def test_phases(configure: Configure) -> None:
     assert phases(configure(attack__name="trigger-only"), []) == "trr"
     assert phases(configure(schedule__triggers=0), []) == "aaarr"
     assert phases(configure(schedule__triggers=0, schedule__accumulate_rounds=0), []) == "rr"
-    assert phases(configure(schedule__triggers=3, schedule__trigger_every=2), []) == "aaatrtrtrr"
+    assert phases(configure(schedule__triggers=3, schedule__trigger_every=2), []) == "aaatbtbtrr"
     assert phases(configure(schedule__triggers=3), [1]) == "attrr"
 
 
