@@ -73,7 +73,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         if code:
             return code
     Console().print(run_table(read_summary(folder)))
-    print(f"records: {folder}\nfigure:  {folder / 'accuracy.png'}")
+    print(f"records: {folder}")
+    for figure in sorted(folder.glob("*.png")):
+        print(f"figure:  {figure}")
     return 0
 
 

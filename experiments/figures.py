@@ -1,32 +1,36 @@
-"""Figures of runs, colour-blind safe (Okabe and Ito 2008), from what the tracks measured."""
+"""Figures of runs, colour-blind safe (Okabe and Ito 2008), from their records alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.track import Track
+Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
 COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73"}
 LABELS = {"attacked": "attacked", "twin": "clean twin", "control": "control: same trigger, no accumulation"}
-PHASES = {"accumulate": ("#F0E442", "accumulative phase"), "trigger": ("#D55E00", "trigger"), "recover": ("#56B4E9", "recovery")}
+PHASES = {
+    "accumulate": ("#F0E442", "accumulative phase"),
+    "trigger": ("#D55E00", "trigger"),
+    "between": ("#F0E442", "between triggers"),
+    "recover": ("#56B4E9", "recovery"),
+}
 
 
-def accuracy_figure(path: Path, tracks: Sequence[Track | None], title: str) -> None:
+def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     """Test accuracy over rounds of a run's tracks, with the attacked run's phases shaded."""
-    present = [track for track in tracks if track is not None]
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for name, (colour, label) in PHASES.items():
-        rounds = [round_ for round_, phase in present[0].phases.items() if phase == name]
+        rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
         for start, end in _spans(rounds):
             axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.13, linewidth=0, label=label)
-    for track in reversed(present):
-        curve(axes, track.evaluated, track.name)
+    for name in reversed(list(tracks)):
+        curve(axes, tracks[name], name)
     finish_axes(axes, title)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -34,10 +38,78 @@ def accuracy_figure(path: Path, tracks: Sequence[Track | None], title: str) -> N
     figure.savefig(path, dpi=160)
 
 
-def curve(axes: Axes, evaluated: Mapping[int, float], name: str) -> None:
-    """One accuracy curve (percent by round) in the colour of its track."""
-    rounds = sorted(evaluated)
-    axes.plot(rounds, [evaluated[round_] for round_ in rounds], color=COLOURS[name], label=LABELS[name], linewidth=1.6)
+def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: float) -> None:
+    """What the attack did over the rounds: its scale, the norms of honest, malicious and combined updates, the coalition's own
+    validation loss, and the accuracy with and without it. A panel that an attack has no figures for is left out.
+
+    Args: gamma, `attack.stealth-gamma`, drawn above the loss at the start where it is finite.
+    """
+    lines = tracks["attacked"]
+    panels: list[tuple[str, Callable[[Axes], None]]] = [
+        ("norm (gradient units)", lambda axes: _norms(axes, lines)),
+        ("test accuracy (%)", lambda axes: _with_and_without(axes, tracks)),
+    ]
+    if _series(lines, "attack", "own-loss"):
+        panels.insert(1, ("coalition's validation loss", lambda axes: _own_loss(axes, lines, gamma)))
+    if any(value > 0.0 for _, value in _series(lines, "attack", "scale")):
+        panels.insert(0, ("scale of the push", lambda axes: _plot(axes, _series(lines, "attack", "scale"), "#000000", "scale")))
+    figure = Figure(figsize=(7.2, 1.0 + 1.7 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, draw) in zip(rows, panels, strict=True):
+        draw(axes)
+        for line in lines:
+            if line["phase"] == "trigger":
+                axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
+        axes.set_ylabel(label, fontsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(axes.get_lines()) > 1:
+            axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    rows[-1].set_xlabel("round (dotted: trigger)")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def _norms(axes: Axes, lines: Lines) -> None:
+    _plot(axes, _series(lines, "honest-norm"), "#0072B2", "honest mean")
+    _plot(axes, _series(lines, "attack", "malicious-norm"), "#D55E00", "malicious update")
+    _plot(axes, _series(lines, "strategy", "combined-norm"), "#000000", "combined")
+    axes.set_yscale("log")
+
+
+def _own_loss(axes: Axes, lines: Lines, gamma: float) -> None:
+    losses = _series(lines, "attack", "own-loss")
+    _plot(axes, losses, "#CC79A7", "own loss")
+    if gamma < float("inf"):
+        axes.axhline(losses[0][1] + gamma, color="#000000", linewidth=0.8, linestyle="--", label="start + gamma")
+
+
+def _with_and_without(axes: Axes, tracks: Mapping[str, Lines]) -> None:
+    for name in tracks:
+        if name != "control":
+            curve(axes, tracks[name], name)
+
+
+def _series(lines: Lines, *keys: str) -> list[tuple[int, float]]:
+    """(round, value) of the rounds in which there is one."""
+    found: list[tuple[int, float]] = []
+    for line in lines:
+        value: Any = line
+        for key in keys:
+            value = value.get(key) if value is not None else None
+        if value is not None:
+            found.append((line["round"], value))
+    return found
+
+
+def _plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str) -> None:
+    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, linewidth=1.2)
+
+
+def curve(axes: Axes, lines: Lines, name: str) -> None:
+    """The accuracy curve (percent by round) of a track in its colour."""
+    series = _series(lines, "accuracy")
+    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=COLOURS[name], label=LABELS[name], linewidth=1.6)
 
 
 def finish_axes(axes: Axes, title: str) -> None:

@@ -35,6 +35,15 @@ def is_complete(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
+def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of `rounds.jsonl` by track, in the order written."""
+    tracks: dict[str, list[dict[str, Any]]] = {}
+    for text in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        tracks.setdefault(line["track"], []).append(line)
+    return tracks
+
+
 class RunRecords:
     """Writes a run's folder. An earlier, incomplete run of the same configuration is replaced."""
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.cells import Cell
 from experiments.figures import matrix_figure
-from experiments.records import write_atomically
+from experiments.records import read_rounds, write_atomically
 from fl_sim.config_file import flatten
 
 
@@ -58,8 +58,7 @@ def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> 
     curves: dict[str, dict[str, dict[int, float]]] = {}
     for cell, folder in zip(cells, folders, strict=True):
         row, column = _place(cell)
-        lines = map(json.loads, (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines())
-        curve = {line["round"]: line["accuracy"] for line in lines if line["track"] == "attacked" and "accuracy" in line}
+        curve = {line["round"]: line["accuracy"] for line in read_rounds(folder)["attacked"] if "accuracy" in line}
         start = read_summary(folder)["accuracy"]["burn_in"]
         curves.setdefault(column, {})[row] = {0: start, **curve}
     matrix_figure(path, curves, _matrix(cells, folders))

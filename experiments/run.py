@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.figures import accuracy_figure
-from experiments.records import RunRecords, run_folder
+from experiments.figures import accuracy_figure, attack_figure
+from experiments.records import RunRecords, read_rounds, run_folder
 from experiments.schedule import planned_rounds
 from experiments.summary import summarise
 from experiments.track import Evaluator, Progress, Track, TrackName, run_track
@@ -53,12 +53,21 @@ def execute_run(config: Config, output_dir: Path, transport: Transport, progress
         done = time.perf_counter()
         seconds = {"total": done - began, "burn_in": burnt - began, "rounds": done - burnt}
         summary = summarise(config, evaluator.whole(start.theta), attacked, twin, control, seconds)
-        accuracy_figure(records.folder / "accuracy.png", [attacked, twin, control], title=f"{config.name}: {config.strategy.name}")
+        draw_figures(records.folder, config)
         assert attacked.theta is not None
         records.finish({"theta": attacked.theta, "buffers": start.buffers}, summary, config)
         return summary
     finally:
         records.close()
+
+
+def draw_figures(folder: Path, config: Config) -> None:
+    """`accuracy.png`, and `attack.png` where there was a coalition, from the records in a run's folder."""
+    tracks = read_rounds(folder)
+    title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
+    accuracy_figure(folder / "accuracy.png", tracks, title)
+    if malicious_clients(config):
+        attack_figure(folder / "attack.png", tracks, title, config.attack.stealth_gamma)
 
 
 def expected_rounds(config: Config) -> int:

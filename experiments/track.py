@@ -167,6 +167,7 @@ def _evaluate(
 def _figures(outcome: RoundOutcome, metrics: dict[str, Any]) -> dict[str, Any]:
     """What the rule, the attack and the grid report of a round."""
     line: dict[str, Any] = {"poison_ratio": outcome.poison_ratio, "clients": len(outcome.combined), "strategy": metrics}
+    line["honest-norm"] = outcome.honest_norm
     if outcome.metrics:
         line["attack"] = dict(outcome.metrics)
         line["attack"]["malicious-norm"] = max((r.norm for r in outcome.reports if r.client in outcome.malicious), default=0.0)

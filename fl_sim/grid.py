@@ -30,11 +30,13 @@ RESTING = ("", "recover")  # phases in which the malicious clients behave honest
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What the grid saw in a round: reports of all sampled clients in id order, who was malicious, what the attack says."""
+    """What the grid saw in a round: reports of all sampled clients in id order, who was malicious, what the attack says, and the
+    norm of the honest clients' mean."""
 
     reports: tuple[ClientReport, ...] = ()
     malicious: frozenset[int] = frozenset()
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    honest_norm: float = 0.0
     waves: int = 0
     retried: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -137,6 +139,7 @@ class ClientGrid(Grid):
             reports=merged.reports(),
             malicious=self._malicious,
             metrics=dict(merged.coalition.metrics) if merged.coalition else {},
+            honest_norm=merged.honest_norm(),
             waves=1 if one_wave else 2,
             retried=merged.retried,
         )

@@ -22,11 +22,13 @@ class MergedRound:
         self._rows: dict[int, Tensor] = {}
         self._reports: dict[int, tuple[ClientReport, ...]] = {}
         self._lost: list[ClientReport] = []
+        self._honest: tuple[Tensor, float] | None = None
         self.retried: dict[str, str] = {}
         self.coalition: CoalitionReply | None = None
         self.add(results)
 
     def add(self, results: list[Result]) -> None:
+        self._honest = None
         for part, reply, failure in results:
             if reply is None:
                 lost = [client for _, clients in part.blocks for client in clients]
@@ -43,8 +45,15 @@ class MergedRound:
 
     def honest(self) -> tuple[Tensor, float]:
         """The honest clients' weighted sum (d,) and weight, blocks in order."""
-        weight = sum(report.weight for position in sorted(self._reports) for report in self._reports[position])
-        return self._tree_root(), weight
+        if self._honest is None:
+            weight = sum(report.weight for position in sorted(self._reports) for report in self._reports[position])
+            self._honest = self._tree_root(), weight
+        return self._honest
+
+    def honest_norm(self) -> float:
+        """The l2 norm of the honest clients' weighted mean, 0 without honest clients."""
+        total, weight = self.honest()
+        return float(torch.linalg.vector_norm(total)) / weight if weight else 0.0
 
     def _tree_root(self) -> Tensor:
         """The root of the tree over the blocks; a lost block counts as zeros."""

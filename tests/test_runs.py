@@ -12,6 +12,8 @@ import torch
 from flwr.app import Message, RecordDict
 from safetensors.torch import load_file
 
+from clients.accumulative import stealth
+from clients.attacks import ATTACKS
 from clients.client_app import app
 from experiments.records import run_folder
 from experiments.run import execute_run, expected_rounds
@@ -84,7 +86,7 @@ def test_records_are_what_the_design_says(configure: Configure, tmp_path: Path) 
     config = configure(checkpoint__every=1, evaluate__examples=50)
     summary, folder = run(config, tmp_path)
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "meta.json", "rounds.jsonl", "checkpoint", "final.safetensors", "summary.json", "accuracy.png",
+        "config.json", "meta.json", "rounds.jsonl", "checkpoint", "final.safetensors", "summary.json", "accuracy.png", "attack.png",
     }  # fmt: skip
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert json.loads((folder / "config.json").read_text())["attack.malicious-fraction"] == 0.17
@@ -103,6 +105,20 @@ def test_records_are_what_the_design_says(configure: Configure, tmp_path: Path) 
     assert expected_rounds(config) == 18
 
 
+def test_the_records_hold_the_norms_that_the_figure_shows(configure: Configure, tmp_path: Path) -> None:
+    """Honest part, malicious part and combined update fit together: W combined = W_h honest + W_m malicious (m = 1)."""
+    config = configure(attack__poison_ratio=1 / 12, strategy__name="mean", attack__fire="schedule")
+    _, folder = run(config, tmp_path)
+    for line in lines(folder)[:4]:
+        honest, malicious, combined = line["honest-norm"], line["attack"]["malicious-norm"], line["strategy"]["combined-norm"]
+        assert malicious / 12 - honest <= combined * (1 + 1e-6)
+        assert combined <= (11 * honest + malicious) / 12 * (1 + 1e-6)
+    twin = lines(folder, "twin")
+    _, alone = run(configure(**HONEST, strategy__name="mean"), tmp_path)
+    assert [line["honest-norm"] for line in twin] == [line["honest-norm"] for line in lines(alone)]
+    assert twin[0]["honest-norm"] == pytest.approx(twin[0]["strategy"]["combined-norm"])
+
+
 def test_one_malicious_client_reaches_what_all_of_them_reach(configure: Configure, tmp_path: Path) -> None:
     """Recovered offset: without a clip before aggregation the result does not depend on m."""
     thetas = [theta(run(configure(attack__poison_ratio=m / 12, strategy__name="mean"), tmp_path)[1]) for m in (1, 4, 12)]
@@ -110,6 +126,46 @@ def test_one_malicious_client_reaches_what_all_of_them_reach(configure: Configur
         assert float((other - thetas[0]).norm() / thetas[0].norm()) < 1e-4
     honest = theta(run(configure(**HONEST, strategy__name="mean"), tmp_path)[1])
     assert float((honest - thetas[0]).norm() / honest.norm()) > 1e-2, "and the attack did something"
+
+
+def test_a_round_without_a_sampled_member_passes_honestly_and_the_attack_goes_on(configure: Configure, tmp_path: Path) -> None:
+    """4 of 12 clients a round, 3 malicious: the realised ratio varies, and the attack's state survives the rounds without them."""
+    config = configure(server__clients_per_round=4, attack__malicious_fraction=0.25, schedule__accumulate_rounds=12)
+    _, folder = run(config, tmp_path)
+    twin, attacked = lines(folder, "twin"), lines(folder)
+    without = [line for line in attacked[:12] if line["poison_ratio"] == 0.0]
+    acting = [line for line in attacked[:12] if line["poison_ratio"] > 0.0]
+    assert without
+    assert acting
+    assert all("attack" not in line for line in without)
+    assert len({line["poison_ratio"] for line in acting}) > 1
+    first = attacked.index(acting[0])
+    assert [line["accuracy"] for line in attacked[:first]] == [line["accuracy"] for line in twin[:first]]
+    start = acting[0]["attack"]["own-loss"]
+    for line in acting:
+        assert line["attack"]["scale"] == pytest.approx(stealth(line["attack"]["own-loss"], start, 0.1)), "the start is remembered"
+    exact = configure(server__clients_per_round=3, attack__poison_ratio=1 / 3)
+    assert {line["poison_ratio"] for line in lines(run(exact, tmp_path)[1])} == {pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_attack_runs_end_to_end(configure: Configure, tmp_path: Path, name: str) -> None:
+    summary, folder = run(configure(attack__name=name, twin=False, control=False), tmp_path)
+    assert summary["status"] == "complete"
+    assert summary["trigger_round"] == (1 if name == "trigger-only" else 4)
+    assert summary["client_failures"] == 0
+    _, honest = run(configure(**HONEST), tmp_path)
+    assert not torch.equal(theta(folder), theta(honest))
+    assert (folder / "attack.png").stat().st_size > 5000
+
+
+def test_between_triggers_the_coalition_accumulates_again(configure: Configure, tmp_path: Path) -> None:
+    config = configure(schedule__triggers=2, schedule__trigger_every=3, attack__stealth_gamma=float("inf"))
+    _, folder = run(config, tmp_path)
+    attacked, control = lines(folder), lines(folder, "control")
+    assert "".join(line["phase"][0] for line in attacked) == "aaatbbtrr"
+    assert all(line["attack"]["scale"] == 1.0 for line in attacked if line["phase"] == "between")
+    assert all(line["attack"]["scale"] == 0.0 for line in control if line["phase"] == "between")
 
 
 @pytest.mark.parametrize("knowledge", ["coalition", "rule"])
