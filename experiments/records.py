@@ -62,12 +62,12 @@ class RunRecords:
         self._rounds.write(json.dumps(plain(line)) + "\n")
         self._rounds.flush()
 
-    def checkpoint(self, track: str, round_: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write `checkpoint/<track>-<round>.safetensors`, keeping the latest two of the track."""
+    def checkpoint(self, track: str, round_: int, tensors: Mapping[str, Tensor], keep: int) -> None:
+        """Write `checkpoint/<track>-<round>.safetensors`, keeping the latest `keep` of the track."""
         folder = self.folder / "checkpoint"
         folder.mkdir(exist_ok=True)
         _save(folder / f"{track}-{round_:06d}.safetensors", tensors)
-        for old in sorted(folder.glob(f"{track}-*.safetensors"))[:-2]:
+        for old in sorted(folder.glob(f"{track}-*.safetensors"))[:-keep]:
             old.unlink()
 
     def finish(self, model: Mapping[str, Tensor], summary: Mapping[str, Any], config: Config) -> None:

@@ -138,7 +138,8 @@ def run_track(
         records.round(line)
         progress(name, round_, line["phase"], track.evaluated.get(round_))
         if config.checkpoint.every and round_ % config.checkpoint.every == 0:
-            records.checkpoint(name, round_, {"theta": theta, "velocity": strategy.state.velocity, "buffers": start.buffers})
+            tensors = {"theta": theta, "velocity": strategy.state.velocity, "buffers": start.buffers}
+            records.checkpoint(name, round_, tensors, config.checkpoint.keep)
     track.theta = strategy.state.theta
     track.final = evaluator.whole(track.theta)
     track.seconds = time.perf_counter() - began

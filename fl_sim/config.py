@@ -132,6 +132,7 @@ class Monitor(Section):
 
 class Checkpoint(Section):
     every: CountOrZero = Field(0, description="rounds between checkpoints (0: none)")
+    keep: Count = Field(2, description="checkpoints kept of each track, the latest")
 
 
 class Fault(Section):

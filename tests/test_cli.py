@@ -34,6 +34,9 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-c", "data.num-clients=5000"], ["data.num-clients", "5000"]),
         (["-c", "strategy.probe-size=5000"], ["strategy.probe-size", "5000"]),
         (["-c", "device=cuda"], ["expected device to be 'auto' or 'cpu'", "got 'cuda'"]),
+        (["-c", "attack.name=acumulative"], ["expected attack.name to be one of none, accumulative", "did you mean 'accumulative'?"]),
+        (["-c", "attack.name=alie"], ["expected at least 2 malicious clients", "attack.name = 'alie'", "got 1"]),
+        (["-c", "attack.norm-bound=inf"], ["expected attack.trigger-scale > 0 with attack.norm-bound = inf"]),
         (["-c", "seed"], ["expected KEY=VALUE, got 'seed'"]),
         (["nosuchpreset"], ["cannot read", "nosuchpreset.toml"]),
         (["-o", "/proc/nowhere"], ["expected output-dir to be a folder that can be written"]),
@@ -54,6 +57,14 @@ def test_bad_input(arguments: list[str], sentences: list[str], capsys: pytest.Ca
     assert "Traceback" not in captured.err
     assert captured.out == ""
     assert not (tmp_path / "out").exists(), "nothing half-written is left behind"
+
+
+def test_an_attack_of_a_package_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.names.find_spec", lambda name: None)
+    assert cli.main(["run", "-o", str(tmp_path / "out"), "-c", "attack.name=ipm"]) == 2
+    assert "pip install 'fl-sim[byzfl]'" in capsys.readouterr().err
 
 
 def test_a_bad_sweep_is_bad_input_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
