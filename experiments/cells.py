@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fl_sim.config import Config, Section
 from fl_sim.config_file import ConfigError, default_flat, flatten, read_toml
@@ -75,10 +75,16 @@ def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
     if axis in default_flat() or not _is_section(axis):
         return str(value), {axis: value}
     if isinstance(value, Mapping):
-        flat = {f"{axis}.{key}": item for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
-        rest = " ".join(f"{item:g}" if isinstance(item, float) else str(item) for key, item in value.items() if key != "name")  # pyright: ignore
-        return f"{value.get('name', '')} {rest}".strip(), flat  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+        section = cast(Mapping[str, Any], value)
+        rest = [_shown(key, item) for key, item in section.items() if key != "name"]
+        return " ".join([str(section.get("name", "")), *rest]).strip(), {f"{axis}.{key}": item for key, item in section.items()}
     return str(value), {f"{axis}.name": value}
+
+
+def _shown(key: str, item: Any) -> str:
+    """A key of a section in a label; a strategy's norm and bound go without their names."""
+    value = f"{item:g}" if isinstance(item, float) else str(item)
+    return value if key in ("norm", "bound") else f"{key} {value}"
 
 
 def _is_section(axis: str) -> bool:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
 COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73"}
+PALETTE = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#F0E442", "#999999"]
 LABELS = {"attacked": "attacked", "twin": "clean twin", "control": "control: same trigger, no accumulation"}
 PHASES = {
     "accumulate": ("#F0E442", "accumulative phase"),
@@ -130,29 +131,31 @@ def _spans(rounds: Sequence[int]) -> list[tuple[int, int]]:
     return spans
 
 
-def matrix_figure(path: Path, curves: Mapping[str, Mapping[str, Mapping[int, float]]], table: Mapping[str, Mapping[str, Any]]) -> None:
-    """Accuracy over rounds, a panel a strategy and a curve an attack; `table[strategy][attack]` is the accuracy after the trigger."""
-    attacks = list(dict.fromkeys(attack for panel in curves.values() for attack in panel))
-    palette = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000"]
-    figure = Figure(figsize=(3.0 * len(curves), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    for axes, (strategy, panel) in zip(panels, curves.items(), strict=True):
-        for attack in attacks:
-            evaluated = panel.get(attack, {})
-            after = table[strategy].get(attack)
-            label = attack if axes is panels[0] else None
-            axes.plot(list(evaluated), list(evaluated.values()), color=palette[attacks.index(attack) % 6], label=label, linewidth=1.5)
-            if after is not None:
-                axes.annotate(
-                    f"{after:.1f}",
-                    (0.97, 0.04 + 0.08 * attacks.index(attack)),
-                    xycoords="axes fraction",
-                    ha="right",
-                    color=palette[attacks.index(attack) % 6],
-                    fontsize=9,
-                )
-        finish_axes(axes, strategy)
-        axes.set_ylabel("test accuracy (%)" if axes is panels[0] else "")
-    figure.legend(loc="outside lower center", ncols=len(attacks), frameon=False)
-    figure.suptitle("numbers: accuracy after the trigger (%)", fontsize=9)
+def matrix_figure(
+    path: Path, curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], after: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Accuracy over rounds: a panel a column, a colour a row and a curve a seed, at most four panels side by side.
+
+    Args: curves[column][row], accuracy by round of each seed; after[column][row], the accuracy after the trigger as text.
+    """
+    rows = list(dict.fromkeys(row for panel in curves.values() for row in panel))
+    across = min(len(curves), 4)
+    down = -(-len(curves) // across)
+    figure = Figure(figsize=(max(3.0 * across, 6.0), 0.8 + 2.6 * down), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, (column, panel) in zip(panels, curves.items(), strict=False):
+        for position, row in enumerate(rows):
+            colour = PALETTE[position % len(PALETTE)]
+            for number, evaluated in enumerate(panel.get(row, [])):
+                label = row if axes is panels[0] and number == 0 else None
+                axes.plot(list(evaluated), list(evaluated.values()), color=colour, label=label, linewidth=1.3, alpha=0.85)
+            text, place = after[column].get(row, ""), (0.97, 0.03 + 0.08 * position)
+            axes.annotate(text, place, xycoords="axes fraction", ha="right", color=colour, fontsize=8)
+        finish_axes(axes, column)
+        axes.title.set_fontsize(9)
+        axes.set_ylabel("test accuracy (%)" if axes in panels[::across] else "")
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    figure.legend(loc="outside lower center", ncols=min(len(rows), 5), frameon=False, fontsize=8)
+    figure.suptitle("numbers: accuracy after the trigger (%), over seeds mean (least to most)", fontsize=9)
     figure.savefig(path, dpi=160)

@@ -41,7 +41,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
 
 
 def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
-    """Accuracy after the trigger, rows by the first axis and columns by the others."""
+    """Accuracy after the trigger, rows by the first axis and columns by the others; mean (least to most) over seeds."""
     matrix = _matrix(cells, folders)
     columns = list(matrix)
     table = Table(caption="test accuracy after the trigger (%)", caption_justify="left")
@@ -49,19 +49,21 @@ def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for row in dict.fromkeys(row for column in matrix.values() for row in column):
-        table.add_row(row, *_shown(*(matrix[column].get(row) for column in columns)))
+        table.add_row(row, *(_over_seeds(matrix[column].get(row, [])) for column in columns))
     return table
 
 
 def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
-    """Accuracy over rounds of all cells: a panel for each value of the last axes, a curve for each of the first."""
-    curves: dict[str, dict[str, dict[int, float]]] = {}
+    """Accuracy over rounds of all cells: a panel for each value of the last axes, a colour for each of the first, a curve a seed."""
+    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
     for cell, folder in zip(cells, folders, strict=True):
         row, column = _place(cell)
         curve = {line["round"]: line["accuracy"] for line in read_rounds(folder)["attacked"] if "accuracy" in line}
         start = read_summary(folder)["accuracy"]["burn_in"]
-        curves.setdefault(column, {})[row] = {0: start, **curve}
-    matrix_figure(path, curves, _matrix(cells, folders))
+        curves.setdefault(column, {}).setdefault(row, []).append({0: start, **curve})
+    matrix = _matrix(cells, folders)
+    shown = {column: {row: _over_seeds(values) for row, values in rows.items()} for column, rows in matrix.items()}
+    matrix_figure(path, curves, shown)
 
 
 def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
@@ -81,19 +83,28 @@ def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) ->
     write_atomically(path, text.getvalue())
 
 
-def _matrix(cells: Sequence[Cell], folders: Sequence[Path]) -> dict[str, dict[str, float | None]]:
-    """Accuracy after the trigger by column and row."""
-    matrix: dict[str, dict[str, float | None]] = {}
+def _matrix(cells: Sequence[Cell], folders: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """Accuracy after the trigger by column and row, a value a seed."""
+    matrix: dict[str, dict[str, list[float]]] = {}
     for cell, folder in zip(cells, folders, strict=True):
         row, column = _place(cell)
-        matrix.setdefault(column, {})[row] = read_summary(folder)["accuracy"]["after_trigger"]
+        after = read_summary(folder)["accuracy"]["after_trigger"]
+        matrix.setdefault(column, {}).setdefault(row, []).extend([] if after is None else [after])
     return matrix
 
 
 def _place(cell: Cell) -> tuple[str, str]:
-    """Row (the first axis) and column (the others) of a cell."""
-    row, *others = cell.labels.values()
+    """Row (the first axis) and column (the others but the seed) of a cell."""
+    row, *others = [label for axis, label in cell.labels.items() if axis != "seed"] or ["all seeds"]
     return row, " · ".join(others) or "accuracy"
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """`mean (least to most)` of one or several accuracies."""
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _shown(*values: float | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from experiments.track import Track
@@ -44,11 +45,21 @@ def summarise(
             "realised_mean": sum(attacked.ratios) / len(attacked.ratios) if attacked.ratios else 0.0,
         },
         "rounds": attacked.rounds,
-        "seconds": seconds,
+        "seconds": {**seconds, **_seconds_a_round(attacked, twin)},
         "config_hash": config_hash(config),
         "status": "complete",
     }
     return summary
+
+
+def _seconds_a_round(attacked: Track, twin: Track | None) -> dict[str, float | None]:
+    """Medians, without evaluation: rounds in the accumulative phase, and honest rounds (the twin's, or those of recovery)."""
+    in_phase = [attacked.trained[round_] for round_, phase in attacked.phases.items() if phase == "accumulate"]
+    honest = list(twin.trained.values()) if twin else [attacked.trained[r] for r, phase in attacked.phases.items() if phase == "recover"]
+    return {
+        "attacked_round": statistics.median(in_phase) if in_phase else None,
+        "honest_round": statistics.median(honest) if honest else None,
+    }
 
 
 def _minus(left: float | None, right: float | None) -> float | None:

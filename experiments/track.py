@@ -30,7 +30,11 @@ Progress = Callable[[str, int, str, float | None], None]  # track, round, phase,
 
 @dataclass
 class Track:
-    """What a track measured. Accuracies in percent; `evaluated` by round, on `evaluate.examples`; the rest on the whole test set."""
+    """What a track measured.
+
+    Accuracies in percent: `evaluated` by round, on `evaluate.examples`; the others on the whole test set. `trained`: seconds of
+    each round without evaluation.
+    """
 
     name: TrackName
     evaluated: dict[int, float] = field(default_factory=dict[int, float])
@@ -45,6 +49,7 @@ class Track:
     failures: int = 0
     theta: Tensor | None = None
     seconds: float = 0.0
+    trained: dict[int, float] = field(default_factory=dict[int, float])
 
     @property
     def rounds(self) -> int:
@@ -134,6 +139,7 @@ def run_track(
         line |= _figures(outcome, dict(metrics))
         track.phases[round_] = line["phase"]
         track.ratios.append(outcome.poison_ratio)
+        track.trained[round_] = trained - clock
         line["seconds"] = {"train": round(trained - clock, 6), "evaluate": round(time.perf_counter() - trained, 6), "waves": outcome.waves}
         records.round(line)
         progress(name, round_, line["phase"], track.evaluated.get(round_))
