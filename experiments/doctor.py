@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.console import Console
 from experiments.launch import APP_DIR, cpu_cores
 from experiments.records import PACKAGES
 from fl_sim.config_file import resolve
+
+OPTIONAL = ("byzfl",)
 
 
 def doctor(console: Console) -> int:
@@ -33,6 +36,12 @@ def _packages() -> str:
     for name in PACKAGES:
         importlib.import_module(name)
     return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+
+def _optional() -> str:
+    found = [f"{name} {version(name)}" for name in OPTIONAL if find_spec(name)]
+    missing = [f"no {name} (pip install 'fl-sim[{name}]')" for name in OPTIONAL if not find_spec(name)]
+    return ", ".join(found + missing)
 
 
 def _vision() -> str:
@@ -68,6 +77,7 @@ def _cache() -> str:
 CHECKS: dict[str, Callable[[], str]] = {
     "python": platform.python_version,
     "packages": _packages,
+    "optional packages": _optional,
     "torchvision": _vision,
     "device": _device,
     "Flower app": _app,
