@@ -34,23 +34,25 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     start = first_look(knowledge, state)
     own = appraise(knowledge, start)
     scalars = _running_norm(knowledge, state)
-    metrics = {"own-loss": own.loss, "own-accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
-    may_rehearse = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
-    if settings.fire == "rehearsed" and may_rehearse:
-        rehearsal = rehearse(knowledge, trigger, own)
-        metrics["rehearsed-accuracy"] = rehearsal.after
-        metrics["fired"] = max(metrics["fired"], float(rehearsal.succeeds))
     history = history_of(knowledge, state)
     next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state), scalars)
+    metrics = {"own-loss": own.loss, "own-accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
     if metrics["fired"]:
         return Action(trigger_updates, next_state, metrics)
     scale = stealth(own.loss, own.start_loss, settings.stealth_gamma) if knowledge.accumulate else 0.0
-    if scale == 0.0:
+    h, rehearsed = direction(OBJECTIVES[settings.objective], knowledge, trigger, history) if scale else (None, None)
+    may_fire = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
+    if settings.fire == "rehearsed" and may_fire:
+        rehearsal = rehearse(knowledge, trigger, own, rehearsed)
+        metrics["rehearsed-accuracy"] = rehearsal.after
+        if rehearsal.succeeds:
+            metrics["fired"] = 1.0
+            return Action(trigger_updates, next_state, metrics)
+    if h is None:
         return Action(knowledge.updates, next_state, metrics)
-    h = direction(OBJECTIVES[settings.objective], knowledge, trigger, history)
-    scaled = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
-    metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(scaled))
-    return Action(_send(knowledge, knowledge.honest_mean + scaled, momentum), next_state, metrics)
+    push = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
+    metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(push))
+    return Action(_send(knowledge, knowledge.honest_mean + push, momentum), next_state, metrics)
 
 
 def _send(knowledge: Knowledge, target: Tensor, momentum: Tensor) -> Tensor:

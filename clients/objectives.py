@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,26 @@ from clients.adaptive import discrepancy
 from clients.knowledge import Knowledge
 from fl_sim.federation import Batch
 
-Objective = Callable[[Knowledge, Tensor, Tensor], Tensor]  # knowledge, theta (d,), trigger vector P_t (d,) -> scalar to descend
+
+class Aim(NamedTuple):
+    """The scalar to descend; and where an objective looks past the trigger anyway, the accuracy there on this round's draw (percent)."""
+
+    value: Tensor
+    rehearsed: float | None = None
 
 
-def inner(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
+Objective = Callable[[Knowledge, Tensor, Tensor], Aim]  # knowledge, theta (d,), trigger vector P_t (d,)
+
+
+def inner(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`<grad L(S_val; theta), P_t>` with P_t constant; its gradient is one Hessian-vector product.
 
     Source: Pang et al. 2021, Algorithm 2. Unbounded below.
     """
-    return torch.dot(_differentiable_gradient(knowledge, theta, knowledge.validation_draw), trigger)
+    return Aim(torch.dot(_differentiable_gradient(knowledge, theta, knowledge.validation_draw), trigger))
 
 
-def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
+def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`-cos(grad L(S_T; theta), grad L(S_val; theta))` for a reversed trigger, `+cos` for a clean one, through both gradients.
 
     Source: Pang et al. 2021, the released code.
@@ -33,10 +42,10 @@ def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
         _differentiable_gradient(knowledge, theta, knowledge.validation_draw),
         dim=0,
     )
-    return -similarity if knowledge.settings.trigger == "reversed" else similarity
+    return Aim(-similarity if knowledge.settings.trigger == "reversed" else similarity)
 
 
-def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
+def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`M(S_val; theta - server_lr * P_t)` with P_t constant and `M = mean(-log(1 - p_y))`.
 
     Prepares a model that misclassifies after the trigger. M is bounded below, so the pull dies once the look-ahead point
@@ -46,21 +55,21 @@ def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Tensor:
     log_p = F.log_softmax(knowledge.model.logits(theta - knowledge.server_lr * trigger, inputs), dim=1)
     # log(1 - p_y) as the log of the sum of the other classes' probabilities: exact where p_y rounds to 1.
     others = log_p.scatter(1, labels.unsqueeze(1), float("-inf")).logsumexp(dim=1)
-    return -others.mean()
+    return Aim(-others.mean(), 100.0 * float((log_p.argmax(dim=1) == labels).double().mean()))
 
 
 OBJECTIVES: dict[str, Objective] = {"lookahead": lookahead, "cosine": cosine, "inner": inner}
 
 
-def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> Tensor:
+def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> tuple[Tensor, float | None]:
     """h_t (d,): the gradient with respect to theta of the objective, plus `attack.discrepancy-weight` times the discrepancy
-    against `history` (r, e, c) where there is one (Zhu et al. 2023, Eq. 21)."""
+    against `history` (r, e, c) where there is one (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of its `Aim`."""
     leaf = knowledge.theta.detach().requires_grad_(True)
-    value = objective(knowledge, leaf, trigger)
+    value, rehearsed = objective(knowledge, leaf, trigger)
     if history is not None:
         value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
     (gradient,) = torch.autograd.grad(value, leaf)
-    return gradient
+    return gradient, rehearsed
 
 
 def _differentiable_gradient(knowledge: Knowledge, theta: Tensor, batch: Batch) -> Tensor:

@@ -46,13 +46,15 @@ class Rehearsal(NamedTuple):
     succeeds: bool
 
 
-def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal) -> Rehearsal:
+def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal, after: float | None) -> Rehearsal:
     """Try a combined update (d,) on a copy of the model with this round's draw of the coalition's validation set, and where that
     looks good (within `SLACK` points) with all of the set. Ours.
+
+    Args: after, the accuracy of that try on the draw where somebody has it already.
     """
     broken, first = knowledge.theta - knowledge.server_lr * trigger, knowledge.settings.fire_from
     u = (knowledge.round - first) / max(knowledge.total_rounds - first, 1)
-    after, now = knowledge.model.score(broken, *knowledge.validation_draw)[0], own.accuracy
+    now, after = own.accuracy, knowledge.model.score(broken, *knowledge.validation_draw)[0] if after is None else after
     whole = len(knowledge.drawn) == len(knowledge.validation.labels)
     if not whole and should_fire(after - SLACK, now + SLACK, own.start_accuracy, u):
         after = knowledge.model.score(broken, *knowledge.validation)[0]

@@ -15,7 +15,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The keys of DESIGN section 7. Accuracies in percent, differences in points; null where nothing was measured.
 
-    Without an attack, `before_trigger` and `after_trigger` are the accuracies around the round for which it was planned.
+    `worst_loss_in_phase`: from the accuracy before round 1 to the worst in the phase, on the same examples. Without an attack,
+    `before_trigger` and `after_trigger` are the accuracies around the round for which it was planned.
     """
     before, after = attacked.before_trigger, attacked.after_trigger
     phase = [round_ for round_, name in attacked.phases.items() if name == "accumulate"]
@@ -27,6 +28,7 @@ def summarise(
         "stealth_gap": _stealth_gap(attacked, twin, phase),
         "gain": _minus(control.after_trigger if control else None, after),
         "worst_accuracy_in_phase": min(in_phase, default=None),
+        "worst_loss_in_phase": _minus(attacked.start, min(in_phase, default=None)),
         "trigger_round": attacked.fired[0] if attacked.fired else None,
         "triggers": list(attacked.fired),
         "after_last_trigger": attacked.after_last_trigger,

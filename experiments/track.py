@@ -40,6 +40,7 @@ class Track:
     evaluated: dict[int, float] = field(default_factory=dict[int, float])
     phases: dict[int, str] = field(default_factory=dict[int, str])
     ratios: list[float] = field(default_factory=list[float])
+    start: float = 0.0  # before round 1, on the examples of `evaluated`
     fired: tuple[int, ...] = ()
     before_trigger: float | None = None
     after_trigger: float | None = None
@@ -65,6 +66,7 @@ class Evaluator:
         count = config.evaluate.examples
         self.partial = bool(count) and count < len(self._test.labels)
         self._part = federation.test(count) if self.partial else self._test
+        self.start = self.part(start.theta)[0]
 
     def part(self, theta: Tensor) -> tuple[float, float]:
         return self._model.score(theta.to(self._device), *self._part)
@@ -108,7 +110,7 @@ def run_track(
         accumulate=name != "control",
         orders=orders,
     )
-    track, monitor = Track(name), Monitor(config.monitor, evaluator.probe(start.theta))
+    track, monitor = Track(name, start=evaluator.start), Monitor(config.monitor, evaluator.probe(start.theta))
     planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
     arrays = to_record({"theta": strategy.state.theta})
     round_ = 0

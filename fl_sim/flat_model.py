@@ -54,7 +54,7 @@ class FlatModel:
         return torch.vmap(grad(self.loss), in_dims=(shared, 0, 0, 0))(thetas, inputs, labels, weights)
 
     @torch.no_grad()
-    def examples(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 1000) -> tuple[Tensor, Tensor]:
+    def examples(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[Tensor, Tensor]:
         """Cross-entropy (e,) and whether the model is right, 1 or 0, (e,) of each of the inputs (e, C, H, W), in batches."""
         losses: list[Tensor] = []
         hits: list[Tensor] = []
@@ -64,7 +64,7 @@ class FlatModel:
             hits.append((logits.argmax(dim=1) == part).to(logits.dtype))
         return torch.cat(losses), torch.cat(hits)
 
-    def score(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 1000) -> tuple[float, float]:
+    def score(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[float, float]:
         """Accuracy in percent and mean cross-entropy over inputs (e, C, H, W), in batches."""
         losses, hits = self.examples(theta, inputs, labels, batch)
         return 100.0 * int(hits.sum(dtype=torch.float64)) / len(labels), float(losses.mean(dtype=torch.float64))

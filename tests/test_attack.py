@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.accumulative import accumulative, stealth
+from clients.appraisal import Appraisal, appraise, first_look
 from clients.attacks import ATTACKS
 from clients.knowledge import HonestSum, Knowledge
 from clients.objectives import OBJECTIVES, direction
 from clients.offset import masks, send, within_budget
-from clients.trigger import project, should_fire, trigger_vector
+from clients.trigger import Rehearsal, project, rehearse, should_fire, trigger_vector
 from fl_sim.clipping import Clip
 from fl_sim.config import Attack
 from fl_sim.messages import AttackState
@@ -34,7 +35,7 @@ def combined(knowledge: Knowledge, updates: torch.Tensor) -> torch.Tensor:
 def test_direction_is_the_central_difference_of_its_objective(name: str, is_reversed: bool) -> None:
     k = knowledge_of(trigger="reversed" if is_reversed else "clean")
     trigger = trigger_vector(k, None)
-    h = direction(OBJECTIVES[name], k, trigger, None)
+    h = direction(OBJECTIVES[name], k, trigger, None)[0]
     step = 1e-5  # cube root of float64's epsilon: truncation and rounding error are about equal
     for j in range(0, len(k.theta), 7):
         values: list[float] = []
@@ -42,7 +43,7 @@ def test_direction_is_the_central_difference_of_its_objective(name: str, is_reve
             moved = k.theta.clone()
             moved[j] += sign * step
             moved.requires_grad_(True)
-            value = OBJECTIVES[name](k, moved, trigger)
+            value = OBJECTIVES[name](k, moved, trigger).value
             values.append(float(value.detach()))
         assert float(h[j]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-9)
 
@@ -52,7 +53,7 @@ def test_lookahead_is_minus_log_of_the_probability_of_being_wrong() -> None:
     trigger = torch.zeros_like(k.theta)
     p = k.model.logits(k.theta, k.validation_draw.inputs).softmax(dim=1)
     p_y = p[torch.arange(10), k.validation_draw.labels]
-    value = OBJECTIVES["lookahead"](k, k.theta, trigger)
+    value = OBJECTIVES["lookahead"](k, k.theta, trigger).value
     torch.testing.assert_close(value, -torch.log1p(-p_y).mean())
 
 
@@ -65,9 +66,9 @@ def test_descending_each_objective_makes_the_trigger_hurt_more() -> None:
         before = k.model.loss(theta, *k.validation_draw)
         return float((k.model.loss(theta - k.server_lr * trigger, *k.validation_draw) - before).detach())
 
-    h = direction(OBJECTIVES["inner"], k, trigger, None)
+    h = direction(OBJECTIVES["inner"], k, trigger, None)[0]
     assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
-    h = direction(OBJECTIVES["cosine"], k, trigger, None)
+    h = direction(OBJECTIVES["cosine"], k, trigger, None)[0]
     near, far = (k.theta - 0.01 * h / h.norm()), k.theta
 
     def cosine(theta: torch.Tensor) -> float:
@@ -162,6 +163,35 @@ def test_the_malicious_part_of_the_mean_is_within_m_b_over_n(m: int, bound: floa
         assert float(weighted_sum(sent, [1.0] * m, rule.before).total.norm()) <= m * bound * (1 + 1e-9)
 
 
+def test_a_rehearsal_tries_the_draw_first_and_then_the_whole_set() -> None:
+    """It fires on what all of S_val says; what the look-ahead saw on the draw is not computed again."""
+    k = dataclasses.replace(knowledge_of(norm_bound=1.0), drawn=torch.arange(3))
+    trigger, own = trigger_vector(k, None), Appraisal(0.1, 90.0, 0.1, 90.0)
+    broken = k.theta - k.server_lr * trigger
+    draw, whole = k.model.score(broken, *k.validation_draw)[0], k.model.score(broken, *k.validation)[0]
+    assert draw != whole
+    late = dataclasses.replace(k, round=5, total_rounds=5, settings=k.settings.model_copy(update={"fire_from": 4}))
+    own = own._replace(accuracy=k.model.score(k.theta, *k.validation)[0], start_accuracy=0.0)
+    assert rehearse(late, trigger, own, None) == Rehearsal(whole, whole <= 65.0)
+    assert rehearse(late, trigger, own, 99.0) == Rehearsal(99.0, succeeds=False), "the draw was hopeless: nothing more is tried"
+    assert OBJECTIVES["lookahead"](k, k.theta, trigger).rehearsed == pytest.approx(draw)
+    strict = own._replace(start_accuracy=own.accuracy + 20.0)
+    assert not rehearse(late, trigger, strict, None).succeeds, "its own accuracy is not back up"
+
+
+def test_the_appraisal_is_exact_on_the_whole_set_and_needs_only_the_draw() -> None:
+    k = knowledge_of()
+    start = first_look(k, AttackState())
+    moved = dataclasses.replace(k, theta=k.theta + 0.1, drawn=torch.arange(20))
+    accuracy, loss = k.model.score(moved.theta, *k.validation)
+    now = appraise(moved, start)
+    assert (now.loss, now.accuracy) == (pytest.approx(loss), pytest.approx(accuracy))
+    part = appraise(dataclasses.replace(k, theta=k.theta + 0.1), start)
+    losses, _ = k.model.examples(k.theta + 0.1, *k.validation_draw)
+    assert part.loss == pytest.approx(float(start["losses"].mean() + (losses - start["losses"][::2]).mean()))
+    assert appraise(k, start).loss == pytest.approx(float(start["losses"].mean())), "nothing moved: no noise from the draw"
+
+
 def test_fire_rule() -> None:
     assert should_fire(15.0, 97.5, 99.0, 0.0)
     assert not should_fire(15.1, 99.0, 99.0, 0.0)
@@ -185,7 +215,7 @@ def test_relative_scaling_sets_the_length_of_the_push(objective: str) -> None:
 def test_lambda_scaling_is_the_papers() -> None:
     k = knowledge_of(scaling="lambda", objective="inner", **{"lambda": 0.25})
     trigger = trigger_vector(k, None)
-    h = direction(OBJECTIVES["inner"], k, trigger, None)
+    h = direction(OBJECTIVES["inner"], k, trigger, None)[0]
     torch.testing.assert_close(combined(k, accumulative(k, AttackState()).updates), k.honest_mean + 0.25 * h)
 
 
