@@ -86,6 +86,8 @@ def test_the_twin_is_the_honest_run_and_the_control_fires_the_same_trigger(confi
     assert all(line["attack"]["scale"] > 0.0 for line in lines(folder)[:3])
     assert attacked["trigger_round"] == 4
     assert attacked["control"]["trigger_round"] == 4
+    worst = min(line["accuracy"] for line in lines(folder)[:3])
+    assert attacked["worst_loss_in_phase"] == attacked["accuracy"]["burn_in"] - worst
 
 
 def test_records_are_what_the_design_says(configure: Configure, tmp_path: Path) -> None:
@@ -106,7 +108,6 @@ def test_records_are_what_the_design_says(configure: Configure, tmp_path: Path) 
     in_phase = [line["accuracy"] for line in attacked[:3]]
     assert summary["stealth_gap"] == pytest.approx(max(t - a for t, a in zip(twin, in_phase, strict=False)))
     assert summary["worst_accuracy_in_phase"] == min(in_phase)
-    assert abs(summary["worst_loss_in_phase"] - (summary["accuracy"]["burn_in"] - min(in_phase))) < 20.0, "on 50 examples"
     assert summary["poison_ratio"] == {"configured": 0.17, "realised_mean": pytest.approx(2 / 12)}
     assert summary["status"] == "complete"
     assert expected_rounds(config) == 18
