@@ -16,6 +16,7 @@ from clients.knowledge import Knowledge
 from clients.objectives import OBJECTIVES, direction
 from clients.offset import send
 from clients.trigger import rehearse, trigger_vector
+from fl_sim.clipping import Clip, clip
 from fl_sim.messages import AttackState
 
 
@@ -23,13 +24,13 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     """Accumulate: aim for `honest_t + scale_t * h_t`. Trigger: aim for `P_t`.
 
     The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
-    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again. In a control the
-    scale is 0.
+    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth: the
+    model is broken already. In a control the scale is 0.
     """
-    settings, theta = knowledge.settings, knowledge.theta
-    momentum = (state.arrays["theta"] - theta) / knowledge.server_lr if "theta" in state.arrays else knowledge.honest_mean
+    settings = knowledge.settings
+    last = state.arrays.get("theta")
     vector = trigger_vector(knowledge, state.arrays.get("trigger"))
-    trigger_updates = _send(knowledge, vector, momentum)
+    trigger_updates = _send(knowledge, vector, last)
     trigger = knowledge.combined(trigger_updates)
     start = first_look(knowledge, state)
     own = appraise(knowledge, start)
@@ -39,7 +40,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     metrics = {"own-loss": own.loss, "own-accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
     if metrics["fired"]:
         return Action(trigger_updates, next_state, metrics)
-    scale = stealth(own.loss, own.start_loss, settings.stealth_gamma) if knowledge.accumulate else 0.0
+    gamma = settings.stealth_gamma if knowledge.phase == "accumulate" else float("inf")
+    scale = stealth(own.loss, own.start_loss, gamma) if knowledge.accumulate else 0.0
     h, rehearsed = direction(OBJECTIVES[settings.objective], knowledge, trigger, history) if scale else (None, None)
     may_fire = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
     if settings.fire == "rehearsed" and may_fire:
@@ -52,20 +54,18 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         return Action(knowledge.updates, next_state, metrics)
     push = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
     metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(push))
-    return Action(_send(knowledge, knowledge.honest_mean + push, momentum), next_state, metrics)
+    return Action(_send(knowledge, knowledge.honest_mean + push, last), next_state, metrics)
 
 
-def _send(knowledge: Knowledge, target: Tensor, momentum: Tensor) -> Tensor:
-    """Updates (m, d) for a target (d,), kept in line with the server's momentum (d,) if `attack.alignment` asks for it."""
+def _send(knowledge: Knowledge, target: Tensor, last: Tensor | None) -> Tensor:
+    """Updates (m, d) for a target (d,); with `attack.alignment` in line with how the model moved since the last one seen (d,), and no
+    longer than the known bound, or than the members' honest updates."""
     updates = send(knowledge, target)
     if knowledge.settings.alignment == 0.0:
         return updates
-    return aligned(updates, momentum, knowledge.settings.alignment, _camouflage(knowledge))
-
-
-def _camouflage(knowledge: Knowledge) -> float:
-    """The norm that an aligned update may have: the known bound, or that of the members' honest updates."""
-    return knowledge.bound.bound if knowledge.bound else float(torch.linalg.vector_norm(knowledge.updates, dim=1).median())
+    momentum = knowledge.honest_mean if last is None else last - knowledge.theta
+    bound = knowledge.bound or Clip("l2", float(torch.linalg.vector_norm(knowledge.updates, dim=1).median()))
+    return clip(aligned(updates, momentum, knowledge.settings.alignment), bound)[0]
 
 
 def _running_norm(knowledge: Knowledge, state: AttackState) -> dict[str, float]:

@@ -31,7 +31,8 @@ def said(knowledge: Knowledge, theta: Tensor) -> Tensor:
 
 def history_of(knowledge: Knowledge, state: AttackState) -> Tensor | None:
     """The references (2, e, c) of the discrepancy: the first model that the coalition saw and the one
-    `attack.discrepancy-lag` rounds back (the oldest it saw before that). None with `attack.discrepancy-weight = 0`.
+    `attack.discrepancy-lag` rounds back, counting rounds in which a member was sampled (the oldest it saw before that). None with
+    `attack.discrepancy-weight = 0`.
     """
     if knowledge.settings.discrepancy_weight == 0.0:
         return None
@@ -49,18 +50,21 @@ def remember(knowledge: Knowledge, history: Tensor | None, state: AttackState) -
     return {"said": torch.cat([kept[:1], recent])}
 
 
-def aligned(updates: Tensor, momentum: Tensor, cosine: float, bound: float) -> Tensor:
-    """The updates (m, d) nearest in angle to the given ones that have `cos(A_i, momentum) >= cosine` and `|A_i| <= bound`.
+def aligned(updates: Tensor, momentum: Tensor, cosine: float) -> Tensor:
+    """The updates (m, d) nearest in angle to the given ones that have `cos(A_i, momentum) >= cosine`, as long as they were.
 
     With v the unit momentum (d,) and u the unit part of an update orthogonal to it, an update whose cosine is too small
-    becomes `|A_i| * (cosine * v + sqrt(1 - cosine^2) * u)`.
+    becomes `|A_i| * (cosine * v + sqrt(1 - cosine^2) * u)`. An update opposed to v, with no such part, turns to v itself. Without
+    momentum the updates stay as they are.
 
-    Args: cosine in [0, 1]; bound > 0.
+    Args: cosine in [0, 1].
     """
+    if not bool(momentum.any()):
+        return updates
     v = F.normalize(momentum, dim=0)
     lengths = torch.linalg.vector_norm(updates, dim=1, keepdim=True)
     along = (updates @ v).unsqueeze(1)
-    u = F.normalize(updates - along * v, dim=1)
-    turned = lengths * (cosine * v + (1.0 - cosine**2) ** 0.5 * u)
-    kept = torch.where(along >= cosine * lengths, updates, turned)
-    return kept * torch.clamp(bound / lengths, max=1.0)  # b / 0 = inf clamps to 1
+    across = updates - along * v
+    u = F.normalize(across - (across @ v).unsqueeze(1) * v, dim=1)  # twice: what is left of an opposed update is rounding along v
+    turned = lengths * F.normalize(cosine * v + (1.0 - cosine**2) ** 0.5 * u, dim=1)
+    return torch.where(along >= cosine * lengths, updates, turned)

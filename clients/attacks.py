@@ -29,4 +29,4 @@ ATTACKS: dict[str, Attack] = {
 }
 
 FROM_BYZFL = frozenset({"sign-flip", "ipm", "alie", "mimic"})
-NEEDS_TWO = frozenset({"alie", "min-max", "min-sum"})  # they estimate a spread from the members' updates
+NEEDS_TWO = frozenset({"alie", "min-max", "min-sum", "mimic"})  # a spread of one, or a copy of oneself, is the honest update

@@ -11,7 +11,7 @@ from clients.attacks import ATTACKS
 from clients.honest import Work, failing_clients
 from clients.knowledge import HonestSum, Knowledge, KnownRule
 from clients.offset import within_budget
-from fl_sim.clipping import clip_of
+from fl_sim.clipping import Clip, clip_of
 from fl_sim.config import Config
 from fl_sim.federation import Batch, CohortBatches
 from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply
@@ -43,7 +43,8 @@ def coalition_turn(work: Work, order: CoalitionOrder) -> CoalitionReply:
     summed = weighted_sum(sent, kept_weights, work.before)
     reports = [ClientReport(client, w, norm) for client, w, norm in zip(kept, kept_weights, summed.norms, strict=True)]
     reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in kept]
-    metrics = {"fired": float(order.phase == "trigger"), **action.metrics, "shift-norm": shift}
+    longest = float(torch.linalg.vector_norm(sent, dim=1).max()) if kept else 0.0
+    metrics = {"fired": float(order.phase == "trigger"), **action.metrics, "shift-norm": shift, "malicious-norm": longest}
     if not kept:
         metrics["fired"] = 0.0
     updates = sent if work.stacked else summed.total.unsqueeze(0)
@@ -70,22 +71,24 @@ def gather(work: Work, order: CoalitionOrder, batches: CohortBatches) -> Knowled
         updates=block_updates(work.model, work.theta, batches, config.client),
         weights=torch.tensor(weights_of(batches), device=work.theta.device),
         num_sampled=order.num_sampled,
-        server_lr=config.server.learning_rate,
+        server_lr=config.step_size,
         validation=validation,
         drawn=torch.from_numpy(np.sort(draw)).to(validation.labels.device),
         trigger_batch=trigger_batch,
         settings=attack,
         own_seed=int(stream(config.seed, "coalition", work.round).integers(2**31)),
-        rule=None if attack.knowledge == "coalition" else known_rule(config),
+        rule=None if attack.knowledge == "coalition" else known_rule(config, work.before),
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
     )
 
 
-def known_rule(config: Config) -> KnownRule:
-    """What a coalition that knows the rule knows of it."""
+def known_rule(config: Config, before: Clip | None) -> KnownRule:
+    """What a coalition that knows the rule knows of it: the clip of each update that the server asks for in this round (DGC's changes),
+    and the clip of the combined one.
+    """
     strategy = config.strategy
-    bound = clip_of(strategy.norm, strategy.bound)
-    return KnownRule(strategy.name, bound if strategy.name == "clip-before" else None, bound if strategy.name == "clip-after" else None)
+    after = clip_of(strategy.norm, strategy.bound) if strategy.name in ("clip-after", "dgc") else None
+    return KnownRule(strategy.name, before, after)
 
 
 def own_batches(work: Work) -> tuple[Batch, Batch]:

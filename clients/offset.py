@@ -15,7 +15,8 @@ def send(knowledge: Knowledge, target: Tensor) -> Tensor:
 
     With the recovered offset they carry together `sum_malicious w_i A_i = W * target - sum_honest w_i g_i`, split equally,
     plus masks. Without it, each sends the target itself. Where a clip of each update at bound b is known, each is sent at norm
-    b at most, along the same direction: together they move the mean by `b * (their share of the weight)`, about `m * b / n`.
+    b at most, the nearest point of the ball: together they move the mean by `b * (their share of the weight)`, about `m * b / n`. For l2
+    it is along the same direction, for linf coordinate by coordinate.
     Source: Pang et al. 2021, Eq. 14, Algorithm 2 and App. C, in weighted-mean form.
     """
     if not knowledge.settings.recovered_offset:
@@ -23,6 +24,8 @@ def send(knowledge: Knowledge, target: Tensor) -> Tensor:
     else:
         together = knowledge.total_weight * target - knowledge.honest_sum
         updates = together / knowledge.weights.sum() + masks(knowledge)
+    if knowledge.bound and knowledge.bound.norm == "linf":
+        return updates.clamp(-knowledge.bound.bound, knowledge.bound.bound)
     return clip(updates, knowledge.bound)[0] if knowledge.bound else updates
 
 
@@ -44,7 +47,8 @@ def within_budget(knowledge: Knowledge, updates: Tensor) -> tuple[Tensor, float]
     """Malicious updates (m, d) scaled back so that they move the combined update by at most `attack.norm-bound`.
 
     The shift is `sum_i w_i (A_i - g_i) / W` over the members, with g_i what member i would honestly send. Called on every
-    attack's result, whatever the attack did. Returns the updates and the norm of the shift before.
+    attack's result, whatever the attack did. W is the coalition's own estimate where it is not omniscient: exact with clients of
+    equal weight. Returns the updates and the norm of the shift before.
     """
     moves = updates - knowledge.updates
     shift = float(torch.linalg.vector_norm(knowledge.weights @ moves)) / knowledge.total_weight

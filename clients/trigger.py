@@ -54,7 +54,9 @@ def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal, after: float
     """
     broken, first = knowledge.theta - knowledge.server_lr * trigger, knowledge.settings.fire_from
     u = (knowledge.round - first) / max(knowledge.total_rounds - first, 1)
-    now, after = own.accuracy, knowledge.model.score(broken, *knowledge.validation_draw)[0] if after is None else after
+    now = own.accuracy
+    if after is None:
+        after = knowledge.model.score(broken, *knowledge.validation_draw)[0]
     whole = len(knowledge.drawn) == len(knowledge.validation.labels)
     if not whole and should_fire(after - SLACK, now + SLACK, own.start_accuracy, u):
         after = knowledge.model.score(broken, *knowledge.validation)[0]

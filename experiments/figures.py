@@ -59,7 +59,7 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
     for axes, (label, draw) in zip(rows, panels, strict=True):
         draw(axes)
         for line in lines:
-            if line["phase"] == "trigger":
+            if line.get("attack", {}).get("fired"):
                 axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
         axes.set_ylabel(label, fontsize=8)
         axes.grid(alpha=0.25)
@@ -104,7 +104,8 @@ def _series(lines: Lines, *keys: str) -> list[tuple[int, float]]:
 
 
 def _plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str) -> None:
-    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, linewidth=1.2)
+    marker = "." if len(series) == 1 else None  # a line of one point draws nothing
+    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, linewidth=1.2, marker=marker)
 
 
 def curve(axes: Axes, lines: Lines, name: str) -> None:

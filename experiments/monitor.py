@@ -12,9 +12,18 @@ class Monitor:
         self._settings, self._best, self._low = settings, start_accuracy, 0
 
     @property
+    def low(self) -> bool:
+        """Whether the last accuracy was `drop` points below the running best."""
+        return self._low > 0
+
+    @property
     def watching(self) -> bool:
         """False with `monitor.action = "none"`: nobody needs the probe accuracy."""
         return self._settings.action != "none"
+
+    def forget(self) -> None:
+        """Start counting anew, after the model was rolled back."""
+        self._low = 0
 
     def alarm(self, round_: int, accuracy: float) -> bool:
         """Take the probe accuracy (percent) after a round; true in the round in which the alarm is raised."""

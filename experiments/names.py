@@ -1,4 +1,4 @@
-"""Names that a configuration may use for an attack, and what they need: the tables are above `fl_sim`, so it cannot check them."""
+"""Names of attacks and strategies, and what they need: the tables are above `fl_sim`, so its config cannot check them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from importlib.util import find_spec
 from clients.attacks import ATTACKS, FROM_BYZFL, NEEDS_TWO
 from fl_sim.config import Config
 from fl_sim.sampling import malicious_clients
+from strategies.catalogue import strategy_problems
 
 
 def name_problems(config: Config) -> list[str]:
-    """What is wrong with `attack.name`, a sentence a problem."""
+    """What is wrong with `attack.name`, `strategy.name` and `strategy.options`, a sentence a problem."""
+    return [*_attack_problems(config), *strategy_problems(config)]
+
+
+def _attack_problems(config: Config) -> list[str]:
     name = config.attack.name
     known = ["none", *ATTACKS]
     if name not in known:
@@ -20,9 +25,9 @@ def name_problems(config: Config) -> list[str]:
     problems: list[str] = []
     if name in FROM_BYZFL and find_spec("byzfl") is None:
         problems.append(f"expected the optional package byzfl with attack.name = {name!r}: pip install 'fl-sim[byzfl]'")
-    if name in NEEDS_TWO and len(malicious_clients(config)) < 2:
+    if name in NEEDS_TWO and len(malicious_clients(config)) == 1:
         problems.append(
             f"expected at least 2 malicious clients (attack.malicious-fraction, attack.poison-ratio) with attack.name = {name!r}, "
-            f"which takes the spread of honest updates from its members' own, got {len(malicious_clients(config))}"
+            "which compares its members' own honest updates, got 1"
         )
     return problems

@@ -70,6 +70,10 @@ class RunRecords:
         for old in sorted(folder.glob(f"{track}-*.safetensors"))[:-keep]:
             old.unlink()
 
+    def calibration(self, record: Mapping[str, Any]) -> None:
+        """`calibration.json`: DGC's thresholds, and the scores of the clean rounds that they come from."""
+        write_atomically(self.folder / "calibration.json", _pretty(plain(record)))
+
     def finish(self, model: Mapping[str, Tensor], summary: Mapping[str, Any], config: Config) -> None:
         """The last model, and at the very end `summary.json`: the run is complete."""
         self.close()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.calibration import calibrate
 from experiments.figures import accuracy_figure, attack_figure
 from experiments.records import RunRecords, read_rounds, run_folder
 from experiments.schedule import planned_rounds
@@ -30,6 +31,18 @@ def execute_run(config: Config, output_dir: Path, transport: Transport, progress
     evaluator = Evaluator(config, federation, start)
     burnt = time.perf_counter()
     records = RunRecords(run_folder(output_dir, config), config)
+    calibration = None
+    if config.strategy.name == "dgc":
+        calibration, record = calibrate(
+            config,
+            transport=transport,
+            orders=orders,
+            start=start,
+            federation=federation,
+            model=evaluator.model,
+            progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
+        )
+        records.calibration(record)
 
     def run(name: TrackName, length: int | None = None, reference: Track | None = None) -> Track:
         return run_track(
@@ -39,6 +52,8 @@ def execute_run(config: Config, output_dir: Path, transport: Transport, progress
             orders=orders,
             start=start,
             evaluator=evaluator,
+            federation=federation,
+            calibration=calibration,
             records=records,
             progress=progress,
             length=length,

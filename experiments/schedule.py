@@ -27,7 +27,8 @@ def phase_of(config: Config, round_: int, fired: tuple[int, ...], *, attacked: b
     if not fired:
         return "accumulate" if round_ <= last else "trigger" if round_ <= last + PATIENCE else "end"
     if len(fired) < schedule.triggers:
-        return "trigger" if round_ >= fired[-1] + schedule.trigger_every else "between"
+        due = fired[-1] + schedule.trigger_every
+        return "between" if round_ < due else "trigger" if round_ < due + PATIENCE else "end"
     return "recover" if round_ <= fired[-1] + schedule.recovery_rounds else "end"
 
 

@@ -33,6 +33,8 @@ def summarise(
         "triggers": list(attacked.fired),
         "after_last_trigger": attacked.after_last_trigger,
         "alarms": list(attacked.alarms),
+        "monitor": _monitor(config, attacked),
+        "refused": {"attacked": attacked.refused, "twin": twin.refused if twin else None},
         "client_failures": attacked.failures,
         "clean_twin": {"final": twin.final, "at_trigger": twin.after_trigger} if twin else None,
         "control": {
@@ -52,6 +54,20 @@ def summarise(
         "status": "complete",
     }
     return summary
+
+
+def _monitor(config: Config, track: Track) -> dict[str, Any]:
+    """When the monitor fired and when the damage was done: the first round with test accuracy `monitor.drop` points below its best so
+    far, after whatever the monitor did about it. `in_time`: the alarm came before any damage (null without an alarm)."""
+    best, damage = track.start, None
+    for round_, accuracy in track.evaluated.items():
+        best = max(best, accuracy)
+        if accuracy <= best - config.monitor.drop:
+            damage = round_
+            break
+    alarm = track.alarms[0] if track.alarms else None
+    in_time = None if alarm is None else damage is None or alarm < damage
+    return {"first_alarm": alarm, "first_damage": damage, "in_time": in_time, "rollbacks": track.rollbacks}
 
 
 def _seconds_a_round(attacked: Track, twin: Track | None) -> dict[str, float | None]:

@@ -22,7 +22,8 @@ from fl_sim.grid import ClientGrid, RoundOutcome
 from fl_sim.params import to_record
 from fl_sim.sampling import malicious_clients, sample_clients
 from fl_sim.transports import Transport
-from strategies.rule_strategy import build_strategy
+from strategies.catalogue import build_strategy
+from strategies.dgc import Calibration
 
 TrackName = Literal["attacked", "twin", "control"]
 Progress = Callable[[str, int, str, float | None], None]  # track, round, phase, accuracy in percent
@@ -47,6 +48,8 @@ class Track:
     after_last_trigger: float | None = None
     final: float = 0.0
     alarms: tuple[int, ...] = ()
+    rollbacks: int = 0
+    refused: int = 0
     failures: int = 0
     theta: Tensor | None = None
     seconds: float = 0.0
@@ -61,7 +64,7 @@ class Evaluator:
     """Accuracy (percent) and loss of a model theta (d,) on the test set, on a part of it, and on the server's probe set."""
 
     def __init__(self, config: Config, federation: Federation, start: StartModel) -> None:
-        self._model, self._device = FlatModel(new_module(config, federation), start.buffers), federation.device
+        self.model, self._device = FlatModel(new_module(config, federation), start.buffers), federation.device
         self._test, self._probe = federation.test(), federation.probe()
         count = config.evaluate.examples
         self.partial = bool(count) and count < len(self._test.labels)
@@ -69,13 +72,13 @@ class Evaluator:
         self.start = self.part(start.theta)[0]
 
     def part(self, theta: Tensor) -> tuple[float, float]:
-        return self._model.score(theta.to(self._device), *self._part)
+        return self.model.score(theta.to(self._device), *self._part)
 
     def whole(self, theta: Tensor) -> float:
-        return self._model.score(theta.to(self._device), *self._test)[0]
+        return self.model.score(theta.to(self._device), *self._test)[0]
 
     def probe(self, theta: Tensor) -> float:
-        return self._model.score(theta.to(self._device), *self._probe)[0]
+        return self.model.score(theta.to(self._device), *self._probe)[0]
 
 
 def run_track(
@@ -86,8 +89,10 @@ def run_track(
     orders: int,
     start: StartModel,
     evaluator: Evaluator,
+    federation: Federation,
     records: RunRecords,
     progress: Progress,
+    calibration: Calibration | None = None,
     length: int | None = None,
     reference: Track | None = None,
 ) -> Track:
@@ -98,7 +103,14 @@ def run_track(
     """
     began = time.perf_counter()
     malicious = malicious_clients(config) if name != "twin" else frozenset[int]()
-    strategy = build_strategy(config, start.theta.cpu(), lambda round_: sample_clients(config, round_))
+    strategy = build_strategy(
+        config,
+        start.theta.cpu(),
+        lambda round_: sample_clients(config, round_),
+        model=evaluator.model,
+        federation=federation,
+        calibration=calibration,
+    )
     grid = ClientGrid(
         transport,
         config=to_json({**to_flat(config), "output-dir": "", "cells": "", "device": start.theta.device.type}),
@@ -112,7 +124,8 @@ def run_track(
     )
     track, monitor = Track(name, start=evaluator.start), Monitor(config.monitor, evaluator.probe(start.theta))
     planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
-    arrays = to_record({"theta": strategy.state.theta})
+    arrays, rollback = to_record({"theta": strategy.theta}), config.monitor.action == "rollback"
+    restore = strategy.snapshot()
     round_ = 0
     while True:
         round_ += 1
@@ -120,13 +133,13 @@ def run_track(
         if (phase == "end" and length is None) or (length is not None and round_ > length):
             break
         clock = time.perf_counter()
-        before = strategy.state.theta
+        before = strategy.theta
         messages = strategy.configure_train(round_, arrays, ConfigRecord({"phase": phase}), grid)
         arrays, metrics = strategy.aggregate_train(round_, grid.send_and_receive(messages))
         assert arrays is not None
         assert metrics is not None
         trained = time.perf_counter()
-        outcome, theta = grid.outcome, strategy.state.theta
+        outcome = grid.outcome
         if not outcome.combined:
             reasons = sorted({report.failure for report in outcome.reports})
             raise RuntimeError(f"round {round_} of the {name} track: every client failed ({'; '.join(reasons)})")
@@ -134,11 +147,21 @@ def run_track(
         fired = bool(outcome.metrics.get("fired"))
         at_trigger = fired or round_ == (reference.fired[0] if reference and reference.fired else planned)
         line: dict[str, Any] = {"track": name, "round": round_, "phase": "trigger" if fired else phase}
-        line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger)
-        if monitor.alarm(round_, evaluator.probe(theta) if monitor.watching else 100.0):
+        alarm = monitor.alarm(round_, evaluator.probe(strategy.theta) if monitor.watching else 100.0)
+        if alarm:
             line["alarm"] = True
             track.alarms += (round_,)
+        if alarm and rollback:
+            restore()
+            monitor.forget()
+            arrays, line["rolled-back"] = to_record({"theta": strategy.theta}), True
+            track.rollbacks += 1
+        elif rollback and not monitor.low:
+            restore = strategy.snapshot()
+        theta = strategy.theta
+        line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger)
         line |= _figures(outcome, dict(metrics))
+        track.refused += bool(metrics.get("refused"))
         track.phases[round_] = line["phase"]
         track.ratios.append(outcome.poison_ratio)
         track.trained[round_] = trained - clock
@@ -146,9 +169,10 @@ def run_track(
         records.round(line)
         progress(name, round_, line["phase"], track.evaluated.get(round_))
         if config.checkpoint.every and round_ % config.checkpoint.every == 0:
-            tensors = {"theta": theta, "velocity": strategy.state.velocity, "buffers": start.buffers}
-            records.checkpoint(name, round_, tensors, config.checkpoint.keep)
-    track.theta = strategy.state.theta
+            records.checkpoint(name, round_, {**strategy.tensors(), "buffers": start.buffers}, config.checkpoint.keep)
+        if alarm and config.monitor.action == "stop":
+            break
+    track.theta = strategy.theta
     track.final = evaluator.whole(track.theta)
     track.seconds = time.perf_counter() - began
     return track
@@ -179,7 +203,6 @@ def _figures(outcome: RoundOutcome, metrics: dict[str, Any]) -> dict[str, Any]:
     line["honest-norm"] = outcome.honest_norm
     if outcome.metrics:
         line["attack"] = dict(outcome.metrics)
-        line["attack"]["malicious-norm"] = max((r.norm for r in outcome.reports if r.client in outcome.malicious), default=0.0)
     failures = {str(report.client): report.failure for report in outcome.reports if report.failure}
     if failures:
         line["failures"] = failures

@@ -39,7 +39,7 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
     Batch-norm statistics are learned here and frozen from here on (`fl_sim.models`). One thread, so that the same bytes come
     out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
     """
-    path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{_key(config, federation)}.safetensors"
+    path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{cache_key(config, federation)}.safetensors"
     with _LOCKS[path.name]:
         return _load_or_train(path, config, federation, progress)
 
@@ -59,10 +59,12 @@ def _load_or_train(path: Path, config: Config, federation: Federation, progress:
     return StartModel(theta, buffers, cached=False)
 
 
-def _key(config: Config, federation: Federation) -> str:
-    """The hash of what the burnt-in model depends on: its keys, the data's statistics, the device and PyTorch."""
+def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()) -> str:
+    """The hash of what the burnt-in model depends on: its keys, the data's statistics, the device and PyTorch. `more`: beginnings of
+    further keys, for what is computed from the burnt-in model.
+    """
     left_out = ("data.root", "data.cache-dir", "data.download")
-    kept = {key: value for key, value in to_flat(config).items() if key.startswith(DEPENDS_ON) and not key.startswith(left_out)}
+    kept = {key: value for key, value in to_flat(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(left_out)}
     data = [*federation.dataset.mean, *federation.dataset.std, len(federation.dataset.train.labels)]
     what = [to_json(kept), str(device_of(config)), torch.__version__, repr(data)]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]

@@ -66,10 +66,27 @@ class Server(Section):
 
 
 class Strategy(Section):
-    name: Literal["mean", "clip-before", "clip-after"] = Field("clip-after", description="the server's rule")
+    name: str = Field(
+        "clip-after", description="the server's strategy: a rule of ours or a class of Flower, ByzFL or your own (docs/defences.md)"
+    )
+    options: str = Field("", description="arguments of a Flower, ByzFL or own class, as a JSON object or as TOML keys")
     norm: Literal["l2", "linf"] = Field("l2", description="norm of the clip")
     bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
     probe_size: Count = Field(64, description="clean test-file examples that the server keeps to itself")
+    scope: Literal["aggregate", "client"] = Field("aggregate", description="dgc: judge the combined update, or each client's")
+    action: Literal["backtrack", "clip", "skip"] = Field("backtrack", description="dgc: what becomes of a refused combined update")
+    guard: Literal["discrepancy", "rehearsing", "both"] = Field("discrepancy", description="dgc: what is asked of a candidate model")
+    divergence: Literal["kl", "js"] = Field("kl", description="dgc: divergence of the Memorization Discrepancy")
+    reference: Literal["both", "history", "fixed"] = Field("both", description="dgc: the model lag rounds back, the burnt-in one, or both")
+    lag: Count = Field(5, description="dgc: rounds back of the reference in the history")
+    calibration_rounds: Annotated[int, Field(ge=10)] = Field(
+        60, description="dgc: clean rounds that calibrate the thresholds, then forgotten"
+    )
+    margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
+    small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
+    probation: CountOrZero = Field(
+        20, description="dgc: rounds after a refusal with each update clipped at the median client norm (0: none)"
+    )
 
 
 class Attack(Section):
@@ -91,8 +108,13 @@ class Attack(Section):
         0.1, description="rise of the coalition's validation loss at which the accumulation pauses (inf: never)"
     )
     trigger: Literal["reversed", "clean"] = Field("reversed", description="negated or plain gradient of the trigger batch")
-    trigger_refresh: Literal["latest", "accumulate"] = Field("latest", description="trigger from this round's model, or summed over rounds")
-    trigger_scale: NonNegative = Field(0.0, description="factor c of the trigger gradient (0: a reversed trigger gets length norm-bound)")
+    trigger_refresh: Literal["latest", "accumulate"] = Field(
+        "latest", description="reversed trigger from this round's model, or summed over rounds"
+    )
+    trigger_scale: NonNegative = Field(
+        0.0,
+        description="factor c of the trigger gradient (0: a reversed trigger gets length norm-bound); not with trigger-refresh accumulate",
+    )
     alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
     norm_bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
         10.0, description="eta: how far the coalition may move the combined update, l2 (inf: no limit)"
@@ -102,7 +124,9 @@ class Attack(Section):
     fire: Literal["rehearsed", "schedule"] = Field("rehearsed", description="trigger when a rehearsal succeeds, or at the end of the phase")
     fire_from: CountOrZero = Field(40, description="first round in which a rehearsed trigger may fire")
     discrepancy_weight: NonNegative = Field(0.0, description="adaptive: weight of the server's discrepancy in the objective (0: off)")
-    discrepancy_lag: Count = Field(5, description="adaptive: rounds back of the discrepancy's second reference; the first is the start")
+    discrepancy_lag: Count = Field(
+        5, description="adaptive: rounds (with a sampled member) back of the discrepancy's second reference; the first is the start"
+    )
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: each one's own default, see docs/attacks.md)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
@@ -127,7 +151,9 @@ class Evaluate(Section):
 class Monitor(Section):
     drop: Positive = Field(5.0, description="points below its best probe accuracy at which the server raises an alarm")
     patience: Count = Field(1, description="rounds in a row before the alarm")
-    action: Literal["none", "log"] = Field("log", description="what an alarm does")
+    action: Literal["none", "log", "stop", "rollback"] = Field(
+        "log", description="what an alarm does: a record, the end of the run, or back to the last good model"
+    )
 
 
 class Checkpoint(Section):
@@ -171,3 +197,11 @@ class Config(Section):
     def clients_per_round(self) -> int:
         """n, the clients sampled a round."""
         return self.server.clients_per_round or self.data.num_clients
+
+    @property
+    def step_size(self) -> float:
+        """How far the model moves for a combined update of length 1, without momentum: a Flower strategy is shown models that are
+        `client.learning-rate` times the update away.
+        """
+        foreign = self.strategy.name.startswith("flwr.") or ":" in self.strategy.name
+        return self.client.learning_rate if foreign else self.server.learning_rate

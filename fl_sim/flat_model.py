@@ -23,6 +23,11 @@ class FlatModel:
         if buffers is not None and buffers.numel():
             load_buffers(module, buffers)
 
+    @property
+    def layout(self) -> dict[str, torch.Size]:
+        """The shapes of the parameters by name, in the order of theta."""
+        return dict(zip(self._names, self._shapes, strict=True))
+
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         parts = theta.split(self._sizes)
         return {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}

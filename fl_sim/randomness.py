@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
+import threading
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -35,3 +39,24 @@ def torch_stream(seed: int, *key: int | str) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(int(stream(seed, *key).integers(2**63)))
     return generator
+
+
+_GLOBAL = threading.Lock()
+
+
+@contextlib.contextmanager
+def lent_generators(seed: int, *key: int | str) -> Generator[None]:
+    """For somebody else's code that draws from global generators: within it Python's, NumPy's and PyTorch's are at the start of
+    the stream `(seed, *key)`; afterwards they are as before. One thread at a time.
+    """
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
+        python, numpy_state = random.getstate(), np.random.get_state()
+        word = int(stream(seed, *key).integers(2**32))
+        random.seed(word)
+        np.random.seed(word)
+        torch.default_generator.manual_seed(word)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)

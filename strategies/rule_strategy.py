@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from logging import INFO
 from typing import cast
 
@@ -13,32 +15,67 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.config import Config
+from fl_sim.clipping import Clip
 from fl_sim.params import from_record, to_record
-from strategies.rules import RULES, Combined, Rule, finish, stacked_mean
+from strategies.dgc import Guard
+from strategies.rules import Rule, finish, stacked_mean
 from strategies.server_sgd import ServerState, server_step
 
 
 class RuleStrategy(Strategy):
-    """Samples clients, sends them the model, applies a `Rule` and server SGD with momentum.
+    """Samples clients, sends them the model, applies a `Rule` and server SGD with momentum, and lets a `Guard` judge the result.
 
     The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids; the state is the
     server's and is replaced, never written into. A round without any finite update leaves the model as it is.
+
+    Args: median_norm, of a client's update in the calibration, for the guard; norms_wanted, ask for every update's norm also where
+    nobody clips (the calibration).
     """
 
-    def __init__(self, rule: Rule, theta: Tensor, *, learning_rate: float, momentum: float, sample: Callable[[int], Sequence[int]]) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        theta: Tensor,
+        *,
+        learning_rate: float,
+        momentum: float,
+        sample: Callable[[int], Sequence[int]],
+        guard: Guard | None = None,
+        median_norm: float = float("inf"),
+        norms_wanted: bool = False,
+    ) -> None:
         self.rule, self._learning_rate, self._momentum, self._sample = rule, learning_rate, momentum, sample
+        self._guard, self._norms_wanted = guard, norms_wanted
         self.state = ServerState(theta, torch.zeros_like(theta))
+        self.guard_state = guard.begin(theta, median_norm) if guard else None
+
+    @property
+    def theta(self) -> Tensor:
+        """The global model (d,)."""
+        return self.state.theta
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return self.state._asdict() | (self.guard_state.tensors() if self.guard_state else {})
+
+    def snapshot(self) -> Callable[[], None]:
+        """A function that brings the present state back."""
+        state, guard_state, rule = self.state, self.guard_state, copy.deepcopy(self.rule)
+
+        def restore() -> None:
+            self.state, self.guard_state, self.rule = state, guard_state, copy.deepcopy(rule)
+
+        return restore
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message per sampled client, all with the same content; `config` may bring the `phase` of the round."""
-        before = self.rule.before if self.rule.reducible else None
+        before = self._round_rule().before
         settings = ConfigRecord(
             {
                 "phase": "",
                 **config,
                 "round": server_round,
-                "stacked": not self.rule.reducible,
+                "stacked": self._stacked,
                 "clip-norm": before.norm if before else "",
                 "clip-bound": before.bound if before else 0.0,
             }
@@ -47,24 +84,46 @@ class RuleStrategy(Strategy):
         return [Message(content, client + 1, "train") for client in self._sample(server_round)]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The next model from the grid's packed reply, and what the rule reports."""
-        combined = self._combine(next(iter(replies)).content)
-        if combined is None:
-            return to_record({"theta": self.state.theta}), MetricRecord({"combined-norm": 0.0, "applied-norm": 0.0})
-        self.state = server_step(self.state, combined.update, self._learning_rate, self._momentum)
-        return to_record({"theta": self.state.theta}), MetricRecord(dict(combined.metrics))
-
-    def _combine(self, content: RecordDict) -> Combined | None:
+        """The next model from the grid's packed reply, and what the rule and the guard report."""
+        content = next(iter(replies)).content
         clients = content.config_records["clients"]
         weights = torch.tensor(cast(list[float], clients["weights"]))
         norms = torch.tensor(cast(list[float], clients["norms"]))
         if not len(weights):
-            return None
-        if self.rule.reducible:
-            total = from_record(content.array_records["sum"])["sum"]
-            return finish(self.rule, total / weights.sum(), norms)
-        updates = from_record(content.array_records["rows"])["rows"]
-        return finish(self.rule, stacked_mean(self.rule, updates, weights), norms)
+            return to_record({"theta": self.state.theta}), MetricRecord({"combined-norm": 0.0, "applied-norm": 0.0})
+        mean, metrics = self._mean(content, weights)
+        combined = finish(self._round_rule(), mean, norms)
+        metrics |= combined.metrics
+        if self._guard and self.guard_state and self._guard.settings.scope == "aggregate":
+            judged = self._guard.judge(self.state, combined.update, self.guard_state, norms)
+            self.state, self.guard_state = judged.server, judged.guard
+            metrics |= judged.metrics
+        else:
+            self.state = server_step(self.state, combined.update, self._learning_rate, self._momentum)
+            if self._guard and self.guard_state:
+                self.guard_state = self._guard.follow(self.state.theta, self.guard_state)
+        return to_record({"theta": self.state.theta}), MetricRecord(dict(metrics))
+
+    def _round_rule(self) -> Rule:
+        """The rule of this round: during a guard's probation each client is clipped before combining."""
+        if self._norms_wanted:
+            return replace(self.rule, before=Clip("l2", float("inf")))
+        before = self._guard.before(self.guard_state) if self._guard and self.guard_state else None
+        return replace(self.rule, before=before) if before else self.rule
+
+    @property
+    def _stacked(self) -> bool:
+        """Whether every single update is needed here."""
+        return not self.rule.reducible or (self._guard is not None and self._guard.settings.scope == "client")
+
+    def _mean(self, content: RecordDict, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The combined update (d,) before the `after` slot, and what sifting the single updates reported."""
+        if not self._stacked:
+            return from_record(content.array_records["sum"])["sum"] / weights.sum(), {}
+        updates, metrics = from_record(content.array_records["rows"])["rows"], dict[str, float]()
+        if self._guard and self.guard_state and self._guard.settings.scope == "client":
+            updates, metrics = self._guard.sift(self.state.theta, updates, self.guard_state)
+        return stacked_mean(self._round_rule(), updates, weights), metrics
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the ServerApp evaluates centrally."""
@@ -75,9 +134,3 @@ class RuleStrategy(Strategy):
 
     def summary(self) -> None:
         log(INFO, "%s, server learning rate %g, momentum %g", self.rule, self._learning_rate, self._momentum)
-
-
-def build_strategy(config: Config, theta: Tensor, sample: Callable[[int], Sequence[int]]) -> RuleStrategy:
-    """The strategy of `strategy.name` around the initial model theta (d,)."""
-    rule = RULES[config.strategy.name](config.strategy)
-    return RuleStrategy(rule, theta, learning_rate=config.server.learning_rate, momentum=config.server.momentum, sample=sample)

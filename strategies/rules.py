@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fl_sim.clipping import Clip, clip, clip_of, norms
@@ -34,7 +33,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Combined:
-    """A combined update (d,) with what the rule did: its norm before the last slot, and how many updates were clipped."""
+    """A combined update (d,) with what the rule did: its l2 norm before and after the last slot, and how many updates were clipped."""
 
     update: Tensor
     metrics: dict[str, float]
@@ -45,9 +44,8 @@ def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
 
     Args: client_norms (n,), each update's norm in the norm of `before`, NaN where nobody needed it.
     """
-    update, norm = clip(mean, rule.after) if rule.after else (mean, torch.linalg.vector_norm(mean))
-    kind = rule.after.norm if rule.after else "l2"
-    metrics = {"combined-norm": float(norm), "applied-norm": float(norms(update, kind))}
+    update, norm = clip(mean, rule.after) if rule.after else (mean, norms(mean))
+    metrics = {"combined-norm": float(norms(mean)), "applied-norm": float(norms(update))}
     if rule.after:
         metrics["clipped"] = float(norm > rule.after.bound)
     if rule.before:

@@ -22,7 +22,10 @@ FLOWER = {
     "fl_sim/transports.py",
     "fl_sim/ray_workers.py",
     "clients/client_app.py",
+    "strategies/catalogue.py",
+    "strategies/flower_host.py",
     "strategies/rule_strategy.py",
+    "experiments/calibration.py",
     "experiments/server_app.py",
     "experiments/track.py",
 }

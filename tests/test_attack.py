@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,13 +14,18 @@ from hypothesis import strategies as st
 from clients.accumulative import accumulative, stealth
 from clients.appraisal import Appraisal, appraise, first_look
 from clients.attacks import ATTACKS
-from clients.knowledge import HonestSum, Knowledge
+from clients.coalition import gather
+from clients.honest import Work
+from clients.knowledge import HonestSum, Knowledge, KnownRule
 from clients.objectives import OBJECTIVES, direction
 from clients.offset import masks, send, within_budget
 from clients.trigger import Rehearsal, project, rehearse, should_fire, trigger_vector
 from fl_sim.clipping import Clip
-from fl_sim.config import Attack
-from fl_sim.messages import AttackState
+from fl_sim.config import Attack, Config
+from fl_sim.federation import load_federation, new_module
+from fl_sim.flat_model import FlatModel
+from fl_sim.messages import AttackState, CoalitionOrder
+from fl_sim.params import flat_parameters
 from fl_sim.training import weighted_sum
 from strategies.rules import Rule, stacked_mean
 from tests.small_knowledge import M, N, knowing, knowledge_of
@@ -57,8 +63,9 @@ def test_lookahead_is_minus_log_of_the_probability_of_being_wrong() -> None:
     torch.testing.assert_close(value, -torch.log1p(-p_y).mean())
 
 
-def test_descending_each_objective_makes_the_trigger_hurt_more() -> None:
-    """Closed-form signs: along -h_t the validation loss after the (reversed) trigger rises."""
+def test_descending_an_objective_does_what_it_says() -> None:
+    """Closed-form signs of a small step along -h_t: with `inner` and `lookahead` the (reversed) trigger hurts more, with `cosine` the
+    two gradients turn towards each other."""
     k = knowledge_of(norm_bound=1.0)
     trigger = trigger_vector(k, None)
 
@@ -66,8 +73,9 @@ def test_descending_each_objective_makes_the_trigger_hurt_more() -> None:
         before = k.model.loss(theta, *k.validation_draw)
         return float((k.model.loss(theta - k.server_lr * trigger, *k.validation_draw) - before).detach())
 
-    h = direction(OBJECTIVES["inner"], k, trigger, None)[0]
-    assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
+    for objective in ("inner", "lookahead"):
+        h = direction(OBJECTIVES[objective], k, trigger, None)[0]
+        assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
     h = direction(OBJECTIVES["cosine"], k, trigger, None)[0]
     near, far = (k.theta - 0.01 * h / h.norm()), k.theta
 
@@ -244,3 +252,27 @@ def test_contract_of_every_attack(name: str, phase: str) -> None:
     assert first.metrics == second.metrics
     assert first.metrics.get("fired", float(phase == "trigger")) == float(phase == "trigger")
     assert all(torch.equal(now, then) for now, then in zip([k.theta, k.updates, k.honest_sum], before, strict=True))
+
+
+@pytest.mark.parametrize(("level", "rule", "seen"), [("coalition", False, False), ("rule", True, False), ("omniscient", True, True)])
+def test_a_coalition_holds_what_its_level_says_and_no_more(configure: Callable[..., Config], level: str, rule: bool, seen: bool) -> None:
+    config = configure(attack__knowledge=level, strategy__name="clip-before", strategy__bound=2.0)
+    federation, clip = load_federation(config), Clip("l2", 2.0)
+    module = new_module(config, federation)
+    work = Work(config, federation, FlatModel(module), flat_parameters(module), 1, clip, stacked=False)
+    total = torch.ones(len(work.theta)) if level == "omniscient" else None  # the grid sends it to nobody else
+    order = CoalitionOrder((3, 5), "accumulate", True, 12, AttackState(), honest_sum=total, honest_weight=7.0)
+    held = gather(work, order, federation.cohort([3, 5], 1, 1, 10))
+    assert held.rule == (KnownRule("clip-before", clip, None) if rule else None)
+    assert (held.seen is not None) == seen
+    assert held.bound == (clip if rule else None)
+
+
+def test_a_linf_bound_is_filled_coordinate_by_coordinate() -> None:
+    """The nearest point of the linf ball: nearer to the target than the rescaled vector, and untouched by the server's clip."""
+    k = knowing(knowledge_of(1), before=Clip("linf", 0.5))
+    target = 3.0 * torch.arange(1.0, len(k.theta) + 1.0, dtype=torch.float64)
+    sent, wanted = send(k, target)[0], send(knowing(k), target)[0]
+    torch.testing.assert_close(sent, wanted.clamp(-0.5, 0.5))
+    rescaled = wanted * (0.5 / wanted.abs().max())
+    assert float((sent - wanted).norm()) < float((rescaled - wanted).norm())

@@ -16,7 +16,7 @@ from clients.knowledge import Knowledge
 from clients.min_max import perturbation
 from clients.objectives import OBJECTIVES, direction
 from clients.trigger import trigger_vector
-from fl_sim.clipping import Clip
+from fl_sim.clipping import Clip, norms
 from fl_sim.divergence import kl
 from fl_sim.messages import AttackState
 from tests.small_knowledge import knowing, knowledge_of
@@ -122,27 +122,32 @@ def test_the_constraint_turns_the_direction_by_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("cosine", [0.0, 0.3, 1.0])
-def test_aligned_updates_keep_their_cosine_and_their_bound(cosine: float) -> None:
+def test_aligned_updates_keep_their_cosine_and_their_length(cosine: float) -> None:
     generator = torch.Generator().manual_seed(3)
     rows, momentum = torch.randn(20, 6, generator=generator), torch.randn(6, generator=generator)
-    kept = aligned(rows, momentum, cosine, 1.5)
+    rows[0] = -2.0 * momentum
+    kept = aligned(rows, momentum, cosine)
     cosines = torch.nn.functional.cosine_similarity(kept, momentum.expand_as(kept), dim=1)
     assert float(cosines.min()) >= cosine - 1e-5
-    assert float(kept.norm(dim=1).max()) <= 1.5 * (1 + 1e-6)
+    torch.testing.assert_close(kept[1:].norm(dim=1), rows[1:].norm(dim=1))
     given = torch.nn.functional.cosine_similarity(rows, momentum.expand_as(rows), dim=1)
-    free = (given >= cosine) & (rows.norm(dim=1) <= 1.5)
+    free = given >= cosine
     assert torch.equal(kept[free], rows[free]), "what is fine already is left alone"
-    assert torch.equal(aligned(torch.zeros(1, 6), momentum, 0.0, 1.0), torch.zeros(1, 6))
+    assert torch.equal(aligned(torch.zeros(1, 6), momentum, 0.5), torch.zeros(1, 6))
+    assert torch.equal(aligned(rows, torch.zeros(6), 0.9), rows), "no momentum, nothing to align with"
 
 
-@pytest.mark.parametrize("bound", [0.5, None], ids=["known bound", "norm of an honest update"])
-def test_an_aligned_attack_stays_under_the_bound_and_follows_the_last_step(bound: float | None) -> None:
+@pytest.mark.parametrize("bound", [Clip("l2", 0.5), Clip("linf", 0.5), None], ids=["l2", "linf", "norm of an honest update"])
+def test_an_aligned_attack_stays_under_the_bound_and_follows_the_last_step(bound: Clip | None) -> None:
     k = knowledge_of(alignment=0.6)
-    k = knowing(k, before=Clip("l2", bound)) if bound else k
+    k = knowing(k, before=bound) if bound else k
     first = accumulative(k, AttackState())
     moved = dataclasses.replace(k, theta=k.theta - 0.1 * torch.ones_like(k.theta), phase="trigger")
     sent = accumulative(moved, first.state).updates
     along: Any = sent @ torch.ones(53, dtype=torch.float64) / 53**0.5
     assert float((along / sent.norm(dim=1)).min()) == pytest.approx(0.6)
-    limit = bound or float(k.updates.norm(dim=1).median())
-    assert float(sent.norm(dim=1).max()) == pytest.approx(limit)
+    if bound:
+        assert float(norms(sent, bound.norm).max()) == pytest.approx(bound.bound, rel=0.35)
+        assert float(norms(sent, bound.norm).max()) <= bound.bound * (1 + 1e-9)
+    else:
+        assert float(sent.norm(dim=1).max()) == pytest.approx(float(k.updates.norm(dim=1).median()))

@@ -20,12 +20,13 @@ from experiments.run import execute_run, expected_rounds
 from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
 from fl_sim.config_file import resolve, to_flat, to_json
-from fl_sim.federation import load_federation
+from fl_sim.federation import load_federation, new_module
+from fl_sim.flat_model import FlatModel
 from fl_sim.grid import ClientGrid
 from fl_sim.params import from_record, to_record
 from fl_sim.sampling import malicious_clients, sample_clients
 from fl_sim.transports import Answer, InlineTransport, Transport, call_app
-from strategies.rule_strategy import build_strategy
+from strategies.catalogue import build_strategy
 
 Configure = Callable[..., Config]
 
@@ -52,10 +53,11 @@ HONEST = {"attack__name": "none", "attack__malicious_fraction": 0.0}
     "overrides",
     [
         {"attack__poison_ratio": 0.0},
+        {"attack__poison_ratio": 0.0, "attack__name": "min-max"},
         {"attack__malicious_fraction": 0.0},
         {"schedule__triggers": 0, "schedule__accumulate_rounds": 0, "schedule__recovery_rounds": 6},
     ],
-    ids=["ratio 0", "fraction 0", "zero rounds"],
+    ids=["ratio 0", "ratio 0 of min-max", "fraction 0", "zero rounds"],
 )
 def test_an_attack_that_does_nothing_is_exactly_the_honest_run(configure: Configure, tmp_path: Path, overrides: dict[str, Any]) -> None:
     _, honest = run(configure(**HONEST), tmp_path)
@@ -129,7 +131,8 @@ def test_the_attack_does_not_depend_on_m_at_full_scale(tmp_path: Path, cache_dir
     assert abs(summaries[0]["accuracy"]["after_trigger"] - summaries[1]["accuracy"]["after_trigger"]) <= 0.5
     federation = load_federation(one)
     start = burn_in(one, federation, lambda *_: None)
-    lead = build_strategy(one, start.theta, lambda round_: sample_clients(one, round_))
+    model = FlatModel(new_module(one, federation), start.buffers)
+    lead = build_strategy(one, start.theta, lambda round_: sample_clients(one, round_), model=model, federation=federation)
     differences: list[float] = []
     grids = [
         ClientGrid(
@@ -143,9 +146,7 @@ def test_the_attack_does_not_depend_on_m_at_full_scale(tmp_path: Path, cache_dir
         for config in (one, many)
     ]
     for round_ in range(1, summaries[0]["trigger_round"] + 1):
-        messages = list(
-            lead.configure_train(round_, to_record({"theta": lead.state.theta}), ConfigRecord({"phase": "accumulate"}), grids[0])
-        )
+        messages = list(lead.configure_train(round_, to_record({"theta": lead.theta}), ConfigRecord({"phase": "accumulate"}), grids[0]))
         replies = [list(grid.send_and_receive(messages)) for grid in grids]
         sums = [from_record(reply[0].content.array_records["sum"])["sum"] for reply in replies]
         differences.append(float((sums[1] - sums[0]).norm() / sums[0].norm()))
@@ -156,9 +157,10 @@ def test_the_attack_does_not_depend_on_m_at_full_scale(tmp_path: Path, cache_dir
     assert max(differences) <= 1e-4
 
 
-def test_the_records_hold_the_norms_that_the_figure_shows(configure: Configure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", [{"strategy__name": "mean"}, {"strategy__name": "clip-after", "strategy__norm": "linf"}])
+def test_the_records_hold_the_norms_that_the_figure_shows(configure: Configure, tmp_path: Path, strategy: dict[str, Any]) -> None:
     """Honest part, malicious part and combined update fit together: W combined = W_h honest + W_m malicious (m = 1)."""
-    config = configure(attack__poison_ratio=1 / 12, strategy__name="mean", attack__fire="schedule")
+    config = configure(attack__poison_ratio=1 / 12, **strategy)
     _, folder = run(config, tmp_path)
     for line in lines(folder)[:4]:
         honest, malicious, combined = line["honest-norm"], line["attack"]["malicious-norm"], line["strategy"]["combined-norm"]
@@ -211,7 +213,7 @@ def test_every_attack_runs_end_to_end(configure: Configure, tmp_path: Path, name
 
 
 def test_between_triggers_the_coalition_accumulates_again(configure: Configure, tmp_path: Path) -> None:
-    config = configure(schedule__triggers=2, schedule__trigger_every=3, attack__stealth_gamma=float("inf"))
+    config = configure(schedule__triggers=2, schedule__trigger_every=3)
     _, folder = run(config, tmp_path)
     attacked, control = lines(folder), lines(folder, "control")
     assert "".join(line["phase"][0] for line in attacked) == "aaatbbtrr"

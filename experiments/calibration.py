@@ -1,0 +1,100 @@
+"""DGC's thresholds, from clean rounds at the end of the burn-in that are then forgotten."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from fl_sim.burn_in import StartModel, cache_key
+from fl_sim.config import Config
+from fl_sim.config_file import to_flat, to_json
+from fl_sim.federation import Federation
+from fl_sim.flat_model import FlatModel
+from fl_sim.grid import ClientGrid
+from fl_sim.params import to_record
+from fl_sim.sampling import sample_clients
+from fl_sim.transports import Transport
+from strategies.catalogue import build_strategy
+from strategies.dgc import Calibration, Line, threshold_line
+
+FIRST = 1_000_000  # rounds of a calibration are numbered from here: other batches and other samples than any round of the run
+DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
+SCORES = ("history", "fixed", "fragility")
+
+
+def calibrate(
+    config: Config,
+    *,
+    transport: Transport,
+    orders: int,
+    start: StartModel,
+    federation: Federation,
+    model: FlatModel,
+    progress: Callable[[int, int], None],
+) -> tuple[Calibration, dict[str, Any]]:
+    """Thresholds for `strategy.guard`, and the record of how they came about.
+
+    `strategy.calibration-rounds` rounds of the federation from the burnt-in model, every client honest, nothing refused; then the
+    model is forgotten: the run begins where it begins under any other strategy. Cached like the burn-in.
+    """
+    folder = Path(config.data.cache_dir).expanduser() / "calibration"
+    path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        record = _measure(config, transport, orders, start, federation, model, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    thresholds = {name: threshold_line(scores, config.strategy.margin) for name, scores in record["scores"].items()}
+    record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
+    return Calibration(thresholds, record["median-norm"]), record
+
+
+def _measure(
+    config: Config,
+    transport: Transport,
+    orders: int,
+    start: StartModel,
+    federation: Federation,
+    model: FlatModel,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """The scores of clean rounds by name, and the median norm of a client's update in the last of them."""
+    strategy = build_strategy(
+        config,
+        start.theta.cpu(),
+        lambda round_: sample_clients(config, round_),
+        model=model,
+        federation=federation,
+        calibration=Calibration(dict.fromkeys(SCORES, Line(float("inf"), 0.0)), float("inf")),
+        calibrating=True,
+    )
+    grid = ClientGrid(
+        transport,
+        config=to_json({**to_flat(config), "output-dir": "", "cells": "", "device": start.theta.device.type}),
+        num_clients=config.data.num_clients,
+        block=config.client.block,
+        buffers=start.buffers.cpu(),
+        orders=orders,
+    )
+    arrays, scores, median = to_record({"theta": strategy.theta}), dict[str, list[float]](), float("inf")
+    rounds = config.strategy.calibration_rounds
+    for number in range(1, rounds + 1):
+        messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
+        found, metrics = strategy.aggregate_train(FIRST + number, grid.send_and_receive(messages))
+        assert found is not None
+        assert metrics is not None
+        arrays = found
+        for name in SCORES:
+            if name in metrics:
+                scores.setdefault(name, []).append(float(metrics[name]))  # pyright: ignore[reportArgumentType]
+        median = sorted(report.norm for report in grid.outcome.reports if not report.failure)[len(grid.outcome.combined) // 2]
+        progress(number, rounds)
+    return {"rounds": rounds, "scores": scores, "median-norm": median}

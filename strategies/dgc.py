@@ -1,0 +1,186 @@
+"""DGC, discrepancy-aware gradient clipping: leave updates alone until the model that they lead to says something else.
+
+Source: Zhu et al. 2023, App. C.10, which names it and does not spell it out. Ours (MATH section 5): two references, the
+backtracking step, the probation with a clip of each client, the rehearsing guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl_sim.clipping import Clip, clip
+from fl_sim.config import Strategy
+from fl_sim.federation import Batch
+from fl_sim.flat_model import FlatModel
+from strategies.discrepancy import DIVERGENCES, log_probabilities
+from strategies.server_sgd import ServerState, server_step
+
+HALVINGS = 6  # of a refused step, before it is dropped
+
+
+class Line(NamedTuple):
+    """A threshold that grows with the rounds: `P0 + growth * t` (Zhu et al. 2023, section 4.1)."""
+
+    start: float
+    growth: float
+
+    def at(self, round_: int) -> float:
+        return self.start + self.growth * round_
+
+
+class GuardState(NamedTuple):
+    """What a guard remembers: rounds judged; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
+    `strategy.lag` models, oldest first, but no old model; rounds of probation left; the median norm of client updates last seen."""
+
+    round: int
+    fixed: Tensor
+    recent: tuple[Tensor, ...]
+    probation: int
+    median_norm: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        scalars = torch.tensor([self.round, self.probation, self.median_norm], dtype=torch.float64)
+        return {"guard-fixed": self.fixed, "guard-recent": torch.stack(self.recent), "guard-scalars": scalars}
+
+
+class Judged(NamedTuple):
+    """The server's next state, the guard's, and what it measured and did."""
+
+    server: ServerState
+    guard: GuardState
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Judges candidate models on the server's own probe set.
+
+    Args: settings, `strategy.*`; probe, examples (e, C, H, W) with labels (e,); thresholds by the name of a score, see
+    `scores`; learning_rate and momentum, the server's.
+    """
+
+    settings: Strategy
+    model: FlatModel
+    probe: Batch
+    thresholds: Mapping[str, Line]
+    learning_rate: float
+    momentum: float
+
+    def begin(self, theta: Tensor, median_norm: float) -> GuardState:
+        """The state before round 1, from the burnt-in model theta (d,)."""
+        said = self._said(theta)
+        return GuardState(0, said, (said,), 0, median_norm)
+
+    def before(self, state: GuardState) -> Clip | None:
+        """The clip of each client's update that a round asks for: at the median norm during probation, else none."""
+        return Clip("l2", state.median_norm) if state.probation else None
+
+    def scores(self, theta: Tensor, state: GuardState, said: Tensor) -> dict[str, float]:
+        """What a candidate theta (d,) is judged by, given what it says about the probe set (e, c).
+
+        history: mean Memorization Discrepancy against the model `lag` rounds before the candidate; fixed: against the burnt-in
+        model, because a patient attacker walks a reference that follows the model. fragility (the rehearsing guard): how much
+        one reversed step of norm eta = `strategy.bound` along the probe gradient would hurt,
+        `L(probe; theta + server_lr * eta * u) - L(probe; theta)`, u the unit gradient.
+        """
+        divergence, settings, found = DIVERGENCES[self.settings.divergence], self.settings, dict[str, float]()
+        if settings.guard != "rehearsing":
+            if settings.reference != "fixed":
+                found["history"] = float(divergence(state.recent[0], said).mean())
+            if settings.reference != "history":
+                found["fixed"] = float(divergence(state.fixed, said).mean())
+        if settings.guard != "discrepancy":
+            gradient = self.model.gradient(theta, *self.probe)
+            u = gradient / torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+            hurt = self.model.score(theta + self.learning_rate * settings.bound * u, *self.probe)[1]
+            found["fragility"] = hurt - self.model.score(theta, *self.probe)[1]
+        return found
+
+    def tolerates(self, scores: Mapping[str, float], round_: int) -> bool:
+        """Whether every score is within its threshold; a score that is not a number is not."""
+        return all(score <= self.thresholds[name].at(round_) for name, score in scores.items())
+
+    def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judged:
+        """Apply a combined update (d,) if the model that it leads to is tolerated, else `strategy.action`.
+
+        backtrack: halve the step up to six times, then drop it. clip: clip the update to `strategy.small-bound`. skip: drop it.
+        Whatever happens, the velocity becomes the step really taken, so that a refused push does not come back through momentum.
+
+        Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
+        """
+        round_, settings = state.round + 1, self.settings
+        proposal = server_step(server, combined, self.learning_rate, self.momentum)
+        said = self._said(proposal.theta)
+        first = self.scores(proposal.theta, state, said)
+        refused = not self.tolerates(first, round_)
+        scale, taken = 1.0, proposal
+        if refused and settings.action == "clip":
+            taken = server_step(server, clip(combined, Clip("l2", settings.small_bound))[0], self.learning_rate, self.momentum)
+        elif refused:
+            scale, taken = self._backtracked(server, proposal.velocity, state, HALVINGS if settings.action == "backtrack" else 0)
+        if refused:
+            said = self._said(taken.theta)
+        probation = settings.probation if refused else max(state.probation - 1, 0)
+        known = client_norms[torch.isfinite(client_norms)]
+        median = float(known.median()) if len(known) else state.median_norm
+        guard = GuardState(round_, state.fixed, (*state.recent, said)[-settings.lag :], probation, median)
+        metrics = dict(first)
+        metrics |= {f"{name}-threshold": self.thresholds[name].at(round_) for name in first}
+        metrics |= {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
+        return Judged(taken, guard, metrics)
+
+    def sift(self, theta: Tensor, updates: Tensor, state: GuardState) -> tuple[Tensor, dict[str, float]]:
+        """Scope `client`: updates (n, d) with each one clipped to `strategy.bound` whose own candidate `theta - server_lr * g_i` is not
+        tolerated. And the largest scores, with how many were clipped.
+        """
+        round_, rows, worst, clipped = state.round + 1, list(updates), dict[str, float](), 0
+        for i, update in enumerate(updates):
+            candidate = theta - self.learning_rate * update
+            scores = self.scores(candidate, state, self._said(candidate))
+            worst = {name: max(value, worst.get(name, value)) for name, value in scores.items()}
+            if not self.tolerates(scores, round_):
+                rows[i], clipped = clip(update, Clip(self.settings.norm, self.settings.bound))[0], clipped + 1
+        metrics = {**worst, **{f"{name}-threshold": self.thresholds[name].at(round_) for name in worst}, "refused": float(clipped)}
+        return torch.stack(rows), metrics
+
+    def follow(self, theta: Tensor, state: GuardState) -> GuardState:
+        """The state after a round that was not judged as a whole (scope `client`)."""
+        return state._replace(round=state.round + 1, recent=(*state.recent, self._said(theta))[-self.settings.lag :])
+
+    def _backtracked(self, server: ServerState, velocity: Tensor, state: GuardState, halvings: int) -> tuple[float, ServerState]:
+        """The longest tolerated step among 1/2, 1/4, ... of a refused one, as (scale, state); scale 0 where none is."""
+        for halving in range(1, halvings + 1):
+            scale = 0.5**halving
+            theta = server.theta - self.learning_rate * scale * velocity
+            if self.tolerates(self.scores(theta, state, self._said(theta)), state.round + 1):
+                return scale, ServerState(theta, scale * velocity)
+        return 0.0, ServerState(server.theta, torch.zeros_like(velocity))
+
+    @torch.no_grad()
+    def _said(self, theta: Tensor) -> Tensor:
+        """Log-probabilities (e, c) of theta (d,) on the probe set."""
+        return log_probabilities(self.model.logits(theta, self.probe.inputs))
+
+
+class Calibration(NamedTuple):
+    """What clean rounds told: a threshold by score, and the median norm of a client's update."""
+
+    thresholds: Mapping[str, Line]
+    median_norm: float
+
+
+def threshold_line(scores: list[float], margin: float) -> Line:
+    """The threshold for a score that clean rounds 1..R had: `margin * (P0 + growth * t)`.
+
+    `growth` is the least-squares slope over the rounds, at least 0; P0 the smallest with which no clean round lies above the line.
+    Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
+    """
+    t, y = torch.arange(1, len(scores) + 1, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
+    slope = max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
+    return Line(margin * float((y - slope * t).max()), margin * slope)

@@ -1,0 +1,181 @@
+"""Hosts any Flower strategy, ours excepted: it sees ordinary messages and replies, one a client, with named model weights."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fl_sim.params import array_record, from_record, to_record
+from fl_sim.randomness import lent_generators
+
+Layout = Mapping[str, torch.Size]  # a model's parameters by name, in the order of theta
+
+
+class FlowerHost(Strategy):
+    """Runs a Flower strategy unchanged over the grid of virtual clients.
+
+    Each round the strategy is offered exactly the clients that `sample(round)` gives (so it samples by our seed, not by the
+    global generator), and gets for each an ordinary reply: weights `theta_t - client_lr * g_i` and `num-examples`.
+    Guarded against, of Flower 1.41: draws from global generators are lent from the run's seed; Krum's and Bulyan's distances
+    lose small updates in float32, so the weights are float64 where `wide`; FedMedian and others empty the replies, which are
+    nobody else's; the DP wrappers divide by the norm of an update, so a zero update is moved by one unit in the last place.
+
+    Args: inner, the strategy; theta (d,); layout, how theta falls into named parameters.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        theta: Tensor,
+        *,
+        layout: Layout,
+        learning_rate: float,
+        sample: Callable[[int], Sequence[int]],
+        seed: int,
+        wide: bool = False,
+    ) -> None:
+        self.inner, self.theta, self._layout, self._learning_rate = inner, theta, layout, learning_rate
+        self._sample, self._seed, self._wide = sample, seed, wide
+        self._asked: dict[int, Message] = {}
+        self._sent = theta
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {"theta": self.theta}
+
+    def snapshot(self) -> Callable[[], None]:
+        """A function that brings the present state back."""
+        theta, inner = self.theta, copy.deepcopy(self.inner)
+
+        def restore() -> None:
+            self.theta, self.inner = theta, copy.deepcopy(inner)
+
+        return restore
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """What the strategy sends, as messages for the `ClientGrid`: one shared flat model, `stacked` updates asked for."""
+        offered = _Offer(grid, [client + 1 for client in self._sample(server_round)])
+        with self._lent("configure", server_round):
+            messages = list(self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offered))
+        self._asked = {message.metadata.dst_node_id: message for message in messages}
+        if not messages:
+            return []
+        self._sent = self._flat(_only_arrays(messages[0].content))
+        settings = ConfigRecord(
+            {"phase": "", **config, "round": server_round, "stacked": True, "clip-norm": "", "clip-bound": 0.0},
+        )
+        content = RecordDict({"arrays": to_record({"theta": self._sent}), "config": settings})
+        return [Message(content, node, "train") for node in sorted(self._asked)]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The next model, from what the strategy makes of one reply a client.
+
+        Raises RuntimeError if it makes something that is not finite: every update that it was given is.
+        """
+        content = next(iter(replies)).content
+        clients, rows = content.config_records["clients"], from_record(content.array_records["rows"])["rows"]
+        ordinary = [
+            self._reply(self._asked[client + 1], row, weight)
+            for client, row, weight in zip(cast(list[int], clients["ids"]), rows, cast(list[float], clients["weights"]), strict=True)
+        ]
+        before = self.theta
+        with self._lent("aggregate", server_round):
+            arrays, metrics = self.inner.aggregate_train(server_round, ordinary)
+        if arrays is not None:
+            self.theta = self._flat(arrays)
+        if not bool(torch.isfinite(self.theta).all()):
+            raise RuntimeError(f"round {server_round}: {type(self.inner).__name__} made a model that is not finite of finite updates")
+        moved = float(torch.linalg.vector_norm(before - self.theta)) / self._learning_rate
+        figures = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        return to_record({"theta": self.theta}), MetricRecord({**figures, "combined-norm": moved, "applied-norm": moved})
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Nothing: the ServerApp evaluates centrally."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return None
+
+    def summary(self) -> None:
+        self.inner.summary()
+
+    def _reply(self, message: Message, update: Tensor, weight: float) -> Message:
+        """An ordinary reply to a message: the client's model and its number of examples."""
+        dtype = torch.float64 if self._wide else self._sent.dtype
+        weights = self._sent.to(dtype) - self._learning_rate * update.to(dtype)
+        if torch.equal(weights, self._sent.to(dtype)):
+            weights = weights.clone()
+            weights[0] = torch.nextafter(weights[0], weights.new_tensor(float("inf")))
+        content = RecordDict({"arrays": self._layers(weights), "metrics": MetricRecord({"num-examples": int(weight)})})
+        return Message(content, reply_to=message)
+
+    def _layers(self, theta: Tensor) -> ArrayRecord:
+        """theta (d,) as named parameters, copied: a strategy may write into what it gets."""
+        parts = theta.cpu().split([shape.numel() for shape in self._layout.values()])
+        return array_record({name: np.array(part.view(shape)) for (name, shape), part in zip(self._layout.items(), parts, strict=True)})
+
+    def _flat(self, arrays: ArrayRecord) -> Tensor:
+        """Named parameters as theta (d,) in float32. Raises RuntimeError if one is missing."""
+        missing = [name for name in self._layout if name not in arrays]
+        if missing:
+            raise RuntimeError(f"{type(self.inner).__name__} returned a model without {', '.join(missing)}")
+        return torch.cat([torch.from_numpy(np.array(arrays[name].numpy(), dtype=np.float32)).flatten() for name in self._layout])
+
+    @contextlib.contextmanager
+    def _lent(self, what: str, round_: int) -> Generator[None]:
+        """Global generators from the run's seed, and Flower's log without a line a round."""
+        logger = logging.getLogger("flwr")
+        with lent_generators(self._seed, "strategy", what, round_):
+            level = logger.level
+            logger.setLevel(logging.WARNING)
+            try:
+                yield
+            finally:
+                logger.setLevel(level)
+
+
+class _Offer(Grid):
+    """The grid as a Flower strategy sees it in a round: only the sampled nodes are there."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid, self._nodes = grid, nodes
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._nodes)
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return self._grid.create_message(*args, **kwargs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def _only_arrays(content: RecordDict) -> ArrayRecord:
+    """The model in a strategy's message. Raises RuntimeError unless there is exactly one."""
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise RuntimeError(f"expected one ArrayRecord in a strategy's message, got {len(records)}")
+    return records[0]
