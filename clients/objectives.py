@@ -58,7 +58,17 @@ def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     return Aim(-others.mean(), 100.0 * float((log_p.argmax(dim=1) == labels).double().mean()))
 
 
-OBJECTIVES: dict[str, Objective] = {"lookahead": lookahead, "cosine": cosine, "inner": inner}
+def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
+    """`-L(S_val; theta - server_lr * P_t)` with P_t constant: the loss after the trigger itself, whose pull never dies.
+
+    Source: Pang et al. 2021, Eq. 8, with the trigger's step taken instead of its first-order estimate. For an attacker without stealth.
+    """
+    logits = knowledge.model.logits(theta - knowledge.server_lr * trigger, knowledge.validation_draw.inputs)
+    labels = knowledge.validation_draw.labels
+    return Aim(-F.cross_entropy(logits, labels), 100.0 * float((logits.argmax(dim=1) == labels).double().mean()))
+
+
+OBJECTIVES: dict[str, Objective] = {"lookahead": lookahead, "cosine": cosine, "inner": inner, "lookahead-unbounded": lookahead_unbounded}
 
 
 def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> tuple[Tensor, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def _measure(
     model: FlatModel,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """The scores of clean rounds by name, and the median norm of a client's update in the last of them."""
+    """The scores of clean rounds by name, and the median norm of a client's update over all of them."""
     strategy = build_strategy(
         config,
         start.theta.cpu(),
@@ -84,7 +85,7 @@ def _measure(
         buffers=start.buffers.cpu(),
         orders=orders,
     )
-    arrays, scores, median = to_record({"theta": strategy.theta}), dict[str, list[float]](), float("inf")
+    arrays, scores, norms = to_record({"theta": strategy.theta}), dict[str, list[float]](), list[float]()
     rounds = config.strategy.calibration_rounds
     for number in range(1, rounds + 1):
         messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
@@ -95,6 +96,6 @@ def _measure(
         for name in SCORES:
             if name in metrics:
                 scores.setdefault(name, []).append(float(metrics[name]))  # pyright: ignore[reportArgumentType]
-        median = sorted(report.norm for report in grid.outcome.reports if not report.failure)[len(grid.outcome.combined) // 2]
+        norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
-    return {"rounds": rounds, "scores": scores, "median-norm": median}
+    return {"rounds": rounds, "scores": scores, "median-norm": statistics.median(norms)}

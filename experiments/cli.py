@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from experiments.cells import Sweep, preset_path, read_sweep
 from experiments.doctor import doctor
 from experiments.launch import checked, launch
 from experiments.records import is_complete, run_folder
-from experiments.results import matrix_table, read_summary, run_table, sweep_figure, write_results
+from experiments.results import matrix_table, read_summary, run_table, sweep_figure, sweep_heat_map, write_results
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml
 
 BAD_INPUT = 2
@@ -64,6 +64,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     for preset in arguments.presets or ["digits"]:
         flat |= read_toml(preset_path(preset))
     flat = absolute_paths(flat | _overrides(arguments))
+    offer_own_modules([flat])
     (config,) = checked([flat], console)
     folder = run_folder(Path(config.output_dir), config)
     if is_complete(folder):
@@ -83,6 +84,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     sweep: Sweep = read_sweep(arguments.spec)
     common = absolute_paths({"data.root": default_flat()["data.root"], **sweep.common, **_overrides(arguments)})
     flats = [absolute_paths(dict(cell.flat)) for cell in sweep.cells]
+    offer_own_modules([{**common, **flat} for flat in flats])
     configs = checked([{**common, **flat} for flat in flats], console)
     output_dir = Path(configs[0].output_dir) / sweep.name
     common["output-dir"] = str(output_dir)
@@ -99,15 +101,28 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     cells_done, folders_done = [cell for cell, _ in done], [folder for _, folder in done]
     write_results(output_dir / "results.csv", cells_done, folders_done)
     sweep_figure(output_dir / "accuracy.png", cells_done, folders_done)
+    sweep_heat_map(output_dir / "matrix.png", cells_done, folders_done)
     Console().print(matrix_table(cells_done, folders_done))
-    print(f"records: {output_dir / 'results.csv'}\nfigure:  {output_dir / 'accuracy.png'}")
+    print(f"records: {output_dir / 'results.csv'}")
+    for figure in sorted(output_dir.glob("*.png")):
+        print(f"figure:  {figure}")
     return code
 
 
 def absolute_paths(flat: dict[str, Any]) -> dict[str, Any]:
-    """Flat keys with the paths among them made absolute: the run has another working directory."""
+    """Flat keys with the paths among them made absolute, that of a strategy in a file too: the run has another working directory."""
     paths = {key: str(Path(flat[key]).expanduser().absolute()) for key in PATHS if isinstance(flat.get(key), str)}
+    place, found, name = str(flat.get("strategy.name", "")).rpartition(".py:")
+    if found:
+        paths["strategy.name"] = f"{Path(place).expanduser().absolute()}.py:{name}"
     return {**flat, **paths}
+
+
+def offer_own_modules(flats: Sequence[Mapping[str, Any]]) -> None:
+    """Let `strategy.name = "module:Class"` find modules in the working directory, here and in the processes that are started."""
+    if any(":" in str(flat.get("strategy.name", "")) for flat in flats):
+        sys.path.append(str(Path.cwd()))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))
 
 
 def _doctor(_: argparse.Namespace, console: Console) -> int:

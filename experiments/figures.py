@@ -71,6 +71,58 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
     figure.savefig(path, dpi=160)
 
 
+SCORES = {
+    "history": "discrepancy, lagged model",
+    "fixed": "discrepancy, burnt-in model",
+    "fragility": "rise of loss by a rehearsed trigger",
+}
+
+
+def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
+    """What DGC saw: each score of the attacked run's and of the clean twin's candidate models over the rounds, with the threshold.
+
+    After Zhu et al. 2023, Figs. 2 and 4: theirs are clean and poisoned samples, ours clean and poisoned candidate models.
+    """
+    shown = [name for name in SCORES if _series(tracks["attacked"], "strategy", name)]
+    figure = Figure(figsize=(7.2, 1.0 + 2.1 * len(shown)), layout="constrained")
+    rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(rows, shown, strict=True):
+        _plot(axes, _series(tracks["attacked"], "strategy", f"{name}-threshold"), "#000000", "threshold")
+        for track in ("twin", "attacked"):
+            series = [(round_, max(value, 1e-9)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
+            axes.scatter(*zip(*series, strict=True), s=7, color=COLOURS[track], label=f"{LABELS[track]} candidate") if series else None
+        refused = [round_ for round_, value in _series(tracks["attacked"], "strategy", "refused") if value]
+        for round_ in refused:
+            axes.axvline(round_, color="#D55E00", linewidth=0.6, alpha=0.5, label="refused" if round_ == refused[0] else None)
+        axes.set_yscale("log")
+        axes.set_ylabel(SCORES[name], fontsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    rows[-1].set_xlabel("round")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def heat_figure(path: Path, values: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """A matrix of accuracies (percent) as a heat map: rows by columns, the mean over seeds in each square."""
+    rows, columns = list(values), list(dict.fromkeys(column for row in values.values() for column in row))
+    figure = Figure(figsize=(2.6 + 1.05 * len(columns), 1.2 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    grid = [[values[row].get(column, float("nan")) for column in columns] for row in rows]
+    image = axes.imshow(grid, cmap="cividis", vmin=0.0, vmax=100.0, aspect="auto")
+    for y, line in enumerate(grid):
+        for x, value in enumerate(line):
+            text = "-" if value != value else f"{value:.1f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="#000000" if value > 55.0 else "#FFFFFF")
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, label="test accuracy (%)")
+    figure.savefig(path, dpi=160)
+
+
 def _norms(axes: Axes, lines: Lines) -> None:
     _plot(axes, _series(lines, "honest-norm"), "#0072B2", "honest mean")
     _plot(axes, _series(lines, "attack", "malicious-norm"), "#D55E00", "malicious update")

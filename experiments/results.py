@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from experiments.cells import Cell
-from experiments.figures import matrix_figure
+from experiments.figures import heat_figure, matrix_figure
 from experiments.records import read_rounds, write_atomically
 from fl_sim.config_file import flatten
 
@@ -64,6 +64,16 @@ def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> 
     matrix = _matrix(cells, folders)
     shown = {column: {row: _over_seeds(values) for row, values in rows.items()} for column, rows in matrix.items()}
     matrix_figure(path, curves, shown)
+
+
+def sweep_heat_map(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
+    """Accuracy after the trigger of all cells as a heat map: the longer of rows (the first axis) and columns goes down."""
+    matrix = _matrix(cells, folders)
+    means = {column: {row: sum(values) / len(values) for row, values in rows.items() if values} for column, rows in matrix.items()}
+    rows = dict.fromkeys(row for column in means.values() for row in column)
+    if len(rows) > len(means):
+        means = {row: {column: values[row] for column, values in means.items() if row in values} for row in rows}
+    heat_figure(path, means, "test accuracy after the trigger (%), mean over seeds")
 
 
 def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:

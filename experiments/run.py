@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.calibration import calibrate
-from experiments.figures import accuracy_figure, attack_figure
+from experiments.figures import accuracy_figure, attack_figure, guard_figure
 from experiments.records import RunRecords, read_rounds, run_folder
 from experiments.schedule import planned_rounds
 from experiments.summary import summarise
@@ -77,12 +77,14 @@ def execute_run(config: Config, output_dir: Path, transport: Transport, progress
 
 
 def draw_figures(folder: Path, config: Config) -> None:
-    """`accuracy.png`, and `attack.png` where there was a coalition, from the records in a run's folder."""
+    """`accuracy.png`, `attack.png` where there was a coalition and `guard.png` under DGC, from the records in a run's folder."""
     tracks = read_rounds(folder)
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     accuracy_figure(folder / "accuracy.png", tracks, title)
     if malicious_clients(config):
         attack_figure(folder / "attack.png", tracks, title, config.attack.stealth_gamma)
+    if config.strategy.name == "dgc":
+        guard_figure(folder / "guard.png", tracks, title)
 
 
 def expected_rounds(config: Config) -> int:

@@ -99,7 +99,9 @@ class Attack(Section):
     data: Literal["own-set", "members"] = Field("own-set", description="a held-out set, or the members' shares")
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
     batch_size: Count = Field(100, description="examples of the validation set drawn a round, and of the trigger batch at most")
-    objective: Literal["lookahead", "cosine", "inner"] = Field("lookahead", description="what the accumulative phase descends")
+    objective: Literal["lookahead", "cosine", "inner", "lookahead-unbounded"] = Field(
+        "lookahead", description="what the accumulative phase descends"
+    )
     scaling: Literal["relative", "lambda"] = Field("relative", description="length of the accumulated direction")
     rho: NonNegative = Field(0.7, description="relative scaling: length in running means of the honest norm")
     floor: NonNegative = Field(0.1, description="relative scaling: the honest norm counts as at least this")

@@ -91,7 +91,7 @@ def build_strategy(
     guard = None
     if calibration:
         probe = federation.probe()
-        guard = Guard(settings, model, probe, calibration.thresholds, server.learning_rate, server.momentum)
+        guard = Guard(settings, model, probe, calibration, server.learning_rate, server.momentum)
     return RuleStrategy(
         made,
         theta,
@@ -99,7 +99,6 @@ def build_strategy(
         momentum=server.momentum,
         sample=sample,
         guard=guard,
-        median_norm=calibration.median_norm if calibration else float("inf"),
         norms_wanted=calibrating,
     )
 

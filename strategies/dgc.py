@@ -33,19 +33,28 @@ class Line(NamedTuple):
         return self.start + self.growth * round_
 
 
+class Calibration(NamedTuple):
+    """What clean rounds told: a threshold by score, and the median norm of a client's update over all of them."""
+
+    thresholds: Mapping[str, Line]
+    median_norm: float
+
+
 class GuardState(NamedTuple):
-    """What a guard remembers: rounds judged; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
-    `strategy.lag` models, oldest first, but no old model; rounds of probation left; the median norm of client updates last seen."""
+    """What a guard remembers: rounds so far; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
+    `strategy.lag` models, oldest first, but no old model; rounds of probation left, and how many the next refusal brings; the
+    bound of a client's update during probation."""
 
     round: int
     fixed: Tensor
     recent: tuple[Tensor, ...]
     probation: int
-    median_norm: float
+    sentence: int
+    bound: float
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        scalars = torch.tensor([self.round, self.probation, self.median_norm], dtype=torch.float64)
+        scalars = torch.tensor([self.round, self.probation, self.sentence, self.bound], dtype=torch.float64)
         return {"guard-fixed": self.fixed, "guard-recent": torch.stack(self.recent), "guard-scalars": scalars}
 
 
@@ -61,25 +70,25 @@ class Judged(NamedTuple):
 class Guard:
     """Judges candidate models on the server's own probe set.
 
-    Args: settings, `strategy.*`; probe, examples (e, C, H, W) with labels (e,); thresholds by the name of a score, see
-    `scores`; learning_rate and momentum, the server's.
+    Args: settings, `strategy.*`; probe, examples (e, C, H, W) with labels (e,); calibration, thresholds by the name of a score, see
+    `scores`, and the median norm of a client's update; learning_rate and momentum, the server's.
     """
 
     settings: Strategy
     model: FlatModel
     probe: Batch
-    thresholds: Mapping[str, Line]
+    calibration: Calibration
     learning_rate: float
     momentum: float
 
-    def begin(self, theta: Tensor, median_norm: float) -> GuardState:
+    def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said = self._said(theta)
-        return GuardState(0, said, (said,), 0, median_norm)
+        return GuardState(0, said, (said,), 0, self.settings.probation, self.calibration.median_norm)
 
     def before(self, state: GuardState) -> Clip | None:
-        """The clip of each client's update that a round asks for: at the median norm during probation, else none."""
-        return Clip("l2", state.median_norm) if state.probation else None
+        """The clip of each client's update that a round asks for during probation."""
+        return Clip("l2", state.bound) if state.probation else None
 
     def scores(self, theta: Tensor, state: GuardState, said: Tensor) -> dict[str, float]:
         """What a candidate theta (d,) is judged by, given what it says about the probe set (e, c).
@@ -104,13 +113,17 @@ class Guard:
 
     def tolerates(self, scores: Mapping[str, float], round_: int) -> bool:
         """Whether every score is within its threshold; a score that is not a number is not."""
-        return all(score <= self.thresholds[name].at(round_) for name, score in scores.items())
+        return all(score <= self.calibration.thresholds[name].at(round_) for name, score in scores.items())
 
     def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judged:
         """Apply a combined update (d,) if the model that it leads to is tolerated, else `strategy.action`.
 
         backtrack: halve the step up to six times, then drop it. clip: clip the update to `strategy.small-bound`. skip: drop it.
         Whatever happens, the velocity becomes the step really taken, so that a refused push does not come back through momentum.
+
+        Then comes a probation: rounds in which each client is clipped at the median norm of the last round, or of the calibration
+        where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a persistent
+        attack. If the first round after it is refused too, the next one is twice as long.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -126,12 +139,15 @@ class Guard:
             scale, taken = self._backtracked(server, proposal.velocity, state, HALVINGS if settings.action == "backtrack" else 0)
         if refused:
             said = self._said(taken.theta)
-        probation = settings.probation if refused else max(state.probation - 1, 0)
+        if state.probation:
+            probation, sentence = state.probation - 1, state.sentence
+        else:
+            probation, sentence = (state.sentence, 2 * state.sentence) if refused else (0, settings.probation)
         known = client_norms[torch.isfinite(client_norms)]
-        median = float(known.median()) if len(known) else state.median_norm
-        guard = GuardState(round_, state.fixed, (*state.recent, said)[-settings.lag :], probation, median)
+        bound = min(float(known.median()), self.calibration.median_norm) if len(known) else state.bound
+        guard = GuardState(round_, state.fixed, (*state.recent, said)[-settings.lag :], probation, sentence, bound)
         metrics = dict(first)
-        metrics |= {f"{name}-threshold": self.thresholds[name].at(round_) for name in first}
+        metrics |= {f"{name}-threshold": self.calibration.thresholds[name].at(round_) for name in first}
         metrics |= {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
         return Judged(taken, guard, metrics)
 
@@ -146,7 +162,11 @@ class Guard:
             worst = {name: max(value, worst.get(name, value)) for name, value in scores.items()}
             if not self.tolerates(scores, round_):
                 rows[i], clipped = clip(update, Clip(self.settings.norm, self.settings.bound))[0], clipped + 1
-        metrics = {**worst, **{f"{name}-threshold": self.thresholds[name].at(round_) for name in worst}, "refused": float(clipped)}
+        metrics = {
+            **worst,
+            **{f"{name}-threshold": self.calibration.thresholds[name].at(round_) for name in worst},
+            "refused": float(clipped),
+        }
         return torch.stack(rows), metrics
 
     def follow(self, theta: Tensor, state: GuardState) -> GuardState:
@@ -166,13 +186,6 @@ class Guard:
     def _said(self, theta: Tensor) -> Tensor:
         """Log-probabilities (e, c) of theta (d,) on the probe set."""
         return log_probabilities(self.model.logits(theta, self.probe.inputs))
-
-
-class Calibration(NamedTuple):
-    """What clean rounds told: a threshold by score, and the median norm of a client's update."""
-
-    thresholds: Mapping[str, Line]
-    median_norm: float
 
 
 def threshold_line(scores: list[float], margin: float) -> Line:

@@ -122,7 +122,9 @@ class FlowerHost(Strategy):
     def _layers(self, theta: Tensor) -> ArrayRecord:
         """theta (d,) as named parameters, copied: a strategy may write into what it gets."""
         parts = theta.cpu().split([shape.numel() for shape in self._layout.values()])
-        return array_record({name: np.array(part.view(shape)) for (name, shape), part in zip(self._layout.items(), parts, strict=True)})
+        return array_record(
+            {name: part.view(shape).numpy().copy() for (name, shape), part in zip(self._layout.items(), parts, strict=True)}
+        )
 
     def _flat(self, arrays: ArrayRecord) -> Tensor:
         """Named parameters as theta (d,) in float32. Raises RuntimeError if one is missing."""

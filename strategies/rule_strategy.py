@@ -28,8 +28,7 @@ class RuleStrategy(Strategy):
     The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids; the state is the
     server's and is replaced, never written into. A round without any finite update leaves the model as it is.
 
-    Args: median_norm, of a client's update in the calibration, for the guard; norms_wanted, ask for every update's norm also where
-    nobody clips (the calibration).
+    Args: norms_wanted, ask for every update's norm also where nobody clips (the calibration).
     """
 
     def __init__(
@@ -41,13 +40,12 @@ class RuleStrategy(Strategy):
         momentum: float,
         sample: Callable[[int], Sequence[int]],
         guard: Guard | None = None,
-        median_norm: float = float("inf"),
         norms_wanted: bool = False,
     ) -> None:
         self.rule, self._learning_rate, self._momentum, self._sample = rule, learning_rate, momentum, sample
         self._guard, self._norms_wanted = guard, norms_wanted
         self.state = ServerState(theta, torch.zeros_like(theta))
-        self.guard_state = guard.begin(theta, median_norm) if guard else None
+        self.guard_state = guard.begin(theta) if guard else None
 
     @property
     def theta(self) -> Tensor:

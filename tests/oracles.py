@@ -46,3 +46,21 @@ def softmax_regression_gradient(theta: np.ndarray, inputs: np.ndarray, labels: n
             d_weights[c] += error * x / len(labels)
             d_biases[c] += error / len(labels)
     return np.concatenate([d_weights.reshape(-1), d_biases])
+
+
+def discrepancy(before: np.ndarray, after: np.ndarray, kind: str) -> list[float]:
+    """Memorization Discrepancy of each example from logits (e, c), probability by probability: KL(p || q) or Jensen-Shannon."""
+
+    def softmax(row: np.ndarray) -> list[float]:
+        exponents = [math.exp(float(x) - float(max(row))) for x in row]
+        return [x / sum(exponents) for x in exponents]
+
+    def kl(p: list[float], q: list[float]) -> float:
+        return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True) if a > 0.0)
+
+    found: list[float] = []
+    for row, other in zip(before, after, strict=True):
+        p, q = softmax(row), softmax(other)
+        half = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        found.append(kl(p, q) if kind == "kl" else kl(p, half) / 2 + kl(q, half) / 2)
+    return found

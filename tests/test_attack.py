@@ -73,7 +73,7 @@ def test_descending_an_objective_does_what_it_says() -> None:
         before = k.model.loss(theta, *k.validation_draw)
         return float((k.model.loss(theta - k.server_lr * trigger, *k.validation_draw) - before).detach())
 
-    for objective in ("inner", "lookahead"):
+    for objective in ("inner", "lookahead", "lookahead-unbounded"):
         h = direction(OBJECTIVES[objective], k, trigger, None)[0]
         assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
     h = direction(OBJECTIVES["cosine"], k, trigger, None)[0]

@@ -1,0 +1,231 @@
+"""Memorization Discrepancy against its oracle, and what DGC's guard does with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clients.client_app import app
+from experiments.records import read_rounds, run_folder
+from experiments.run import execute_run
+from fl_sim.clipping import Clip
+from fl_sim.config import Config, Strategy
+from fl_sim.federation import Batch
+from fl_sim.flat_model import FlatModel
+from fl_sim.params import flat_parameters
+from fl_sim.transports import InlineTransport
+from strategies.dgc import Calibration, Guard, GuardState, Line, threshold_line
+from strategies.discrepancy import memorization_discrepancy
+from strategies.server_sgd import ServerState
+from tests import oracles
+
+NEVER, ALWAYS = Line(float("inf"), 0.0), Line(-1.0, 0.0)  # a threshold that refuses nothing, or everything
+NO_NORMS = torch.full((3,), float("nan"))
+
+
+def linear(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+
+
+@pytest.mark.parametrize("kind", ["kl", "js"])
+def test_memorization_discrepancy_is_its_definition(kind: Any) -> None:
+    before, after, inputs = linear(1), linear(2), 5.0 * torch.randn(7, 1, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        found = memorization_discrepancy(before, after, inputs, kind)
+        expected = oracles.discrepancy(before(inputs).numpy(), after(inputs).numpy(), kind)
+        same = memorization_discrepancy(before, before, inputs, kind)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+    assert float(same.abs().max()) < 1e-15
+
+
+def test_jensen_shannon_is_bounded_and_symmetric_and_kl_is_neither() -> None:
+    sure, other = torch.tensor([[60.0, 0.0]]), torch.tensor([[0.0, 60.0]])
+    identity = nn.Identity()
+    assert float(memorization_discrepancy(identity, torch.negative, sure - 30.0, "js")) == pytest.approx(math.log(2.0))
+    assert float(memorization_discrepancy(identity, lambda _: other, sure, "js")) == pytest.approx(math.log(2.0))
+    assert float(memorization_discrepancy(identity, lambda _: other, sure)) == pytest.approx(60.0)
+
+
+def test_half_precision_is_widened_and_shapes_must_agree() -> None:
+    half = torch.tensor([[3.0, -1.0, 0.5]], dtype=torch.float16)
+    assert memorization_discrepancy(lambda _: half, lambda _: half + 1, half).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"one shape, got \(1, 3\) and \(1, 2\)"):
+        memorization_discrepancy(lambda _: half, lambda _: half[:, :2], half)
+
+
+def guard_of(thresholds: Mapping[str, Line], **settings: Any) -> tuple[Guard, ServerState, GuardState]:
+    """A guard over a linear model with learning rate 0.5 and momentum 0.9, its server with a velocity of ones."""
+    module = linear(3).float()
+    theta = flat_parameters(module)
+    probe = Batch(torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3)
+    strategy = Strategy.model_validate({key.replace("_", "-"): value for key, value in settings.items()})
+    guard = Guard(strategy, FlatModel(module), probe, Calibration(thresholds, 2.0), 0.5, 0.9)
+    return guard, ServerState(theta, torch.ones_like(theta)), guard.begin(theta)
+
+
+def test_what_is_tolerated_is_server_sgd() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": NEVER})
+    update = torch.randn_like(server.theta)
+    judged = guard.judge(server, update, state, NO_NORMS)
+    torch.testing.assert_close(judged.server.velocity, 0.9 + update)
+    torch.testing.assert_close(judged.server.theta, server.theta - 0.5 * (0.9 + update))
+    assert judged.metrics["refused"] == 0.0
+    assert guard.before(judged.guard) is None
+
+
+@pytest.mark.parametrize("action", ["backtrack", "skip"])
+def test_a_step_that_nothing_makes_tolerable_is_dropped_with_its_momentum(action: str) -> None:
+    guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, action=action)
+    judged = guard.judge(server, torch.ones_like(server.theta), state, NO_NORMS)
+    assert torch.equal(judged.server.theta, server.theta)
+    assert not judged.server.velocity.any()
+    assert judged.metrics["step-scale"] == 0.0
+
+
+def test_backtracking_takes_the_longest_halving_under_the_threshold() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": Line(0.01, 0.0)})
+    update = 3.0 * torch.randn(len(server.theta), generator=torch.Generator().manual_seed(5))
+    judged = guard.judge(server, update, state, NO_NORMS)
+    step, scale = 0.9 * server.velocity + update, judged.metrics["step-scale"]
+    assert 0.0 < scale < 1.0
+    torch.testing.assert_close(judged.server.theta, server.theta - 0.5 * scale * step)
+    torch.testing.assert_close(judged.server.velocity, scale * step)
+
+    def drift(factor: float) -> float:
+        theta, model = server.theta - 0.5 * factor * step, guard.model
+        return float(
+            memorization_discrepancy(lambda x: model.logits(server.theta, x), lambda x: model.logits(theta, x), guard.probe.inputs).mean()
+        )
+
+    assert drift(scale) <= 0.01 < drift(2.0 * scale)
+
+
+def test_the_action_clip_applies_the_update_at_the_small_bound() -> None:
+    guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, action="clip", small_bound=0.5)
+    update = torch.ones_like(server.theta)
+    judged = guard.judge(server, update, state, NO_NORMS)
+    torch.testing.assert_close(judged.server.velocity, 0.9 * server.velocity + 0.5 * update / update.norm())
+
+
+def test_a_model_that_is_not_a_number_is_refused() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": NEVER})
+    judged = guard.judge(server, torch.full_like(server.theta, float("nan")), state, NO_NORMS)
+    assert judged.metrics["refused"] == 1.0
+    assert torch.equal(judged.server.theta, server.theta)
+
+
+def test_the_reference_in_the_history_is_lag_rounds_back_and_the_fixed_one_stays() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": NEVER}, lag=3)
+    thetas = [server.theta]
+    for round_ in range(6):
+        judged = guard.judge(server, torch.full_like(server.theta, 0.1 * round_), state, NO_NORMS)
+        server, state = judged.server, judged.guard
+        thetas.append(server.theta)
+        against = thetas[max(0, len(thetas) - 1 - 3)]
+        for name, reference in (("history", against), ("fixed", thetas[0])):
+            before, after = (guard.model.logits(theta, guard.probe.inputs).detach() for theta in (reference, thetas[-1]))
+            assert judged.metrics[name] == pytest.approx(
+                sum(oracles.discrepancy(before.numpy(), after.numpy(), "kl")) / 6, rel=1e-4, abs=1e-7
+            )
+
+
+def test_fragility_is_what_one_reversed_step_would_cost() -> None:
+    guard, server, state = guard_of({"fragility": NEVER}, guard="rehearsing", bound=2.0)
+    judged = guard.judge(server, torch.zeros_like(server.theta), state, NO_NORMS)
+    theta, model = judged.server.theta, guard.model
+    gradient = model.gradient(theta, *guard.probe)
+    hurt = model.loss(theta + 0.5 * 2.0 * gradient / gradient.norm(), *guard.probe) - model.loss(theta, *guard.probe)
+    assert set(judged.metrics) & {"history", "fixed", "fragility"} == {"fragility"}
+    assert judged.metrics["fragility"] == pytest.approx(float(hurt), rel=1e-4)
+    assert judged.metrics["fragility"] > 0.0
+
+
+def test_probation_clips_each_client_at_the_median_norm_and_doubles_when_it_did_not_help() -> None:
+    guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
+    update, wary, clips = torch.ones_like(server.theta), list[bool](), list[Clip | None]()
+    medians = iter([1.0, 7.0, 1.5] * 9)
+    for _ in range(14):
+        clips.append(guard.before(state))
+        wary.append(clips[-1] is not None)
+        norms = torch.tensor([0.1, next(medians), 99.0]) if wary[-1] else NO_NORMS
+        state = guard.judge(server, update, state, norms).guard
+    assert "".join("-c"[was] for was in wary) == "-cc-cccc-ccccc", "2 rounds of probation, then 4, then 8"
+    assert clips[1] == Clip("l2", 2.0), "of the calibration"
+    assert clips[2] == Clip("l2", 1.0), "of the last round in which norms were known"
+    assert clips[4] == Clip("l2", 2.0), "never above the calibration's"
+    free = state._replace(probation=0)
+    assert guard.judge(server, update, free, NO_NORMS).guard.sentence == 32
+    tolerant, _, _ = guard_of({"history": NEVER, "fixed": NEVER}, probation=2)
+    calm = tolerant.judge(server, update, free, NO_NORMS).guard
+    assert (calm.sentence, calm.probation) == (2, 0)
+
+
+def test_the_scope_client_clips_only_the_suspicious() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": Line(0.05, 0.0)}, scope="client", bound=0.1)
+    updates = torch.zeros(3, len(server.theta))
+    updates[1] = 8.0 * torch.randn(len(server.theta), generator=torch.Generator().manual_seed(2))
+    updates[2] = 0.01
+    sifted, metrics = guard.sift(server.theta, updates, state)
+    assert torch.equal(sifted[[0, 2]], updates[[0, 2]])
+    torch.testing.assert_close(sifted[1], updates[1] * (0.1 / updates[1].norm()))
+    assert metrics["refused"] == 1.0
+
+
+def test_a_threshold_is_a_margin_times_a_line_above_all_clean_rounds() -> None:
+    rising = [0.1 + 0.02 * t for t in range(1, 11)]
+    line = threshold_line(rising, 3.0)
+    assert line.start == pytest.approx(0.3)
+    assert line.growth == pytest.approx(0.06)
+    falling = threshold_line([5.0, 4.0, 3.0, 3.5], 2.0)
+    assert falling == Line(10.0, 0.0), "a falling score keeps its highest value"
+    noisy = [0.3, 0.1, 0.5, 0.2, 0.6]
+    tight = threshold_line(noisy, 1.0)
+    above = [tight.at(t) - y for t, y in enumerate(noisy, start=1)]
+    assert min(above) == pytest.approx(0.0, abs=1e-12)
+
+
+DGC: dict[str, Any] = {"strategy__name": "dgc", "strategy__calibration_rounds": 20}
+
+
+def run(config: Config, folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    summary = execute_run(config, folder, InlineTransport(app), lambda *_: None)
+    return summary, read_rounds(run_folder(folder, config))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"strategy__guard": "both"}, {"strategy__scope": "client", "strategy__bound": 0.1}, {"strategy__reference": "fixed"}]
+)
+def test_dgc_refuses_the_trigger_and_leaves_the_twin_alone(
+    configure: Callable[..., Config], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = configure(**DGC, **settings, control=False, schedule__burn_in_epochs=20)
+    summary, tracks = run(config, tmp_path)
+    undefended, _ = run(configure(strategy__name="mean", control=False, schedule__burn_in_epochs=20), tmp_path)
+    assert tracks["attacked"][3]["strategy"]["refused"] >= 1.0
+    assert summary["refused"]["twin"] == 0
+    assert summary["accuracy"]["after_trigger"] > undefended["accuracy"]["after_trigger"] + 5.0
+    assert summary["accuracy"]["after_trigger"] > summary["accuracy"]["burn_in"] - 3.0
+    names = {path.name for path in run_folder(tmp_path, config).iterdir()}
+    assert {"guard.png", "calibration.json"} <= names
+
+
+def test_the_thresholds_come_from_clean_rounds_alone(configure: Callable[..., Config], tmp_path: Path) -> None:
+    """The same with and without an attack, and from other batches than the run's."""
+    run(configure(**DGC, control=False), tmp_path / "a")
+    run(configure(**DGC, attack__name="none", attack__malicious_fraction=0.0), tmp_path / "b")
+    first, second = (next((tmp_path / name).glob("*/calibration.json")).read_text() for name in "ab")
+    assert first == second
+    clean = next((tmp_path / "b").glob("*/rounds.jsonl"))
+    assert str(run_scores(clean)[0]) not in first
+
+
+def run_scores(rounds: Path) -> list[float]:
+    return [line["strategy"]["fixed"] for line in read_rounds(rounds.parent)["attacked"]]
