@@ -111,15 +111,16 @@ class Guard:
             found["fragility"] = hurt - self.model.score(theta, *self.probe)[1]
         return found
 
-    def tolerates(self, scores: Mapping[str, float], round_: int) -> bool:
-        """Whether every score is within its threshold; a score that is not a number is not."""
-        return all(score <= self.calibration.thresholds[name].at(round_) for name, score in scores.items())
+    def tolerates(self, scores: Mapping[str, float], round_: int, share: float = 1.0) -> bool:
+        """Whether every score is within `share` of its threshold; a score that is not a number is not."""
+        return all(score <= share * self.calibration.thresholds[name].at(round_) for name, score in scores.items())
 
     def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judged:
         """Apply a combined update (d,) if the model that it leads to is tolerated, else `strategy.action`.
 
-        backtrack: halve the step up to six times, then drop it. clip: clip the update to `strategy.small-bound`. skip: drop it.
-        Whatever happens, the velocity becomes the step really taken, so that a refused push does not come back through momentum.
+        backtrack: halve the step until the scores are back at what clean rounds reached (the threshold without its margin), at most
+        six times, then drop it. skip: drop it. The velocity becomes 0, so that nothing of a refused push comes back through momentum, at
+        0.9 ten times the part that was taken. clip: clip the update to `strategy.small-bound` and go on.
 
         Then comes a probation: rounds in which each client is clipped at the median norm of the last round, or of the calibration
         where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a persistent
@@ -136,7 +137,8 @@ class Guard:
         if refused and settings.action == "clip":
             taken = server_step(server, clip(combined, Clip("l2", settings.small_bound))[0], self.learning_rate, self.momentum)
         elif refused:
-            scale, taken = self._backtracked(server, proposal.velocity, state, HALVINGS if settings.action == "backtrack" else 0)
+            scale, theta = self._backtracked(server, proposal.velocity, state, HALVINGS if settings.action == "backtrack" else 0)
+            taken = ServerState(theta, torch.zeros_like(theta))
         if refused:
             said = self._said(taken.theta)
         if state.probation:
@@ -173,14 +175,14 @@ class Guard:
         """The state after a round that was not judged as a whole (scope `client`)."""
         return state._replace(round=state.round + 1, recent=(*state.recent, self._said(theta))[-self.settings.lag :])
 
-    def _backtracked(self, server: ServerState, velocity: Tensor, state: GuardState, halvings: int) -> tuple[float, ServerState]:
-        """The longest tolerated step among 1/2, 1/4, ... of a refused one, as (scale, state); scale 0 where none is."""
+    def _backtracked(self, server: ServerState, velocity: Tensor, state: GuardState, halvings: int) -> tuple[float, Tensor]:
+        """The longest step among 1/2, 1/4, ... of a refused one that scores like a clean round, as (scale, theta); scale 0: none."""
         for halving in range(1, halvings + 1):
             scale = 0.5**halving
             theta = server.theta - self.learning_rate * scale * velocity
-            if self.tolerates(self.scores(theta, state, self._said(theta)), state.round + 1):
-                return scale, ServerState(theta, scale * velocity)
-        return 0.0, ServerState(server.theta, torch.zeros_like(velocity))
+            if self.tolerates(self.scores(theta, state, self._said(theta)), state.round + 1, 1.0 / self.settings.margin):
+                return scale, theta
+        return 0.0, server.theta
 
     @torch.no_grad()
     def _said(self, theta: Tensor) -> Tensor:

@@ -90,14 +90,14 @@ def test_a_step_that_nothing_makes_tolerable_is_dropped_with_its_momentum(action
     assert judged.metrics["step-scale"] == 0.0
 
 
-def test_backtracking_takes_the_longest_halving_under_the_threshold() -> None:
-    guard, server, state = guard_of({"history": NEVER, "fixed": Line(0.01, 0.0)})
+def test_backtracking_takes_the_longest_halving_that_scores_like_a_clean_round() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": Line(0.04, 0.0)}, margin=4.0)
     update = 3.0 * torch.randn(len(server.theta), generator=torch.Generator().manual_seed(5))
     judged = guard.judge(server, update, state, NO_NORMS)
     step, scale = 0.9 * server.velocity + update, judged.metrics["step-scale"]
     assert 0.0 < scale < 1.0
     torch.testing.assert_close(judged.server.theta, server.theta - 0.5 * scale * step)
-    torch.testing.assert_close(judged.server.velocity, scale * step)
+    assert not judged.server.velocity.any(), "nothing of it comes back"
 
     def drift(factor: float) -> float:
         theta, model = server.theta - 0.5 * factor * step, guard.model

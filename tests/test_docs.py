@@ -19,7 +19,9 @@ from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
 from fl_sim.federation import load_federation
 from fl_sim.transports import InlineTransport
+from strategies.catalogue import strategy_names
 
+DEFENCES = (Path(__file__).parent.parent / "docs" / "defences.md").read_text(encoding="utf-8")
 PAGE = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text(encoding="utf-8")
 
 
@@ -48,3 +50,9 @@ def test_the_new_attack_of_the_page_runs(configure: Callable[..., Config], tmp_p
 def test_the_page_has_every_attack(name: str) -> None:
     assert f"`{name}`" in PAGE
     assert f"attack.name={name}" in PAGE or f"| `{name}`" in PAGE or name == "accumulative"
+
+
+@pytest.mark.parametrize("name", strategy_names())
+def test_the_page_of_defences_has_every_strategy(name: str) -> None:
+    package, _, rest = name.rpartition(".")
+    assert f"`{name}`" in DEFENCES or (package and rest in DEFENCES and f"`{package}.<" in DEFENCES)
