@@ -19,7 +19,7 @@ from experiments.names import name_problems
 from experiments.progress import parse
 from experiments.superlink import run_in_flower
 from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, resolve
+from fl_sim.config_file import ConfigError, resolve, resolve_cells
 from fl_sim.datasets import load_dataset
 from fl_sim.federation import load_federation
 from fl_sim.transports import claim_identity
@@ -90,7 +90,7 @@ def _data_problems(config: Config, console: Console) -> list[str]:
 
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
     """Run flat keys with a progress bar and return an exit code. On failure the last lines of the log are shown."""
-    config = resolve(flat)
+    config = resolve_cells(flat)[0]
     lines: list[str] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:

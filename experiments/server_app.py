@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from experiments.progress import ProgressLines
 from experiments.records import is_complete, run_folder
 from experiments.run import execute_run, expected_rounds
 from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, resolve
+from fl_sim.config_file import ConfigError, resolve_cells
 from fl_sim.federation import device_of
 from fl_sim.transports import FlowerTransport, InlineTransport, Transport
 
@@ -39,8 +38,8 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
 
     Raises `ConfigError` for a bad configuration and RuntimeError when a cell of a sweep failed, after the others ended.
     """
-    config = resolve(flat)
-    cells = cell_configs(config, flat)
+    cells = resolve_cells(flat)
+    config = cells[0]  # for what all cells share: transport, workers, output folder
     problems = dict.fromkeys(problem for cell in cells for problem in name_problems(cell))
     if problems:
         raise ConfigError(list(problems))
@@ -78,14 +77,6 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     if failures:
         raise RuntimeError("failed: " + "; ".join(failures))
     print(f"results are in {output_dir}", flush=True)
-
-
-def cell_configs(config: Config, flat: Mapping[str, Any]) -> list[Config]:
-    """The configurations to run: the cells of `cells`, each over the common keys, or the one configuration itself."""
-    if not config.cells:
-        return [config]
-    common = {key: value for key, value in flat.items() if key != "cells"}
-    return [resolve({**common, **cell}) for cell in json.loads(config.cells)]
 
 
 def open_transport(config: Config, grid: Grid | None) -> Transport:

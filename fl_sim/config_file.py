@@ -90,6 +90,14 @@ def resolve(flat: Mapping[str, Any]) -> Config:
     return config
 
 
+def resolve_cells(flat: Mapping[str, Any]) -> list[Config]:
+    """The configurations to run: the cells of `cells`, each over the common keys, or the one configuration itself. The common keys
+    alone need not be a valid configuration.
+    """
+    common = {key: value for key, value in flat.items() if key != "cells"}
+    return [resolve({**common, **cell}) for cell in json.loads(flat.get("cells") or "[{}]")]
+
+
 def _number(value: Any, default: Scalar) -> Any:
     """Text `inf` stands for infinity where a number is expected: JSON has no other way to write it."""
     return math.inf if isinstance(default, float) and value in ("inf", "Infinity") else value

@@ -70,8 +70,8 @@ class Judged(NamedTuple):
 class Guard:
     """Judges candidate models on the server's own probe set.
 
-    Args: settings, `strategy.*`; probe, examples (e, C, H, W) with labels (e,); calibration, thresholds by the name of a score, see
-    `scores`, and the median norm of a client's update; learning_rate and momentum, the server's.
+    Args: settings, `strategy.*`; probe, examples (e, C, H, W) with labels (e,), on the device where models are run; calibration,
+    thresholds by the name of a score, see `scores`, and the median norm of a client's update; learning_rate and momentum, the server's.
     """
 
     settings: Strategy
@@ -105,6 +105,7 @@ class Guard:
             if settings.reference != "history":
                 found["fixed"] = float(divergence(state.fixed, said).mean())
         if settings.guard != "discrepancy":
+            theta = theta.to(self.probe.inputs.device)
             gradient = self.model.gradient(theta, *self.probe)
             u = gradient / torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
             hurt = self.model.score(theta + self.learning_rate * settings.bound * u, *self.probe)[1]
@@ -187,7 +188,7 @@ class Guard:
     @torch.no_grad()
     def _said(self, theta: Tensor) -> Tensor:
         """Log-probabilities (e, c) of theta (d,) on the probe set."""
-        return log_probabilities(self.model.logits(theta, self.probe.inputs))
+        return log_probabilities(self.model.logits(theta.to(self.probe.inputs.device), self.probe.inputs))
 
 
 def threshold_line(scores: list[float], margin: float) -> Line:

@@ -23,6 +23,7 @@ from fl_sim.config_file import (
     parse_assignment,
     read_toml,
     resolve,
+    resolve_cells,
     to_flat,
     to_json,
 )
@@ -163,3 +164,11 @@ def test_a_bad_sweep_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_the_reference_page_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "keys.md").read_text() == page(), "run: python -m experiments.keys > docs/keys.md"
+
+
+def test_the_common_keys_of_a_sweep_need_not_be_a_run_by_themselves() -> None:
+    common = {"attack.norm-bound": float("inf"), "cells": '[{"attack.trigger-scale": 1.0}, {"attack.trigger-scale": 2.0}]'}
+    assert [cell.attack.trigger_scale for cell in resolve_cells(common)] == [1.0, 2.0]
+    assert [config.seed for config in resolve_cells({"seed": 3})] == [3]
+    with pytest.raises(ConfigError, match=r"attack\.trigger-scale"):
+        resolve({"attack.norm-bound": float("inf")})
