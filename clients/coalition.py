@@ -87,7 +87,8 @@ def known_rule(config: Config, before: Clip | None) -> KnownRule:
     and the clip of the combined one.
     """
     strategy = config.strategy
-    after = clip_of(strategy.norm, strategy.bound) if strategy.name in ("clip-after", "dgc") else None
+    clips_after = strategy.name == "clip-after" or (strategy.name == "dgc" and strategy.scope == "aggregate")
+    after = clip_of(strategy.norm, strategy.bound) if clips_after else None
     return KnownRule(strategy.name, before, after)
 
 

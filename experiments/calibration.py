@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+import threading
 import uuid
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from fl_sim.transports import Transport
 from strategies.catalogue import build_strategy
 from strategies.dgc import Calibration, Line, threshold_line
 
-FIRST = 1_000_000  # rounds of a calibration are numbered from here: other batches and other samples than any round of the run
+FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
+# where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
 SCORES = ("history", "fixed", "fragility")
 
@@ -45,17 +48,21 @@ def calibrate(
     """
     folder = Path(config.data.cache_dir).expanduser() / "calibration"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
-    if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        record = _measure(config, transport, orders, start, federation, model, progress)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+    with _LOCKS[path.name]:
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            record = _measure(config, transport, orders, start, federation, model, progress)
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{uuid.uuid4().hex}.part")
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            part.replace(path)
     thresholds = {name: threshold_line(scores, config.strategy.margin) for name, scores in record["scores"].items()}
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     return Calibration(thresholds, record["median-norm"]), record
+
+
+_LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of this process: cells of a sweep share a calibration
 
 
 def _measure(
@@ -68,10 +75,11 @@ def _measure(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """The scores of clean rounds by name, and the median norm of a client's update over all of them."""
+    nobody = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
     strategy = build_strategy(
         config,
         start.theta.cpu(),
-        lambda round_: sample_clients(config, round_),
+        lambda round_: sample_clients(nobody, round_),
         model=model,
         federation=federation,
         calibration=Calibration(dict.fromkeys(SCORES, Line(float("inf"), 0.0)), float("inf")),

@@ -57,8 +57,12 @@ def summarise(
 
 
 def _monitor(config: Config, track: Track) -> dict[str, Any]:
-    """When the monitor fired and when the damage was done: the first round with test accuracy `monitor.drop` points below its best so
-    far, after whatever the monitor did about it. `in_time`: the alarm came before any damage (null without an alarm)."""
+    """When the monitor fired and when the damage was done: the first evaluated round (rounds with an alarm always are) with test
+    accuracy `monitor.drop` points below its best so far, after whatever the monitor did about it.
+
+    `in_time`: true if the alarm came before the damage, or a rollback left none; false if it came with it or later; null if there was no
+    alarm, or nothing to be alarmed about.
+    """
     best, damage = track.start, None
     for round_, accuracy in track.evaluated.items():
         best = max(best, accuracy)
@@ -66,7 +70,7 @@ def _monitor(config: Config, track: Track) -> dict[str, Any]:
             damage = round_
             break
     alarm = track.alarms[0] if track.alarms else None
-    in_time = None if alarm is None else damage is None or alarm < damage
+    in_time = None if alarm is None else alarm < damage if damage else True if track.rollbacks else None
     return {"first_alarm": alarm, "first_damage": damage, "in_time": in_time, "rollbacks": track.rollbacks}
 
 

@@ -125,7 +125,7 @@ def run_track(
     track, monitor = Track(name, start=evaluator.start), Monitor(config.monitor, evaluator.probe(start.theta))
     planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
     arrays, rollback = to_record({"theta": strategy.theta}), config.monitor.action == "rollback"
-    restore = strategy.snapshot()
+    restore = strategy.snapshot() if rollback else None
     round_ = 0
     while True:
         round_ += 1
@@ -151,15 +151,15 @@ def run_track(
         if alarm:
             line["alarm"] = True
             track.alarms += (round_,)
-        if alarm and rollback:
+        if alarm and restore:
             restore()
             monitor.forget()
             arrays, line["rolled-back"] = to_record({"theta": strategy.theta}), True
             track.rollbacks += 1
-        elif rollback and not monitor.low:
+        elif restore and not monitor.low:
             restore = strategy.snapshot()
         theta = strategy.theta
-        line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger)
+        line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger, alarm)
         line |= _figures(outcome, dict(metrics))
         track.refused += bool(metrics.get("refused"))
         track.phases[round_] = line["phase"]
@@ -179,11 +179,19 @@ def run_track(
 
 
 def _evaluate(
-    track: Track, evaluator: Evaluator, config: Config, round_: int, theta: Tensor, before: Tensor, fired: bool, at_trigger: bool
+    track: Track,
+    evaluator: Evaluator,
+    config: Config,
+    round_: int,
+    theta: Tensor,
+    before: Tensor,
+    fired: bool,
+    at_trigger: bool,
+    alarm: bool,
 ) -> dict[str, Any]:
-    """Evaluate the round's model where due; around the trigger always, on the whole test set."""
+    """Evaluate the round's model where due, and after an alarm; around the trigger always, on the whole test set."""
     line: dict[str, Any] = {}
-    if round_ % config.evaluate.every == 0 or at_trigger:
+    if round_ % config.evaluate.every == 0 or at_trigger or alarm:
         accuracy, loss = evaluator.part(theta)
         track.evaluated[round_] = accuracy
         line |= {"accuracy": accuracy, "loss": loss}

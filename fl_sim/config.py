@@ -74,7 +74,9 @@ class Strategy(Section):
     bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
     probe_size: Count = Field(64, description="clean test-file examples that the server keeps to itself")
     scope: Literal["aggregate", "client"] = Field("aggregate", description="dgc: judge the combined update, or each client's")
-    action: Literal["backtrack", "clip", "skip"] = Field("backtrack", description="dgc: what becomes of a refused combined update")
+    action: Literal["backtrack", "clip", "skip"] = Field(
+        "backtrack", description="dgc, scope aggregate: what becomes of a refused combined update"
+    )
     guard: Literal["discrepancy", "rehearsing", "both"] = Field("discrepancy", description="dgc: what is asked of a candidate model")
     divergence: Literal["kl", "js"] = Field("kl", description="dgc: divergence of the Memorization Discrepancy")
     reference: Literal["both", "history", "fixed"] = Field("both", description="dgc: the model lag rounds back, the burnt-in one, or both")
@@ -85,7 +87,7 @@ class Strategy(Section):
     margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
     probation: CountOrZero = Field(
-        20, description="dgc: rounds after a refusal with each update clipped at the median client norm (0: none)"
+        20, description="dgc, scope aggregate: rounds after a refusal with each update clipped at the median client norm (0: none)"
     )
 
 

@@ -75,6 +75,9 @@ def _attack(config: Config) -> list[Problem]:
 
 
 def _dgc(config: Config) -> list[Problem]:
+    if config.strategy.name == "dgc" and config.strategy.guard != "discrepancy" and math.isinf(config.strategy.bound):
+        keys = ("strategy.bound", "strategy.guard")
+        return [(keys, f"expected a finite strategy.bound (the step rehearsed) with strategy.guard = {config.strategy.guard!r}, got inf")]
     if config.strategy.name == "dgc" and config.strategy.scope == "client" and config.strategy.guard != "discrepancy":
         return [
             (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import json
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -86,7 +88,7 @@ def build_strategy(
             learning_rate=config.client.learning_rate,
             sample=sample,
             seed=config.seed,
-            wide=type(made).__name__ in WIDE,
+            wide=type(getattr(made, "strategy", made)).__name__ in WIDE,
         )
     guard = None
     if calibration:
@@ -133,10 +135,13 @@ def own_class(name: str) -> type[Any]:
     """The class of `package.module:Class`, or of `path/to/file.py:Class`. Raises ImportError or AttributeError."""
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(place).stem, Path(place).expanduser())
-        if spec is None or spec.loader is None or not Path(place).expanduser().is_file():
+        path = Path(place).expanduser().absolute()
+        name = f"fl_sim_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"  # shadows nobody's module
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
             raise ImportError(f"there is no file {place!r}")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(place)

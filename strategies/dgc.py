@@ -136,7 +136,8 @@ class Guard:
         refused = not self.tolerates(first, round_)
         scale, taken = 1.0, proposal
         if refused and settings.action == "clip":
-            taken = server_step(server, clip(combined, Clip("l2", settings.small_bound))[0], self.learning_rate, self.momentum)
+            clipped = clip(combined, Clip("l2", settings.small_bound))[0].nan_to_num(0.0, 0.0, 0.0)
+            taken = server_step(server, clipped, self.learning_rate, self.momentum)
         elif refused:
             scale, theta = self._backtracked(server, proposal.velocity, state, HALVINGS if settings.action == "backtrack" else 0)
             taken = ServerState(theta, torch.zeros_like(theta))

@@ -6,17 +6,21 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from logging import WARNING
 from typing import Any, cast
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.params import array_record, from_record, to_record
 from fl_sim.randomness import lent_generators
+
+PATIENCE = 5  # times that a strategy may look for nodes in a round
 
 Layout = Mapping[str, torch.Size]  # a model's parameters by name, in the order of theta
 
@@ -48,9 +52,10 @@ class FlowerHost(Strategy):
         self._sample, self._seed, self._wide = sample, seed, wide
         self._asked: dict[int, Message] = {}
         self._sent = theta
+        self._unread: frozenset[str] = frozenset()
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """For a checkpoint: the model. The state of the strategy's own optimiser is in no common form."""
         return {"theta": self.theta}
 
     def snapshot(self) -> Callable[[], None]:
@@ -71,6 +76,7 @@ class FlowerHost(Strategy):
         if not messages:
             return []
         self._sent = self._flat(_only_arrays(messages[0].content))
+        self._check(messages)
         settings = ConfigRecord(
             {"phase": "", **config, "round": server_round, "stacked": True, "clip-norm": "", "clip-bound": 0.0},
         )
@@ -108,6 +114,16 @@ class FlowerHost(Strategy):
 
     def summary(self) -> None:
         self.inner.summary()
+
+    def _check(self, messages: list[Message]) -> None:
+        """Raise RuntimeError for clients that would get different models; say once which settings for clients nobody reads."""
+        models = {id(_only_arrays(message.content)): _only_arrays(message.content) for message in messages}
+        if any(not torch.equal(self._flat(arrays), self._sent) for arrays in models.values()):
+            raise RuntimeError(f"{type(self.inner).__name__} sends different models to different clients, which is not supported")
+        asked = {key for record in messages[0].content.config_records.values() for key in record} - {"phase", "server-round"}
+        if asked - self._unread:
+            self._unread |= asked
+            log(WARNING, "%s asks its clients for %s: our clients do not read that", type(self.inner).__name__, ", ".join(sorted(asked)))
 
     def _reply(self, message: Message, update: Tensor, weight: float) -> Message:
         """An ordinary reply to a message: the client's model and its number of examples."""
@@ -150,9 +166,12 @@ class _Offer(Grid):
     """The grid as a Flower strategy sees it in a round: only the sampled nodes are there."""
 
     def __init__(self, grid: Grid, nodes: list[int]) -> None:
-        self._grid, self._nodes = grid, nodes
+        self._grid, self._nodes, self._looks = grid, nodes, 0
 
     def get_node_ids(self) -> list[int]:
+        self._looks += 1
+        if self._looks > PATIENCE:  # Flower's sample_nodes waits for ever, looking once a second
+            raise RuntimeError(f"the strategy waits for more nodes than the {len(self._nodes)} clients of a round")
         return list(self._nodes)
 
     def set_run(self, run: Any) -> None:

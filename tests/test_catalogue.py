@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,16 @@ from experiments.records import read_rounds, run_folder
 from experiments.run import execute_run
 from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
+from fl_sim.config_file import to_flat, to_json
 from fl_sim.federation import load_federation, new_module
 from fl_sim.flat_model import FlatModel
+from fl_sim.grid import ClientGrid
 from fl_sim.params import to_record
 from fl_sim.sampling import sample_clients
 from fl_sim.transports import InlineTransport
 from strategies.byzfl_rules import byzfl_combine
 from strategies.catalogue import FLOWER, build_strategy, own_class, parse_options, strategy_names
+from strategies.dgc import Calibration, Line
 from strategies.flower_host import FlowerHost
 
 Configure = Callable[..., Config]
@@ -41,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "flwr.Bulyan": {"num_malicious_nodes": 2},
     "flwr.DifferentialPrivacyServerSideFixedClipping": {"noise_multiplier": 0.1, "clipping_norm": 0.1},
     "flwr.DifferentialPrivacyServerSideAdaptiveClipping": {"noise_multiplier": 0.1},
+    "byzfl.SMEA": {"f": 2},
     "byzfl.TrMean": {"f": 2},
     "byzfl.Krum": {"f": 2},
     "byzfl.MultiKrum": {"f": 2},
@@ -67,7 +72,10 @@ def of_name(configure: Configure, name: str, **more: Any) -> Config:
     return configure(strategy__name=name, strategy__options=json.dumps(options) if options else "", twin=False, control=False, **more)
 
 
-@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in ("byzfl.SMEA", "flwr.Bulyan")])
+SLOW = ("byzfl.SMEA", "flwr.Bulyan")  # all subsets of the clients; seconds a round: one round of each, below
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in SLOW])
 def test_every_name_runs_under_attack_and_gives_the_same_bytes_twice(configure: Configure, tmp_path: Path, name: str) -> None:
     config = of_name(configure, name)
     assert name_problems(config) == []
@@ -83,6 +91,12 @@ def test_every_name_runs_under_attack_and_gives_the_same_bytes_twice(configure: 
     lines = read_rounds(run_folder(tmp_path / "first", config))["attacked"]
     assert lines[3]["attack"]["fired"] == 1.0
     assert all(line["poison_ratio"] == pytest.approx(2 / 12) for line in lines)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_the_slow_ones_run_too(configure: Configure, tmp_path: Path, name: str) -> None:
+    config = of_name(configure, name, schedule__accumulate_rounds=0, schedule__recovery_rounds=0)
+    assert torch.isfinite(run(config, tmp_path)).all()
 
 
 @pytest.mark.parametrize(("flower", "momentum"), [("flwr.FedAvg", 0.0), ("flwr.FedAvgM", 0.9)])
@@ -115,8 +129,6 @@ def host_of(config: Config) -> tuple[FlowerHost, torch.Tensor]:
 
 def one_round(host: FlowerHost, theta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The model after a round in which the clients' updates are rows (n, d)."""
-    from fl_sim.grid import ClientGrid  # its node ids are all that a strategy asks for
-
     grid = ClientGrid(InlineTransport(app), config="", num_clients=len(rows), block=4, buffers=torch.zeros(0))
     messages = list(host.configure_train(1, to_record({"theta": theta}), ConfigRecord({"phase": ""}), grid))
     clients = ConfigRecord({"ids": list(range(len(rows))), "weights": [10.0] * len(rows), "norms": [0.0] * len(rows)})
@@ -140,8 +152,17 @@ def test_a_zero_update_does_not_divide_flowers_clipping_by_zero(configure: Confi
 
 
 OWN = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
+
+
+@dataclass
+class Setting:
+    every: int
 
 
 class Stubborn(FedAvg):
@@ -149,7 +170,7 @@ class Stubborn(FedAvg):
 
     def __init__(self, every=2):
         super().__init__(fraction_evaluate=0.0)
-        self.every = every
+        self.every = Setting(every).every
 
     def aggregate_train(self, server_round, replies):
         replies = list(replies)
@@ -227,4 +248,74 @@ def test_a_strategy_that_makes_a_broken_model_ends_the_run(configure: Configure)
 
     host.inner = Broken()
     with pytest.raises(RuntimeError, match="Broken made a model that is not finite"):
+        one_round(host, theta, torch.zeros(12, len(theta)))
+
+
+@pytest.mark.parametrize("name", ["dgc", "flwr.FedAvgM", "flwr.FedAdam", "byzfl.CenteredClipping"])
+def test_a_snapshot_brings_back_everything_that_the_next_round_depends_on(configure: Configure, name: str) -> None:
+    """The same round, once and again after two others and a restore, makes the same model: optimiser, guard and centre are back."""
+    config = of_name(configure, name, strategy__calibration_rounds=10)
+    federation = load_federation(config)
+    start = burn_in(config, federation, lambda *_: None)
+    model, wide = FlatModel(new_module(config, federation), start.buffers), Line(1e9, 0.0)
+    strategy = build_strategy(
+        config,
+        start.theta,
+        lambda round_: sample_clients(config, round_),
+        model=model,
+        federation=federation,
+        calibration=Calibration({"history": wide, "fixed": wide}, 1.0) if name == "dgc" else None,
+    )
+    grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)
+
+    def play(round_: int) -> torch.Tensor:
+        messages = strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": ""}), grid)
+        strategy.aggregate_train(round_, grid.send_and_receive(messages))
+        return strategy.theta
+
+    play(1)
+    restore = strategy.snapshot()
+    first = play(2)
+    guard = getattr(strategy, "guard_state", None)
+    play(3)
+    restore()
+    assert torch.equal(play(2), first)
+    if guard:
+        again = strategy.tensors()
+        assert all(torch.equal(value, again[key]) for key, value in guard.tensors().items())
+        assert {"theta", "velocity", "guard-fixed", "guard-recent", "guard-scalars"} <= set(again), "the guard is in the checkpoint"
+
+
+def test_a_strategy_that_waits_for_more_nodes_than_there_are_ends_the_run(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda _: None)
+    host, theta = host_of(configure(strategy__name="flwr.FedAvg", strategy__options='{"min_available_nodes": 13}'))
+    with pytest.raises(RuntimeError, match="more nodes than the 12 clients"):
+        one_round(host, theta, torch.zeros(12, len(theta)))
+
+
+def test_settings_for_clients_that_nobody_reads_are_said_once_and_different_models_refused(
+    configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, theta = host_of(configure(strategy__name="flwr.FedAvg"))
+
+    class Asking(type(host.inner)):  # type: ignore[misc]
+        personal = False
+
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            config["proximal-mu"] = 1.0
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            if self.personal:
+                other = ArrayRecord({name: type(array)(array.numpy() + 1.0) for name, array in arrays.items()})
+                messages[3].content = RecordDict({"arrays": other, "config": config})
+            return messages
+
+    host.inner = Asking()
+    with caplog.at_level("WARNING", logger="flwr"):
+        logging.getLogger("flwr").propagate = True
+        one_round(host, theta, torch.zeros(12, len(theta)))
+        one_round(host, theta, torch.zeros(12, len(theta)))
+        logging.getLogger("flwr").propagate = False
+    assert sum("proximal-mu" in record.message for record in caplog.records) == 1
+    host.inner.personal = True
+    with pytest.raises(RuntimeError, match="different models"):
         one_round(host, theta, torch.zeros(12, len(theta)))

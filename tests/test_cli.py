@@ -36,6 +36,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-c", "device=cuda"], ["expected device to be 'auto' or 'cpu'", "got 'cuda'"]),
         (["-c", "attack.name=acumulative"], ["expected attack.name to be one of none, accumulative", "did you mean 'accumulative'?"]),
         (["-c", "attack.name=alie"], ["expected at least 2 malicious clients", "attack.name = 'alie'", "got 1"]),
+        (["-c", "strategy.name=dgc", "-c", "strategy.guard=both", "-c", "strategy.bound=inf"], ["expected a finite strategy.bound"]),
         (["-c", "attack.norm-bound=inf"], ["expected attack.trigger-scale > 0 with attack.norm-bound = inf"]),
         (["-c", "seed"], ["expected KEY=VALUE, got 'seed'"]),
         (["nosuchpreset"], ["cannot read", "nosuchpreset.toml"]),
@@ -125,7 +126,7 @@ def test_an_inline_run_and_sweep_end_to_end(capsys: pytest.CaptureFixture[str], 
     results = (tmp_path / "two" / "results.csv").read_text().splitlines()
     assert len(results) == 5
     assert results[0].startswith("attack.name,strategy.name,")
-    assert (tmp_path / "two" / "accuracy.png").is_file()
+    assert {"accuracy.png", "matrix.png"} <= {path.name for path in (tmp_path / "two").glob("*.png")}
     assert "clip-after 1" in capsys.readouterr().out
 
 

@@ -115,11 +115,13 @@ def test_the_action_clip_applies_the_update_at_the_small_bound() -> None:
     torch.testing.assert_close(judged.server.velocity, 0.9 * server.velocity + 0.5 * update / update.norm())
 
 
-def test_a_model_that_is_not_a_number_is_refused() -> None:
-    guard, server, state = guard_of({"history": NEVER, "fixed": NEVER})
+@pytest.mark.parametrize("action", ["backtrack", "skip", "clip"])
+def test_a_model_that_is_not_a_number_is_refused(action: str) -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": NEVER}, action=action)
     judged = guard.judge(server, torch.full_like(server.theta, float("nan")), state, NO_NORMS)
     assert judged.metrics["refused"] == 1.0
-    assert torch.equal(judged.server.theta, server.theta)
+    stepped = server.theta - 0.5 * 0.9 * server.velocity if action == "clip" else server.theta
+    assert torch.equal(judged.server.theta, stepped)
 
 
 def test_the_reference_in_the_history_is_lag_rounds_back_and_the_fixed_one_stays() -> None:
@@ -223,6 +225,13 @@ def test_the_thresholds_come_from_clean_rounds_alone(configure: Callable[..., Co
     run(configure(**DGC, attack__name="none", attack__malicious_fraction=0.0), tmp_path / "b")
     first, second = (next((tmp_path / name).glob("*/calibration.json")).read_text() for name in "ab")
     assert first == second
+    few = {"server__clients_per_round": 4}
+    attacked = configure(**DGC, **few, attack__poison_ratio=0.5, control=False, twin=False, data__cache_dir=str(tmp_path / "x"))
+    unattacked = configure(**DGC, **few, attack__name="none", attack__malicious_fraction=0.0, data__cache_dir=str(tmp_path / "y"))
+    run(attacked, tmp_path / "c")
+    run(unattacked, tmp_path / "d")
+    third, fourth = (next((tmp_path / name).glob("*/calibration.json")).read_text() for name in "cd")
+    assert third == fourth != first, "who is malicious among a few sampled clients has no say in it"
     clean = next((tmp_path / "b").glob("*/rounds.jsonl"))
     assert str(run_scores(clean)[0]) not in first
 

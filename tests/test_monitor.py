@@ -15,7 +15,9 @@ from experiments.monitor import Monitor
 from experiments.records import read_rounds, run_folder
 from experiments.run import execute_run
 from fl_sim import config
+from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
+from fl_sim.federation import load_federation
 from fl_sim.transports import InlineTransport
 
 Configure = Callable[..., Config]
@@ -60,10 +62,10 @@ def test_rollback_brings_back_the_last_good_model_and_discards_the_round(configu
     summary, lines, folder = run(kept, tmp_path)
     assert lines[0]["rolled-back"]
     first = theta_after(folder, 1)
-    start, _, idle = run(
+    assert torch.equal(first, burn_in(kept, load_federation(kept), lambda *_: None).theta), "nothing of round 1 was applied"
+    start, _, _ = run(
         configure(**{**ONE, "attack__name": "none", "attack__malicious_fraction": 0.0}, schedule__accumulate_rounds=0), tmp_path
     )
-    assert not torch.equal(first, theta_after(idle, 1)), "nothing of round 1 was applied, honest updates neither"
     assert summary["accuracy"]["after_trigger"] == summary["accuracy"]["burn_in"] == start["accuracy"]["burn_in"]
     assert summary["monitor"]["rollbacks"] == 1
     assert summary["monitor"]["in_time"] is True, "no damage was left for the test set to see"
@@ -71,6 +73,7 @@ def test_rollback_brings_back_the_last_good_model_and_discards_the_round(configu
 
 
 def test_with_patience_the_model_before_the_first_low_round_comes_back(configure: Configure, tmp_path: Path) -> None:
+    """Training at a learning rate of 5 breaks by itself: rounds 1 and 2 are low, and both are discarded."""
     settings = {
         **ONE,
         "attack__name": "none",
@@ -78,15 +81,23 @@ def test_with_patience_the_model_before_the_first_low_round_comes_back(configure
         "server__learning_rate": 5.0,
         "schedule__recovery_rounds": 4,
     }
-    summary, lines, folder = run(configure(**settings, monitor__action="rollback", monitor__patience=2), tmp_path)
+    watched = configure(**settings, monitor__action="rollback", monitor__patience=2)
+    summary, lines, folder = run(watched, tmp_path)
     back = [line["round"] for line in lines if line.get("rolled-back")]
-    assert back, "training at a learning rate of 5 breaks by itself"
+    start = burn_in(watched, load_federation(watched), lambda *_: None).theta
     assert back[0] == 2
-    best = load_file(folder / "final.safetensors")["theta"]
     assert summary["monitor"]["rollbacks"] == len(back)
-    assert torch.isfinite(best).all()
-    probe = theta_after(folder, 2)
-    assert not torch.equal(probe, theta_after(folder, 1)), "round 1 was low too: it is discarded with round 2"
+    assert not torch.equal(theta_after(folder, 1), start)
+    assert torch.equal(theta_after(folder, 2), start)
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_an_alarm_after_the_damage_is_not_in_time_however_rarely_the_test_set_is_looked_at(
+    configure: Configure, tmp_path: Path, every: int
+) -> None:
+    summary, _, _ = run(configure(**ONE, monitor__action="stop", evaluate__every=every), tmp_path)
+    assert summary["monitor"]["first_damage"] == 1
+    assert summary["monitor"]["in_time"] is False
 
 
 def test_the_running_best_is_kept_and_the_count_starts_anew_after_a_rollback() -> None:
