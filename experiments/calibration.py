@@ -24,6 +24,7 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from strategies.catalogue import build_strategy
 from strategies.dgc import Calibration, Line, threshold_line
+from strategies.rule_strategy import RuleStrategy
 
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
@@ -43,8 +44,9 @@ def calibrate(
 ) -> tuple[Calibration, dict[str, Any]]:
     """Thresholds for `strategy.guard`, and the record of how they came about.
 
-    `strategy.calibration-rounds` rounds of the federation from the burnt-in model, every client honest, nothing refused; then the
-    model is forgotten: the run begins where it begins under any other strategy. Cached like the burn-in.
+    `strategy.calibration-rounds` rounds of the federation from the burnt-in model, every client honest, nothing refused; then a
+    probation is rehearsed, and as many rounds after it, because what the clip held back comes at once when it ends; else one false alarm
+    would bring the next. Then the model is forgotten: the run begins where it begins under any other strategy. Cached like the burn-in.
     """
     folder = Path(config.data.cache_dir).expanduser() / "calibration"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
@@ -74,7 +76,7 @@ def _measure(
     model: FlatModel,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """The scores of clean rounds by name, and the median norm of a client's update over all of them."""
+    """The scores of clean rounds by name, and the median norm of a client's update before the rehearsed probation."""
     nobody = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
     strategy = build_strategy(
         config,
@@ -93,9 +95,15 @@ def _measure(
         buffers=start.buffers.cpu(),
         orders=orders,
     )
+    assert isinstance(strategy, RuleStrategy)
     arrays, scores, norms = to_record({"theta": strategy.theta}), dict[str, list[float]](), list[float]()
-    rounds = config.strategy.calibration_rounds
+    settings, median = config.strategy, float("inf")
+    probation = settings.probation if settings.scope == "aggregate" else 0
+    rounds = settings.calibration_rounds + 2 * probation
     for number in range(1, rounds + 1):
+        if number == settings.calibration_rounds + 1:
+            median = statistics.median(norms)
+            strategy.begin_probation(probation, median)
         messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
         found, metrics = strategy.aggregate_train(FIRST + number, grid.send_and_receive(messages))
         assert found is not None
@@ -106,4 +114,4 @@ def _measure(
                 scores.setdefault(name, []).append(float(metrics[name]))  # pyright: ignore[reportArgumentType]
         norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
-    return {"rounds": rounds, "scores": scores, "median-norm": statistics.median(norms)}
+    return {"rounds": rounds, "scores": scores, "median-norm": median if probation else statistics.median(norms)}

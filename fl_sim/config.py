@@ -82,7 +82,7 @@ class Strategy(Section):
     reference: Literal["both", "history", "fixed"] = Field("both", description="dgc: the model lag rounds back, the burnt-in one, or both")
     lag: Count = Field(5, description="dgc: rounds back of the reference in the history")
     calibration_rounds: Annotated[int, Field(ge=10)] = Field(
-        60, description="dgc: clean rounds that calibrate the thresholds, then forgotten"
+        60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; then forgotten"
     )
     margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")

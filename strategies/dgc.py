@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What clean rounds told: a threshold by score, and the median norm of a client's update over all of them."""
+    """What clean rounds told: a threshold by score, and the median norm of a client's update."""
 
     thresholds: Mapping[str, Line]
     median_norm: float

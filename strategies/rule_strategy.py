@@ -104,10 +104,15 @@ class RuleStrategy(Strategy):
 
     def _round_rule(self) -> Rule:
         """The rule of this round: during a guard's probation each client is clipped before combining."""
-        if self._norms_wanted:
-            return replace(self.rule, before=Clip("l2", float("inf")))
         before = self._guard.before(self.guard_state) if self._guard and self.guard_state else None
+        if before is None and self._norms_wanted:
+            before = Clip("l2", float("inf"))
         return replace(self.rule, before=before) if before else self.rule
+
+    def begin_probation(self, rounds: int, bound: float) -> None:
+        """Clip each client at `bound` for some rounds from now, as after a refusal (the calibration rehearses one)."""
+        if self.guard_state:
+            self.guard_state = self.guard_state._replace(probation=rounds, bound=bound)
 
     @property
     def _stacked(self) -> bool:

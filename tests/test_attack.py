@@ -64,18 +64,24 @@ def test_lookahead_is_minus_log_of_the_probability_of_being_wrong() -> None:
 
 
 def test_descending_an_objective_does_what_it_says() -> None:
-    """Closed-form signs of a small step along -h_t: with `inner` and `lookahead` the (reversed) trigger hurts more, with `cosine` the
-    two gradients turn towards each other."""
+    """Closed-form signs of a small step along -h_t: with `inner` the (reversed) trigger hurts more, with `lookahead-unbounded` the loss
+    after it rises, with `lookahead` the chance to be wrong after it, with `cosine` the two gradients turn towards each other."""
     k = knowledge_of(norm_bound=1.0)
     trigger = trigger_vector(k, None)
 
-    def harm(theta: torch.Tensor) -> float:
-        before = k.model.loss(theta, *k.validation_draw)
-        return float((k.model.loss(theta - k.server_lr * trigger, *k.validation_draw) - before).detach())
+    def after(theta: torch.Tensor) -> float:
+        return float(k.model.loss(theta - k.server_lr * trigger, *k.validation_draw))
 
-    for objective in ("inner", "lookahead", "lookahead-unbounded"):
+    def harm(theta: torch.Tensor) -> float:
+        return after(theta) - float(k.model.loss(theta, *k.validation_draw))
+
+    def doubt(theta: torch.Tensor) -> float:
+        p = k.model.logits(theta - k.server_lr * trigger, k.validation_draw.inputs).softmax(dim=1)
+        return float((1.0 - p[torch.arange(len(p)), k.validation_draw.labels]).log().mean())
+
+    for objective, rises in (("inner", harm), ("lookahead", doubt), ("lookahead-unbounded", after)):
         h = direction(OBJECTIVES[objective], k, trigger, None)[0]
-        assert harm(k.theta - 0.01 * h / h.norm()) > harm(k.theta)
+        assert rises(k.theta - 0.01 * h / h.norm()) > rises(k.theta)
     h = direction(OBJECTIVES["cosine"], k, trigger, None)[0]
     near, far = (k.theta - 0.01 * h / h.norm()), k.theta
 

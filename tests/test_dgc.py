@@ -194,7 +194,7 @@ def test_a_threshold_is_a_margin_times_a_line_above_all_clean_rounds() -> None:
     assert min(above) == pytest.approx(0.0, abs=1e-12)
 
 
-DGC: dict[str, Any] = {"strategy__name": "dgc", "strategy__calibration_rounds": 20}
+DGC: dict[str, Any] = {"strategy__name": "dgc", "strategy__calibration_rounds": 20, "strategy__probation": 10}
 
 
 def run(config: Config, folder: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
