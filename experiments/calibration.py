@@ -29,7 +29,7 @@ from strategies.rule_strategy import RuleStrategy
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
-SCORES = ("history", "fixed", "fragility")
+SCORES: tuple[str, ...] = ("history", "fixed", "fragility")
 
 
 def calibrate(
@@ -60,8 +60,10 @@ def calibrate(
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             part.replace(path)
     thresholds = {name: threshold_line(scores, config.strategy.margin) for name, scores in record["scores"].items()}
+    typical = {name: threshold_line(scores, 1.0, quantile=0.5) for name, scores in record["scores"].items()}
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
-    return Calibration(thresholds, record["median-norm"]), record
+    record["typical"] = {name: line._asdict() for name, line in typical.items()}
+    return Calibration(thresholds, typical, record["median-norm"]), record
 
 
 _LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of this process: cells of a sweep share a calibration
@@ -78,13 +80,14 @@ def _measure(
 ) -> dict[str, Any]:
     """The scores of clean rounds by name, and the median norm of a client's update before the rehearsed probation."""
     nobody = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
+    endless: dict[str, Line] = dict.fromkeys(SCORES, Line(float("inf"), 0.0))
     strategy = build_strategy(
         config,
         start.theta.cpu(),
         lambda round_: sample_clients(nobody, round_),
         model=model,
         federation=federation,
-        calibration=Calibration(dict.fromkeys(SCORES, Line(float("inf"), 0.0)), float("inf")),
+        calibration=Calibration(endless, endless, float("inf")),
         calibrating=True,
     )
     grid = ClientGrid(

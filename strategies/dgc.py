@@ -34,9 +34,10 @@ class Line(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What clean rounds told: a threshold by score, and the median norm of a client's update."""
+    """What clean rounds told: by score a threshold and what is typical, and the median norm of a client's update."""
 
     thresholds: Mapping[str, Line]
+    typical: Mapping[str, Line]
     median_norm: float
 
 
@@ -112,16 +113,16 @@ class Guard:
             found["fragility"] = hurt - self.model.score(theta, *self.probe)[1]
         return found
 
-    def tolerates(self, scores: Mapping[str, float], round_: int, share: float = 1.0) -> bool:
-        """Whether every score is within `share` of its threshold; a score that is not a number is not."""
-        return all(score <= share * self.calibration.thresholds[name].at(round_) for name, score in scores.items())
+    def tolerates(self, scores: Mapping[str, float], round_: int) -> bool:
+        """Whether every score is within its threshold; a score that is not a number is not."""
+        return within(scores, self.calibration.thresholds, round_)
 
     def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judged:
         """Apply a combined update (d,) if the model that it leads to is tolerated, else `strategy.action`.
 
-        backtrack: halve the step until the scores are back at what clean rounds reached (the threshold without its margin), at most
-        six times, then drop it. skip: drop it. The velocity becomes 0, so that nothing of a refused push comes back through momentum, at
-        0.9 ten times the part that was taken. clip: clip the update to `strategy.small-bound` and go on.
+        backtrack: halve the step until it scores like a typical clean round, at most six times, then drop it. skip: drop it. The
+        velocity becomes 0, so that nothing of a refused push comes back through momentum, at 0.9 ten times the part that was taken.
+        clip: clip the update to `strategy.small-bound` and go on.
 
         Then comes a probation: rounds in which each client is clipped at the median norm of the last round, or of the calibration
         where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a persistent
@@ -178,11 +179,11 @@ class Guard:
         return state._replace(round=state.round + 1, recent=(*state.recent, self._said(theta))[-self.settings.lag :])
 
     def _backtracked(self, server: ServerState, velocity: Tensor, state: GuardState, halvings: int) -> tuple[float, Tensor]:
-        """The longest step among 1/2, 1/4, ... of a refused one that scores like a clean round, as (scale, theta); scale 0: none."""
+        """The longest step among 1/2, 1/4, ... of a refused one that scores like a typical clean round; scale 0: none does."""
         for halving in range(1, halvings + 1):
             scale = 0.5**halving
             theta = server.theta - self.learning_rate * scale * velocity
-            if self.tolerates(self.scores(theta, state, self._said(theta)), state.round + 1, 1.0 / self.settings.margin):
+            if within(self.scores(theta, state, self._said(theta)), self.calibration.typical, state.round + 1):
                 return scale, theta
         return 0.0, server.theta
 
@@ -192,12 +193,18 @@ class Guard:
         return log_probabilities(self.model.logits(theta.to(self.probe.inputs.device), self.probe.inputs))
 
 
-def threshold_line(scores: list[float], margin: float) -> Line:
-    """The threshold for a score that clean rounds 1..R had: `margin * (P0 + growth * t)`.
+def within(scores: Mapping[str, float], lines: Mapping[str, Line], round_: int) -> bool:
+    """Whether every score is at most its line's value in a round."""
+    return all(score <= lines[name].at(round_) for name, score in scores.items())
 
-    `growth` is the least-squares slope over the rounds, at least 0; P0 the smallest with which no clean round lies above the line.
+
+def threshold_line(scores: list[float], margin: float, quantile: float = 1.0) -> Line:
+    """A line for a score that clean rounds 1..R had: `margin * (P0 + growth * t)`.
+
+    `growth` is the least-squares slope over the rounds, at least 0; P0 such that the share `quantile` of the clean rounds lies on or under
+    the line without its margin: 1 for a threshold, 0.5 for what is typical.
     Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
     """
     t, y = torch.arange(1, len(scores) + 1, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
     slope = max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
-    return Line(margin * float((y - slope * t).max()), margin * slope)
+    return Line(margin * float((y - slope * t).quantile(quantile)), margin * slope)

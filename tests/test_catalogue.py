@@ -264,7 +264,7 @@ def test_a_snapshot_brings_back_everything_that_the_next_round_depends_on(config
         lambda round_: sample_clients(config, round_),
         model=model,
         federation=federation,
-        calibration=Calibration({"history": wide, "fixed": wide}, 1.0) if name == "dgc" else None,
+        calibration=Calibration({"history": wide, "fixed": wide}, {"history": wide, "fixed": wide}, 1.0) if name == "dgc" else None,
     )
     grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)
 

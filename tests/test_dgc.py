@@ -61,13 +61,15 @@ def test_half_precision_is_widened_and_shapes_must_agree() -> None:
         memorization_discrepancy(lambda _: half, lambda _: half[:, :2], half)
 
 
-def guard_of(thresholds: Mapping[str, Line], **settings: Any) -> tuple[Guard, ServerState, GuardState]:
+def guard_of(
+    thresholds: Mapping[str, Line], typical: Mapping[str, Line] | None = None, **settings: Any
+) -> tuple[Guard, ServerState, GuardState]:
     """A guard over a linear model with learning rate 0.5 and momentum 0.9, its server with a velocity of ones."""
     module = linear(3).float()
     theta = flat_parameters(module)
     probe = Batch(torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3)
     strategy = Strategy.model_validate({key.replace("_", "-"): value for key, value in settings.items()})
-    guard = Guard(strategy, FlatModel(module), probe, Calibration(thresholds, 2.0), 0.5, 0.9)
+    guard = Guard(strategy, FlatModel(module), probe, Calibration(thresholds, typical or thresholds, 2.0), 0.5, 0.9)
     return guard, ServerState(theta, torch.ones_like(theta)), guard.begin(theta)
 
 
@@ -90,8 +92,8 @@ def test_a_step_that_nothing_makes_tolerable_is_dropped_with_its_momentum(action
     assert judged.metrics["step-scale"] == 0.0
 
 
-def test_backtracking_takes_the_longest_halving_that_scores_like_a_clean_round() -> None:
-    guard, server, state = guard_of({"history": NEVER, "fixed": Line(0.04, 0.0)}, margin=4.0)
+def test_backtracking_takes_the_longest_halving_that_scores_like_a_typical_clean_round() -> None:
+    guard, server, state = guard_of({"history": NEVER, "fixed": Line(0.04, 0.0)}, {"history": NEVER, "fixed": Line(0.01, 0.0)})
     update = 3.0 * torch.randn(len(server.theta), generator=torch.Generator().manual_seed(5))
     judged = guard.judge(server, update, state, NO_NORMS)
     step, scale = 0.9 * server.velocity + update, judged.metrics["step-scale"]
@@ -188,6 +190,7 @@ def test_a_threshold_is_a_margin_times_a_line_above_all_clean_rounds() -> None:
     assert line.growth == pytest.approx(0.06)
     falling = threshold_line([5.0, 4.0, 3.0, 3.5], 2.0)
     assert falling == Line(10.0, 0.0), "a falling score keeps its highest value"
+    assert threshold_line([5.0, 4.0, 3.0, 3.5], 1.0, quantile=0.5) == Line(3.75, 0.0)
     noisy = [0.3, 0.1, 0.5, 0.2, 0.6]
     tight = threshold_line(noisy, 1.0)
     above = [tight.at(t) - y for t, y in enumerate(noisy, start=1)]
