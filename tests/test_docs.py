@@ -56,3 +56,8 @@ def test_the_page_has_every_attack(name: str) -> None:
 def test_the_page_of_defences_has_every_strategy(name: str) -> None:
     package, _, rest = name.rpartition(".")
     assert f"`{name}`" in DEFENCES or (package and rest in DEFENCES and f"`{package}.<" in DEFENCES)
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    pages = [*(Path(__file__).parent.parent / "docs").glob("*.md"), Path(__file__).parent.parent / "README.md"]
+    assert not [page.name for page in pages if "@@" in page.read_text(encoding="utf-8")]
