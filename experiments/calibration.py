@@ -13,12 +13,11 @@ from typing import Any
 
 from flwr.app import ConfigRecord
 
+from experiments.track import client_grid
 from fl_sim.burn_in import StartModel, cache_key
 from fl_sim.config import Config
-from fl_sim.config_file import to_flat, to_json
 from fl_sim.federation import Federation
 from fl_sim.flat_model import FlatModel
-from fl_sim.grid import ClientGrid
 from fl_sim.params import to_record
 from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
@@ -90,14 +89,7 @@ def _measure(
         calibration=Calibration(endless, endless, float("inf")),
         calibrating=True,
     )
-    grid = ClientGrid(
-        transport,
-        config=to_json({**to_flat(config), "output-dir": "", "cells": "", "device": start.theta.device.type}),
-        num_clients=config.data.num_clients,
-        block=config.client.block,
-        buffers=start.buffers.cpu(),
-        orders=orders,
-    )
+    grid = client_grid(config, transport, start, orders)
     assert isinstance(strategy, RuleStrategy)
     arrays, scores, norms = to_record({"theta": strategy.theta}), dict[str, list[float]](), list[float]()
     settings, median = config.strategy, float("inf")

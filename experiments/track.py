@@ -81,6 +81,29 @@ class Evaluator:
         return self.model.score(theta.to(self._device), *self._probe)[0]
 
 
+def client_grid(
+    config: Config,
+    transport: Transport,
+    start: StartModel,
+    orders: int,
+    *,
+    malicious: frozenset[int] = frozenset(),
+    accumulate: bool = True,
+) -> ClientGrid:
+    """The grid of one track: the clients of a configuration over the workers."""
+    return ClientGrid(
+        transport,
+        config=to_json({**to_flat(config), "output-dir": "", "cells": "", "device": start.theta.device.type}),
+        num_clients=config.data.num_clients,
+        block=config.client.block,
+        buffers=start.buffers.cpu(),
+        malicious=malicious,
+        omniscient=config.attack.knowledge == "omniscient",
+        accumulate=accumulate,
+        orders=orders,
+    )
+
+
 def run_track(
     name: TrackName,
     config: Config,
@@ -111,17 +134,7 @@ def run_track(
         federation=federation,
         calibration=calibration,
     )
-    grid = ClientGrid(
-        transport,
-        config=to_json({**to_flat(config), "output-dir": "", "cells": "", "device": start.theta.device.type}),
-        num_clients=config.data.num_clients,
-        block=config.client.block,
-        buffers=start.buffers.cpu(),
-        malicious=malicious,
-        omniscient=config.attack.knowledge == "omniscient",
-        accumulate=name != "control",
-        orders=orders,
-    )
+    grid = client_grid(config, transport, start, orders, malicious=malicious, accumulate=name != "control")
     track, monitor = Track(name, start=evaluator.start), Monitor(config.monitor, evaluator.probe(start.theta))
     planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
     arrays, rollback = to_record({"theta": strategy.theta}), config.monitor.action == "rollback"
