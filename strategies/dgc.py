@@ -43,19 +43,20 @@ class Calibration(NamedTuple):
 
 class GuardState(NamedTuple):
     """What a guard remembers: rounds so far; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
-    `strategy.lag` models, oldest first, but no old model; rounds of probation left, and how many the next refusal brings; the
-    bound of a client's update during probation."""
+    `strategy.lag` models, oldest first, but no old model; rounds of probation left, how long it was when it began, and rounds of
+    parole left after it; the bound of a client's update during probation."""
 
     round: int
     fixed: Tensor
     recent: tuple[Tensor, ...]
     probation: int
     sentence: int
+    parole: int
     bound: float
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        scalars = torch.tensor([self.round, self.probation, self.sentence, self.bound], dtype=torch.float64)
+        scalars = torch.tensor([self.round, self.probation, self.sentence, self.parole, self.bound], dtype=torch.float64)
         return {"guard-fixed": self.fixed, "guard-recent": torch.stack(self.recent), "guard-scalars": scalars}
 
 
@@ -85,7 +86,7 @@ class Guard:
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said = self._said(theta)
-        return GuardState(0, said, (said,), 0, self.settings.probation, self.calibration.median_norm)
+        return GuardState(0, said, (said,), 0, self.settings.probation, 0, self.calibration.median_norm)
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -126,7 +127,7 @@ class Guard:
 
         Then comes a probation: rounds in which each client is clipped at the median norm of the last round, or of the calibration
         where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a persistent
-        attack. If the first round after it is refused too, the next one is twice as long.
+        attack. As many rounds of parole follow: a refusal during parole brings a probation twice as long.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -145,12 +146,15 @@ class Guard:
         if refused:
             said = self._said(taken.theta)
         if state.probation:
-            probation, sentence = state.probation - 1, state.sentence
+            probation, sentence, parole = state.probation - 1, state.sentence, state.sentence
+        elif refused:
+            sentence = 2 * state.sentence if state.parole else settings.probation
+            probation, parole = sentence, sentence
         else:
-            probation, sentence = (state.sentence, 2 * state.sentence) if refused else (0, settings.probation)
+            probation, sentence, parole = 0, state.sentence, max(0, state.parole - 1)
         known = client_norms[torch.isfinite(client_norms)]
         bound = min(float(known.median()), self.calibration.median_norm) if len(known) else state.bound
-        guard = GuardState(round_, state.fixed, (*state.recent, said)[-settings.lag :], probation, sentence, bound)
+        guard = GuardState(round_, state.fixed, (*state.recent, said)[-settings.lag :], probation, sentence, parole, bound)
         metrics = dict(first)
         metrics |= {f"{name}-threshold": self.calibration.thresholds[name].at(round_) for name in first}
         metrics |= {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}

@@ -165,11 +165,18 @@ def test_probation_clips_each_client_at_the_median_norm_and_doubles_when_it_did_
     assert clips[1] == Clip("l2", 2.0), "of the calibration"
     assert clips[2] == Clip("l2", 1.0), "of the last round in which norms were known"
     assert clips[4] == Clip("l2", 2.0), "never above the calibration's"
-    free = state._replace(probation=0)
-    assert guard.judge(server, update, free, NO_NORMS).guard.sentence == 32
+
+
+@pytest.mark.parametrize(("calm_rounds", "sentence"), [(0, 4), (1, 4), (2, 2), (5, 2)])
+def test_a_refusal_during_parole_brings_a_longer_probation(calm_rounds: int, sentence: int) -> None:
+    strict, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     tolerant, _, _ = guard_of({"history": NEVER, "fixed": NEVER}, probation=2)
-    calm = tolerant.judge(server, update, free, NO_NORMS).guard
-    assert (calm.sentence, calm.probation) == (2, 0)
+    update = torch.ones_like(server.theta)
+    state = strict.judge(server, update, state, NO_NORMS).guard
+    for _ in range(2 + calm_rounds):
+        state = tolerant.judge(server, update, state, NO_NORMS).guard
+    assert (state.probation, state.parole) == (0, max(0, 2 - calm_rounds))
+    assert strict.judge(server, update, state, NO_NORMS).guard.probation == sentence
 
 
 def test_the_scope_client_clips_only_the_suspicious() -> None:
