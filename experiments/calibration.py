@@ -28,7 +28,7 @@ from strategies.rule_strategy import RuleStrategy
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
-SCORES: tuple[str, ...] = ("history", "fixed", "fragility")
+SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
 
 
 def calibrate(

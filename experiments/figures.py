@@ -74,6 +74,7 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
 SCORES = {
     "history": "discrepancy, lagged model",
     "fixed": "discrepancy, burnt-in model",
+    "rise": "rise of the probe loss",
     "fragility": "rise of loss by a rehearsed trigger",
 }
 

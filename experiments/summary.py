@@ -75,11 +75,13 @@ def _monitor(config: Config, track: Track) -> dict[str, Any]:
 
 
 def _seconds_a_round(attacked: Track, twin: Track | None) -> dict[str, float | None]:
-    """Medians, without evaluation: rounds in the accumulative phase, and honest rounds (the twin's, or those of recovery)."""
-    in_phase = [attacked.trained[round_] for round_, phase in attacked.phases.items() if phase == "accumulate"]
+    """Medians, without evaluation: rounds in the accumulative phase and what the strategy's own part of them takes, and honest
+    rounds (the twin's, or those of recovery)."""
+    phase = [round_ for round_, name in attacked.phases.items() if name == "accumulate"]
     honest = list(twin.trained.values()) if twin else [attacked.trained[r] for r, phase in attacked.phases.items() if phase == "recover"]
     return {
-        "attacked_round": statistics.median(in_phase) if in_phase else None,
+        "attacked_round": statistics.median(attacked.trained[round_] for round_ in phase) if phase else None,
+        "aggregation": statistics.median(attacked.aggregated[round_] for round_ in phase) if phase else None,
         "honest_round": statistics.median(honest) if honest else None,
     }
 

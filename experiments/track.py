@@ -34,7 +34,7 @@ class Track:
     """What a track measured.
 
     Accuracies in percent: `evaluated` by round, on `evaluate.examples`; the others on the whole test set. `trained`: seconds of
-    each round without evaluation.
+    each round without evaluation, of which `aggregated` the strategy's own.
     """
 
     name: TrackName
@@ -54,6 +54,7 @@ class Track:
     theta: Tensor | None = None
     seconds: float = 0.0
     trained: dict[int, float] = field(default_factory=dict[int, float])
+    aggregated: dict[int, float] = field(default_factory=dict[int, float])
 
     @property
     def rounds(self) -> int:
@@ -148,7 +149,9 @@ def run_track(
         clock = time.perf_counter()
         before = strategy.theta
         messages = strategy.configure_train(round_, arrays, ConfigRecord({"phase": phase}), grid)
-        arrays, metrics = strategy.aggregate_train(round_, grid.send_and_receive(messages))
+        replies = grid.send_and_receive(messages)
+        received = time.perf_counter()
+        arrays, metrics = strategy.aggregate_train(round_, replies)
         assert arrays is not None
         assert metrics is not None
         trained = time.perf_counter()
@@ -177,8 +180,9 @@ def run_track(
         track.refused += bool(metrics.get("refused"))
         track.phases[round_] = line["phase"]
         track.ratios.append(outcome.poison_ratio)
-        track.trained[round_] = trained - clock
-        line["seconds"] = {"train": round(trained - clock, 6), "evaluate": round(time.perf_counter() - trained, 6), "waves": outcome.waves}
+        track.trained[round_], track.aggregated[round_] = trained - clock, trained - received
+        seconds = {"train": trained - clock, "aggregate": trained - received, "evaluate": time.perf_counter() - trained}
+        line["seconds"] = {name: round(value, 6) for name, value in seconds.items()} | {"waves": outcome.waves}
         records.round(line)
         progress(name, round_, line["phase"], track.evaluated.get(round_))
         if config.checkpoint.every and round_ % config.checkpoint.every == 0:

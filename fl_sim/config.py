@@ -80,6 +80,7 @@ class Strategy(Section):
     guard: Literal["discrepancy", "rehearsing", "both"] = Field("discrepancy", description="dgc: what is asked of a candidate model")
     divergence: Literal["kl", "js"] = Field("kl", description="dgc: divergence of the Memorization Discrepancy")
     reference: Literal["both", "history", "fixed"] = Field("both", description="dgc: the model lag rounds back, the burnt-in one, or both")
+    rise: bool = Field(True, description="dgc: also refuse what raises the probe loss over its lowest more than clean rounds do")
     lag: Count = Field(5, description="dgc: rounds back of the reference in the history")
     calibration_rounds: Annotated[int, Field(ge=10)] = Field(
         60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; then forgotten"

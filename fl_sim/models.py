@@ -15,7 +15,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import max_pool2d, relu
 
 Shape = tuple[int, int, int]
 Norm = Callable[[int, int], nn.Module]  # (most groups, channels) -> layer
@@ -24,6 +24,22 @@ NORMS: Mapping[str, Norm] = {
     "group": lambda groups, channels: nn.GroupNorm(min(groups, channels), channels),
     "batch": lambda groups, channels: nn.BatchNorm2d(channels),
 }
+
+
+@final
+class _HalvingPool(nn.Module):
+    """Max-pooling over 2x2 pixels, (n, C, H, W) -> (n, C, H // 2, W // 2).
+
+    PyTorch's takes 60 % of the CNN's forward pass on a CPU; without gradients two element-wise maxima give the same numbers in a
+    quarter of its time. With gradients they would be slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or torch.is_grad_enabled():
+            return max_pool2d(x, 2)
+        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        rows = torch.maximum(x[..., 0:height:2, :], x[..., 1:height:2, :])
+        return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
 
 
 def _mlp(image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
@@ -37,8 +53,8 @@ def _cnn(image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
     if min(height, width) < 4:
         raise ValueError(f"model.name = 'cnn': expected images of at least 4x4 pixels, got {height}x{width}")
     return nn.Sequential(
-        *(nn.Conv2d(channels, 16, 3, padding=1), norm(8, 16), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(16, 32, 3, padding=1), norm(8, 32), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(channels, 16, 3, padding=1), norm(8, 16), nn.ReLU(), _HalvingPool()),
+        *(nn.Conv2d(16, 32, 3, padding=1), norm(8, 32), nn.ReLU(), _HalvingPool()),
         *(nn.Flatten(), nn.Linear(32 * (height // 4) * (width // 4), 64), nn.ReLU(), nn.Linear(64, num_classes)),
     )
 

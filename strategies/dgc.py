@@ -1,7 +1,7 @@
 """DGC, discrepancy-aware gradient clipping: leave updates alone until the model that they lead to says something else.
 
 Source: Zhu et al. 2023, App. C.10, which names it and does not spell it out. Ours (MATH section 5): two references, the
-backtracking step, the probation with a clip of each client, the rehearsing guard.
+rise of the loss, the backtracking step, probation and parole, the rehearsing guard.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fl_sim.clipping import Clip, clip
@@ -43,12 +44,13 @@ class Calibration(NamedTuple):
 
 class GuardState(NamedTuple):
     """What a guard remembers: rounds so far; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
-    `strategy.lag` models, oldest first, but no old model; rounds of probation left, how long it was when it began, and rounds of
-    parole left after it; the bound of a client's update during probation."""
+    `strategy.lag` models, oldest first, but no old model; the lowest probe loss of them all; rounds of probation left, how long it was
+    when it began, and rounds of parole left after it; the bound of a client's update during probation."""
 
     round: int
     fixed: Tensor
     recent: tuple[Tensor, ...]
+    lowest: float
     probation: int
     sentence: int
     parole: int
@@ -56,7 +58,7 @@ class GuardState(NamedTuple):
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        scalars = torch.tensor([self.round, self.probation, self.sentence, self.parole, self.bound], dtype=torch.float64)
+        scalars = torch.tensor([self.round, self.lowest, self.probation, self.sentence, self.parole, self.bound], dtype=torch.float64)
         return {"guard-fixed": self.fixed, "guard-recent": torch.stack(self.recent), "guard-scalars": scalars}
 
 
@@ -86,7 +88,7 @@ class Guard:
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said = self._said(theta)
-        return GuardState(0, said, (said,), 0, self.settings.probation, 0, self.calibration.median_norm)
+        return GuardState(0, said, (said,), self._loss(said), 0, self.settings.probation, 0, self.calibration.median_norm)
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -96,8 +98,9 @@ class Guard:
         """What a candidate theta (d,) is judged by, given what it says about the probe set (e, c).
 
         history: mean Memorization Discrepancy against the model `lag` rounds before the candidate; fixed: against the burnt-in
-        model, because a patient attacker walks a reference that follows the model. fragility (the rehearsing guard): how much
-        one reversed step of norm eta = `strategy.bound` along the probe gradient would hurt,
+        model, because a patient attacker walks a reference that follows the model. rise: of the probe loss over the lowest so far,
+        at least 0; a half-trained model changes so fast that no discrepancy tells damage from learning. fragility (the rehearsing
+        guard): how much one reversed step of norm eta = `strategy.bound` along the probe gradient would hurt,
         `L(probe; theta + server_lr * eta * u) - L(probe; theta)`, u the unit gradient.
         """
         divergence, settings, found = DIVERGENCES[self.settings.divergence], self.settings, dict[str, float]()
@@ -106,12 +109,14 @@ class Guard:
                 found["history"] = float(divergence(state.recent[0], said).mean())
             if settings.reference != "history":
                 found["fixed"] = float(divergence(state.fixed, said).mean())
+        if settings.rise:
+            found["rise"] = max(0.0, self._loss(said) - state.lowest)
         if settings.guard != "discrepancy":
             theta = theta.to(self.probe.inputs.device)
             gradient = self.model.gradient(theta, *self.probe)
             u = gradient / torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
             hurt = self.model.score(theta + self.learning_rate * settings.bound * u, *self.probe)[1]
-            found["fragility"] = hurt - self.model.score(theta, *self.probe)[1]
+            found["fragility"] = hurt - self._loss(said)
         return found
 
     def tolerates(self, scores: Mapping[str, float], round_: int) -> bool:
@@ -154,7 +159,8 @@ class Guard:
             probation, sentence, parole = 0, state.sentence, max(0, state.parole - 1)
         known = client_norms[torch.isfinite(client_norms)]
         bound = min(float(known.median()), self.calibration.median_norm) if len(known) else state.bound
-        guard = GuardState(round_, state.fixed, (*state.recent, said)[-settings.lag :], probation, sentence, parole, bound)
+        recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
+        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound)
         metrics = dict(first)
         metrics |= {f"{name}-threshold": self.calibration.thresholds[name].at(round_) for name in first}
         metrics |= {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
@@ -180,7 +186,9 @@ class Guard:
 
     def follow(self, theta: Tensor, state: GuardState) -> GuardState:
         """The state after a round that was not judged as a whole (scope `client`)."""
-        return state._replace(round=state.round + 1, recent=(*state.recent, self._said(theta))[-self.settings.lag :])
+        said = self._said(theta)
+        recent, lowest = (*state.recent, said)[-self.settings.lag :], min(state.lowest, self._loss(said))
+        return state._replace(round=state.round + 1, recent=recent, lowest=lowest)
 
     def _backtracked(self, server: ServerState, velocity: Tensor, state: GuardState, halvings: int) -> tuple[float, Tensor]:
         """The longest step among 1/2, 1/4, ... of a refused one that scores like a typical clean round; scale 0: none does."""
@@ -190,6 +198,10 @@ class Guard:
             if within(self.scores(theta, state, self._said(theta)), self.calibration.typical, state.round + 1):
                 return scale, theta
         return 0.0, server.theta
+
+    def _loss(self, said: Tensor) -> float:
+        """Mean cross-entropy on the probe set of a model that says `said` (e, c)."""
+        return float(F.nll_loss(said, self.probe.labels))
 
     @torch.no_grad()
     def _said(self, theta: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def guard_of(
     module = linear(3).float()
     theta = flat_parameters(module)
     probe = Batch(torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3)
-    strategy = Strategy.model_validate({key.replace("_", "-"): value for key, value in settings.items()})
+    strategy = Strategy.model_validate({"rise": False, **{key.replace("_", "-"): value for key, value in settings.items()}})
     guard = Guard(strategy, FlatModel(module), probe, Calibration(thresholds, typical or thresholds, 2.0), 0.5, 0.9)
     return guard, ServerState(theta, torch.ones_like(theta)), guard.begin(theta)
 
@@ -139,6 +140,23 @@ def test_the_reference_in_the_history_is_lag_rounds_back_and_the_fixed_one_stays
             assert judged.metrics[name] == pytest.approx(
                 sum(oracles.discrepancy(before.numpy(), after.numpy(), "kl")) / 6, rel=1e-4, abs=1e-7
             )
+
+
+def test_the_rise_is_that_of_the_probe_loss_over_its_lowest() -> None:
+    guard, server, state = guard_of({"rise": NEVER}, guard="rehearsing", rise=True, bound=1.0)
+    guard = replace(guard, calibration=Calibration({"rise": NEVER, "fragility": NEVER}, {}, 2.0))
+    server = server._replace(velocity=torch.zeros_like(server.theta))
+    losses = [float(guard.model.loss(server.theta, *guard.probe))]
+    rises = list[float]()
+    for round_ in range(6):
+        push = guard.model.gradient(server.theta, *guard.probe) * (-8.0 if round_ % 3 == 2 else 1.0)
+        judged = guard.judge(server, push, state, NO_NORMS)
+        server, state = judged.server, judged.guard
+        losses.append(float(guard.model.loss(server.theta, *guard.probe)))
+        rises.append(judged.metrics["rise"])
+    assert rises == pytest.approx([max(0.0, losses[i] - min(losses[:i])) for i in range(1, 7)], abs=1e-5)
+    assert min(rises) == 0.0
+    assert max(rises) > 0.1
 
 
 def test_fragility_is_what_one_reversed_step_would_cost() -> None:

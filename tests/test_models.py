@@ -131,3 +131,12 @@ def test_errors_name_key_and_choice() -> None:
         build("cnn", "layer")
     with pytest.raises(ValueError, match="at least 4x4 pixels, got 3x8"):
         build("cnn", image_shape=(1, 3, 8))
+
+
+@pytest.mark.parametrize("image_shape", [DIGITS, FASHION, CIFAR, (1, 11, 7)])
+def test_without_gradients_the_pooling_takes_another_way_to_the_same_numbers(image_shape: tuple[int, int, int]) -> None:
+    model = build("cnn", image_shape=image_shape).eval()
+    images = torch.randn(5, *image_shape, generator=torch_stream(0, "images"))
+    with torch.no_grad():
+        fast = model(images)
+    assert torch.equal(fast, model(images).detach())
