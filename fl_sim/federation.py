@@ -14,7 +14,7 @@ from torch import Tensor
 from fl_sim.config import Config
 from fl_sim.datasets import Dataset, Images, load_dataset, normalised
 from fl_sim.models import build_model
-from fl_sim.randomness import stream, torch_stream
+from fl_sim.randomness import member_streams, stream, torch_stream
 from fl_sim.splits import Splits, make_splits
 
 Indices = npt.NDArray[np.int64]
@@ -53,7 +53,9 @@ class Federation:
 
     def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
         """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""
-        drawn = [draw_batches(self.splits.shares[i], self.seed, i, round_, steps, batch_size) for i in clients]
+        shares = [self.splits.shares[i] for i in clients]
+        streams = member_streams(self.seed, "batch", clients, round_)
+        drawn = [draw_batches(share, generator, steps, batch_size) for share, generator in zip(shares, streams, strict=True)]
         sizes = [batches.shape[1] for batches in drawn]
         width = max(sizes)
         where = np.zeros((len(clients), steps, width), dtype=np.int64)
@@ -80,14 +82,13 @@ class Federation:
         return self.batch(self.dataset.test, self.splits.probe)
 
 
-def draw_batches(share: Indices, seed: int, client: int, round_: int, steps: int, batch_size: int) -> Indices:
+def draw_batches(share: Indices, generator: np.random.Generator, steps: int, batch_size: int) -> Indices:
     """Indices (steps, b) of a client's batches in a round: passes over its shuffled share, b = min(batch-size, share)."""
     size = min(batch_size, len(share))
     if size == len(share):
         return np.broadcast_to(share, (steps, size))
-    generator = stream(seed, "batch", client, round_)
     passes = -(-steps * size // len(share))
-    order = np.concatenate([generator.permutation(share) for _ in range(passes)])
+    order = generator.permutation(share) if passes == 1 else np.concatenate([generator.permutation(share) for _ in range(passes)])
     return order[: steps * size].reshape(steps, size)
 
 
