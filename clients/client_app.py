@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import lru_cache
 
@@ -29,6 +30,7 @@ def train(message: Message, context: Context) -> Message:
 
 def answer(message: Message) -> Reply:
     """The reply to an order: tree nodes or rows of its blocks, and the coalition's part."""
+    began = time.perf_counter()
     config = from_json(str(message.content.config_records["order"]["config"]))
     order = order_from_content(message.content, device_of(config))
     if torch.get_num_threads() != config.client.threads:
@@ -48,7 +50,7 @@ def answer(message: Message) -> Reply:
     if order.coalition:
         coalition = _turn(work, order, order.coalition, results)
     nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
-    return Reply(nodes, results.rows, results.reports, results.retry, coalition)
+    return Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - began)
 
 
 def _turn(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:

@@ -186,11 +186,11 @@ def _spans(rounds: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def matrix_figure(
-    path: Path, curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], after: Mapping[str, Mapping[str, str]]
+    path: Path, curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], shown: Mapping[str, Mapping[str, str]], when: str
 ) -> None:
     """Accuracy over rounds: a panel a column, a colour a row and a curve a seed, at most four panels side by side.
 
-    Args: curves[column][row], accuracy by round of each seed; after[column][row], the accuracy after the trigger as text.
+    Args: curves[column][row], accuracy by round of each seed; shown[column][row], the accuracy `when` it is compared as text.
     """
     rows = list(dict.fromkeys(row for panel in curves.values() for row in panel))
     across = min(len(curves), 4)
@@ -203,7 +203,7 @@ def matrix_figure(
             for number, evaluated in enumerate(panel.get(row, [])):
                 label = row if axes is panels[0] and number == 0 else None
                 axes.plot(list(evaluated), list(evaluated.values()), color=colour, label=label, linewidth=1.3, alpha=0.85)
-            text, place = after[column].get(row, ""), (0.97, 0.03 + 0.08 * position)
+            text, place = shown[column].get(row, ""), (0.97, 0.03 + 0.08 * position)
             axes.annotate(text, place, xycoords="axes fraction", ha="right", color=colour, fontsize=8)
         finish_axes(axes, column)
         axes.title.set_fontsize(9)
@@ -211,5 +211,5 @@ def matrix_figure(
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(len(rows), 5), frameon=False, fontsize=8)
-    figure.suptitle("numbers: accuracy after the trigger (%), over seeds mean (least to most)", fontsize=9)
+    figure.suptitle(f"numbers: accuracy {when} (%), over seeds mean (least to most)", fontsize=9)
     figure.savefig(path, dpi=160)

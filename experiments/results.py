@@ -42,9 +42,9 @@ def run_table(summary: Mapping[str, Any]) -> Table:
 
 def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
     """Accuracy after the trigger, rows by the first axis and columns by the others; mean (least to most) over seeds."""
-    matrix = _matrix(cells, folders)
+    matrix, when = _matrix(cells, folders)
     columns = list(matrix)
-    table = Table(caption="test accuracy after the trigger (%)", caption_justify="left")
+    table = Table(caption=f"test accuracy {when} (%)", caption_justify="left")
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
@@ -61,19 +61,19 @@ def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> 
         curve = {line["round"]: line["accuracy"] for line in read_rounds(folder)["attacked"] if "accuracy" in line}
         start = read_summary(folder)["accuracy"]["burn_in"]
         curves.setdefault(column, {}).setdefault(row, []).append({0: start, **curve})
-    matrix = _matrix(cells, folders)
+    matrix, when = _matrix(cells, folders)
     shown = {column: {row: _over_seeds(values) for row, values in rows.items()} for column, rows in matrix.items()}
-    matrix_figure(path, curves, shown)
+    matrix_figure(path, curves, shown, when)
 
 
 def sweep_heat_map(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
     """Accuracy after the trigger of all cells as a heat map: the longer of rows (the first axis) and columns goes down."""
-    matrix = _matrix(cells, folders)
+    matrix, when = _matrix(cells, folders)
     means = {column: {row: sum(values) / len(values) for row, values in rows.items() if values} for column, rows in matrix.items()}
     rows = dict.fromkeys(row for column in means.values() for row in column)
     if len(rows) > len(means):
         means = {row: {column: values[row] for column, values in means.items() if row in values} for row in rows}
-    heat_figure(path, means, "test accuracy after the trigger (%), mean over seeds")
+    heat_figure(path, means, f"test accuracy {when} (%), mean over seeds")
 
 
 def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
@@ -93,14 +93,16 @@ def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) ->
     write_atomically(path, text.getvalue())
 
 
-def _matrix(cells: Sequence[Cell], folders: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    """Accuracy after the trigger by column and row, a value a seed."""
+def _matrix(cells: Sequence[Cell], folders: Sequence[Path]) -> tuple[dict[str, dict[str, list[float]]], str]:
+    """Accuracy by column and row, a value a seed, and when it was measured: after the trigger, or at the end where no cell has one."""
+    measured = [read_summary(folder)["accuracy"] for folder in folders]
+    without = all(accuracy["after_trigger"] is None for accuracy in measured)
     matrix: dict[str, dict[str, list[float]]] = {}
-    for cell, folder in zip(cells, folders, strict=True):
+    for cell, accuracy in zip(cells, measured, strict=True):
         row, column = _place(cell)
-        after = read_summary(folder)["accuracy"]["after_trigger"]
-        matrix.setdefault(column, {}).setdefault(row, []).extend([] if after is None else [after])
-    return matrix
+        value = accuracy["final" if without else "after_trigger"]
+        matrix.setdefault(column, {}).setdefault(row, []).extend([] if value is None else [value])
+    return matrix, "at the end" if without else "after the trigger"
 
 
 def _place(cell: Cell) -> tuple[str, str]:

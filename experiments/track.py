@@ -181,7 +181,8 @@ def run_track(
         track.phases[round_] = line["phase"]
         track.ratios.append(outcome.poison_ratio)
         track.trained[round_], track.aggregated[round_] = trained - clock, trained - received
-        seconds = {"train": trained - clock, "aggregate": trained - received, "evaluate": time.perf_counter() - trained}
+        seconds = {"train": trained - clock, "compute": outcome.seconds, "aggregate": trained - received}
+        seconds["evaluate"] = time.perf_counter() - trained
         line["seconds"] = {name: round(value, 6) for name, value in seconds.items()} | {"waves": outcome.waves}
         records.round(line)
         progress(name, round_, line["phase"], track.evaluated.get(round_))

@@ -39,6 +39,10 @@ class CohortBatches(NamedTuple):
     weights: Tensor
     sizes: list[int]
 
+    def part(self, start: int, stop: int) -> CohortBatches:
+        """The batches of some of the clients."""
+        return CohortBatches(self.inputs[start:stop], self.labels[start:stop], self.weights[start:stop], self.sizes[start:stop])
+
 
 class Federation:
     """Data set and splits of one configuration on one device. Read-only after construction."""

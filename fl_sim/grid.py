@@ -31,7 +31,7 @@ RESTING = ("", "recover")  # phases in which the malicious clients behave honest
 @dataclass(frozen=True)
 class RoundOutcome:
     """What the grid saw in a round: reports of all sampled clients in id order, who was malicious, what the attack says, and the
-    norm of the honest clients' mean."""
+    norm of the honest clients' mean; the seconds that the slowest worker worked."""
 
     reports: tuple[ClientReport, ...] = ()
     malicious: frozenset[int] = frozenset()
@@ -39,6 +39,7 @@ class RoundOutcome:
     honest_norm: float = 0.0
     waves: int = 0
     retried: Mapping[str, str] = field(default_factory=dict[str, str])
+    seconds: float = 0.0
 
     @property
     def combined(self) -> tuple[int, ...]:
@@ -142,6 +143,7 @@ class ClientGrid(Grid):
             honest_norm=merged.honest_norm(),
             waves=1 if one_wave else 2,
             retried=merged.retried,
+            seconds=merged.seconds,
         )
         return merged.content()
 

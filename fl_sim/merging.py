@@ -24,11 +24,13 @@ class MergedRound:
         self._lost: list[ClientReport] = []
         self._honest: tuple[Tensor, float] | None = None
         self.retried: dict[str, str] = {}
+        self.seconds = 0.0  # of the slowest worker, over all waves
         self.coalition: CoalitionReply | None = None
         self.add(results)
 
     def add(self, results: list[Result]) -> None:
         self._honest = None
+        self.seconds += max((reply.seconds for _, reply, _ in results if reply), default=0.0)
         for part, reply, failure in results:
             if reply is None:
                 lost = [client for _, clients in part.blocks for client in clients]

@@ -77,13 +77,15 @@ class CoalitionReply:
 
 @dataclass(frozen=True)
 class Reply:
-    """A worker's answer: tree nodes or rows by block position, reports by position, blocks to be tried elsewhere."""
+    """A worker's answer: tree nodes or rows by block position, reports by position, blocks to be tried elsewhere; and the seconds that
+    it worked, without what carries its messages."""
 
     nodes: Mapping[Node, Tensor]
     rows: Mapping[int, Tensor]
     reports: Mapping[int, tuple[ClientReport, ...]]
     retry: Mapping[int, str]
     coalition: CoalitionReply | None = None
+    seconds: float = 0.0
 
 
 def rows_sum(rows: Tensor, reports: tuple[ClientReport, ...]) -> Tensor:
@@ -164,6 +166,7 @@ def reply_to_content(reply: Reply) -> RecordDict:
             "rows": to_record({str(position): rows for position, rows in reply.rows.items()}),
             "retry": ConfigRecord({str(position): reason for position, reason in reply.retry.items()}),
             "reports": ConfigRecord(),
+            "work": ConfigRecord({"seconds": reply.seconds}),
         }
     )
     for position, reports in reply.reports.items():
@@ -196,6 +199,7 @@ def reply_from_content(content: RecordDict, device: Any = "cpu") -> Reply:
         reports={position: _reports_from_record(reports, str(position)) for position in positions},
         retry={int(key): cast(str, reason) for key, reason in content.config_records["retry"].items()},
         coalition=coalition,
+        seconds=cast(float, content.config_records["work"]["seconds"]),
     )
 
 

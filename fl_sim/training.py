@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from fl_sim.federation import CohortBatches
 from fl_sim.flat_model import FlatModel
 
 VMAP_PIXELS = 2000  # measured, see `single_updates_by_vmap`
+ROW_NUMBERS = 2**25  # of single updates held at once, 128 MiB: fixed, because another chunk would round differently
 
 
 class Summed(NamedTuple):
@@ -68,14 +70,19 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
 def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
     """The weighted sum of a block's (clipped) updates, without single updates where nobody needs them.
 
-    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch.
+    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch. Else single updates, `ROW_NUMBERS` of
+    them at a time, so that a block of a large model does not fill the memory.
     """
     if before is None and settings.local_steps == 1:
         weights = weights_of(batches)
         per_example = batches.weights[:, 0] * torch.tensor(weights, device=theta.device).unsqueeze(1)
         total = model.gradient(theta, batches.inputs.flatten(0, 2), batches.labels.flatten(), per_example.flatten())
         return Summed(total, weights, [float("nan")] * len(weights))
-    return weighted_sum(block_updates(model, theta, batches, settings), weights_of(batches), before)
+    rows = max(1, ROW_NUMBERS // len(theta))
+    parts = [batches.part(start, start + rows) for start in range(0, len(batches.sizes), rows)]
+    sums = [weighted_sum(block_updates(model, theta, part, settings), weights_of(part), before) for part in parts]
+    total = functools.reduce(torch.add, (part.total for part in sums))
+    return Summed(total, [w for part in sums for w in part.weights], [length for part in sums for length in part.norms])
 
 
 def weighted_sum(updates: Tensor, weights: list[float], before: Clip | None) -> Summed:

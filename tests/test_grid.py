@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.attacks import ATTACKS
 from clients.client_app import app
+from fl_sim import training
 from fl_sim.clipping import Clip
 from fl_sim.config import Config
 from fl_sim.config_file import to_flat, to_json
@@ -19,7 +20,7 @@ from fl_sim.flat_model import FlatModel
 from fl_sim.grid import ClientGrid
 from fl_sim.params import flat_parameters, from_record, to_record
 from fl_sim.sampling import malicious_clients
-from fl_sim.training import block_updates, weights_of
+from fl_sim.training import block_sum, block_updates, weights_of
 from fl_sim.transports import Answer, InlineTransport, Transport, call_app
 
 Configure = Callable[..., Config]
@@ -133,6 +134,23 @@ def test_local_training_is_a_plain_pytorch_loop(configure: Configure, engine: st
             optimiser.step()
         torch.testing.assert_close(updates[row], (theta - flat_parameters(local)) / 0.1, rtol=1e-3, atol=1e-5)
     assert weights_of(batches) == [4.0 * steps] * 3
+
+
+def test_a_block_of_a_large_model_is_summed_in_parts(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(client__batch_size=4)
+    federation = load_federation(config)
+    batches, module = federation.cohort(list(range(7)), 3, 1, 4), new_module(config, federation)
+    model, theta = FlatModel(module), flat_parameters(module)
+    bound = Clip("l2", float(block_updates(model, theta, batches, config.client).norm(dim=1).median()))
+    whole = block_sum(model, theta, batches, config.client, bound)
+    monkeypatch.setattr(training, "ROW_NUMBERS", 3 * len(theta))
+    most = list[int]()
+    monkeypatch.setattr(training, "block_updates", lambda *args: (rows := block_updates(*args), most.append(len(rows)))[0])
+    parts = block_sum(model, theta, batches, config.client, bound)
+    assert most == [3, 3, 1]
+    assert parts.weights == whole.weights
+    torch.testing.assert_close(parts.total, whole.total)
+    assert parts.norms == pytest.approx(whole.norms)
 
 
 def test_small_shares_are_padded_without_a_trace(configure: Configure) -> None:

@@ -1,0 +1,53 @@
+"""Stock Flower's leg: the app in `stock_flower/`, one client a SuperNode, on Flower's own simulation engine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.workloads import data_name, workload_of
+from experiments.launch import cpu_cores
+from experiments.superlink import COMPLETED, run_in_flower
+
+
+def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]:
+    """Medians a round in seconds: the whole, and all clients' training divided by the actors; and the start-up. The first round, in
+    which actors import PyTorch, counts as start-up."""
+    workload, lines = workload_of(name), list[str]()
+    times = root / f"times-{time.time_ns()}.json"
+    config = {
+        "num-server-rounds": rounds + 1,
+        "strategy": workload.strategies[strategy],
+        "model": workload.model,
+        "pixels": workload.pixels,
+        "data": str(root / "data" / data_name(workload)),
+        "clients": workload.clients,
+        "batch-size": workload.batch,
+        "local-steps": workload.steps,
+        "learning-rate": workload.learning_rate,
+        "times": str(times),
+    }
+    began, actors = time.perf_counter(), cpu_cores()
+    app = Path(__file__).parent / "stock_flower"
+    run = run_in_flower(app, config, on_line=lines.append, num_supernodes=workload.clients, ray_cpus=actors)
+    total = time.perf_counter() - began
+    if run.status != COMPLETED or not times.exists():
+        raise RuntimeError("\n".join(["stock Flower's leg failed", *lines[-30:]]))
+    found = json.loads(times.read_text(encoding="utf-8"))[1:]
+    if any(line["replies"] != workload.clients for line in found):
+        raise RuntimeError("a client of stock Flower's leg failed")
+    length = [line["ended"] - line["began"] for line in found]
+    return {
+        "round": statistics.median(length),
+        "compute": statistics.median(line["compute"] / actors for line in found),
+        "rounds": rounds,
+        "startup": total - sum(length),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
