@@ -1,0 +1,60 @@
+"""The benchmarks' legs on a few rounds: they run, count what they say, and their tables and figure can be drawn. Nothing is timed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmarks import __main__ as benchmarks
+from experiments.benchmarks import loop, ours
+from experiments.benchmarks.figure import curve_figure
+from experiments.benchmarks.workloads import CURVE, WORKLOADS, data_name, make_data, workload_of
+from fl_sim.config_file import resolve
+from fl_sim.federation import load_federation
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_is_what_its_title_says(name: str, tmp_path: Path) -> None:
+    workload = WORKLOADS[name]
+    make_data(workload, tmp_path)
+    config = resolve(workload.flat(tmp_path, next(iter(workload.strategies)), "inline", 3))
+    federation = load_federation(config)
+    assert config.clients_per_round == workload.clients
+    assert {len(share) for share in federation.splits.shares} == {workload.share}
+    batches = federation.cohort([0, 1], 1, workload.steps, workload.batch)
+    assert batches.inputs.shape == (2, workload.steps, workload.batch, 1, workload.pixels, workload.pixels)
+
+
+@pytest.mark.parametrize("name", ["W1", "W3"])
+def test_our_leg_and_the_loop(name: str, tmp_path: Path) -> None:
+    workload = replace(WORKLOADS[name], clients=4, name=f"{name}x4")
+    folder = make_data(workload, tmp_path)
+    assert len(loop.measure(workload, folder, 3)) == 3
+    found = ours.measure(f"{name}x4", tmp_path, 3, "inline", "mean")
+    assert found["rounds"] == 3
+    assert 0.0 < found["compute"] < found["round"]
+    table = benchmarks.table_of(f"{name}x4", {"ours inline · mean": [found], "loop": [{"round": 0.01, "startup": 1.0}]})
+    assert [column.header for column in table.columns][1] == "round (ms)"
+
+
+def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
+    names = [name for name, _ in benchmarks.legs_of(WORKLOADS["W4"], tmp_path, ["ours", "stock"])]
+    assert names == [
+        "ours ray · mean",
+        "ours inline · mean",
+        "stock · FedAvg",
+        "ours ray · clip-before 1",
+        "ours inline · clip-before 1",
+        "ours ray · flwr.Krum",
+        "ours inline · flwr.Krum",
+        "stock · Krum",
+    ]
+    assert [name for name, _ in benchmarks.legs_of(WORKLOADS["W1"], tmp_path, ["loop"])] == ["loop"]
+
+
+def test_the_curve(tmp_path: Path) -> None:
+    curve_figure(tmp_path / "clients.png", {workload_of(name).clients: {"ours inline · mean": [{"round": 0.01}]} for name in CURVE})
+    assert (tmp_path / "clients.png").stat().st_size > 5000
+    assert len({data_name(workload_of(name)) for name in CURVE}) == 4
