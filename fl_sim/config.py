@@ -56,7 +56,9 @@ class Client(Section):
     learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
     threads: Count = Field(1, description="CPU threads of one worker's computation")
     block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
-    engine: Literal["auto", "vmap", "loop"] = Field("auto", description="how a block's single updates are computed")
+    engine: Literal["auto", "vmap", "loop"] = Field(
+        "auto", description="how clients are computed: single updates by vmap or in a loop, or `auto`: those only where nothing fused does"
+    )
 
 
 class Server(Section):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fl_sim import ghost
 from fl_sim.clipping import Clip, clip, norms
 from fl_sim.config import Client
 from fl_sim.federation import CohortBatches
@@ -70,14 +71,18 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
 def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
     """The weighted sum of a block's (clipped) updates, without single updates where nobody needs them.
 
-    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch. Else single updates, `ROW_NUMBERS` of
-    them at a time, so that a block of a large model does not fill the memory.
+    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch. With a clip one fused batch too, where
+    that wins (`fl_sim.ghost`). Else single updates, `ROW_NUMBERS` of them at a time, so that a block of a large model does not fill the
+    memory.
     """
     if before is None and settings.local_steps == 1:
         weights = weights_of(batches)
         per_example = batches.weights[:, 0] * torch.tensor(weights, device=theta.device).unsqueeze(1)
         total = model.gradient(theta, batches.inputs.flatten(0, 2), batches.labels.flatten(), per_example.flatten())
         return Summed(total, weights, [float("nan")] * len(weights))
+    if before and settings.local_steps == 1 and settings.engine == "auto" and ghost.wins(model, theta, batches, before):
+        total, lengths = ghost.clipped_sum(model, theta, batches, weights_of(batches), before)
+        return Summed(total, weights_of(batches), lengths.tolist())
     rows = max(1, ROW_NUMBERS // len(theta))
     parts = [batches.part(start, start + rows) for start in range(0, len(batches.sizes), rows)]
     sums = [weighted_sum(block_updates(model, theta, part, settings), weights_of(part), before) for part in parts]

@@ -137,7 +137,7 @@ def test_local_training_is_a_plain_pytorch_loop(configure: Configure, engine: st
 
 
 def test_a_block_of_a_large_model_is_summed_in_parts(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configure(client__batch_size=4)
+    config = replace_engine(configure(client__batch_size=4), "vmap")
     federation = load_federation(config)
     batches, module = federation.cohort(list(range(7)), 3, 1, 4), new_module(config, federation)
     model, theta = FlatModel(module), flat_parameters(module)

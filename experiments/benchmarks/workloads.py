@@ -124,13 +124,15 @@ CURVE = ("W1x10", "W1x100", "W1x1000", "W1x10000")
 
 
 def workload_of(name: str) -> Workload:
-    """A workload by its name; `W1x1000` is W1 with 1,000 clients and without competitors."""
+    """A workload by its name; `W1x1000` is W1 with 1,000 clients, without stock Flower and pfl."""
     base, _, clients = name.partition("x")
     if not clients:
         return WORKLOADS[base]
-    count = int(clients)
-    rounds = {"ours": max(10, 20_000 // max(count, 100)), "loop": max(10, 20_000 // max(count, 100))}
-    return replace(WORKLOADS[base], name=name, title=f"MLP 64-64-10, {count:,} clients, a batch of 10", clients=count, rounds=rounds)
+    plain, count = WORKLOADS[base], int(clients)
+    rounds = dict.fromkeys(("ours", "loop"), max(10, 20_000 // max(count, 100)))
+    return replace(
+        plain, name=name, title=plain.title.replace(f"{plain.clients} clients", f"{count:,} clients"), clients=count, rounds=rounds
+    )
 
 
 def data_name(workload: Workload) -> str:

@@ -1,0 +1,71 @@
+"""`python -m experiments.benchmarks.memory`: the most memory that a run of 1,000 clients of ResNet-18 under `clip-before` takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from experiments.benchmarks.ours import measure
+from experiments.benchmarks.workloads import make_data, workload_of
+from experiments.records import write_atomically
+
+
+class Watch(threading.Thread):
+    """Samples the resident memory of this process and everything that descends from it, shared pages counted once (PSS)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, int]] = []
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        me, began = psutil.Process(), time.perf_counter()
+        while not self._ended.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            self.samples.append((time.perf_counter() - began, total))
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.memory", description=__doc__)
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("-o", "--output-dir", type=Path, default=Path("runs/benchmarks"))
+    args = parser.parse_args(argv)
+    root, name = args.output_dir.resolve(), f"W4x{args.clients}"
+    make_data(workload_of(name), root)
+    watch, console = Watch(), Console()
+    watch.start()
+    found = measure(name, root, args.rounds, "ray", "clip-before 1")
+    watch.end()
+    peak = max(size for _, size in watch.samples)
+    write_atomically(root / "memory.json", json.dumps({**found, "peak": peak, "samples": watch.samples}) + "\n")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([seconds for seconds, _ in watch.samples], [size / 1e9 for _, size in watch.samples], color="#0072B2", linewidth=1.3)
+    axes.set(xlabel="seconds", ylabel="memory of all processes (GB)", title=workload_of(name).title, ylim=(0, None))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(root / "memory.png", dpi=160)
+    console.print(f"peak {peak / 1e9:.2f} GB, {found['round']:.1f} s a round; figure: {root / 'memory.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
