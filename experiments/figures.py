@@ -88,9 +88,11 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     figure = Figure(figsize=(7.2, 1.0 + 2.1 * len(shown)), layout="constrained")
     rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(rows, shown, strict=True):
-        _plot(axes, _series(tracks["attacked"], "strategy", f"{name}-threshold"), "#000000", "threshold")
+        threshold = _series(tracks["attacked"], "strategy", f"{name}-threshold")
+        floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # nothing below is worth its place; 0 has none on this axis
+        _plot(axes, threshold, "#000000", "threshold")
         for track in ("twin", "attacked"):
-            series = [(round_, max(value, 1e-9)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
+            series = [(round_, max(value, floor)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
             axes.scatter(*zip(*series, strict=True), s=7, color=COLOURS[track], label=f"{LABELS[track]} candidate") if series else None
         refused = [round_ for round_, value in _series(tracks["attacked"], "strategy", "refused") if value]
         for round_ in refused:
