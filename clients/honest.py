@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor
 from fl_sim.clipping import Clip
 from fl_sim.config import Config
 from fl_sim.faults import has_nan_client, raise_if_faulty
-from fl_sim.federation import Federation
+from fl_sim.federation import CohortBatches, Federation
 from fl_sim.flat_model import FlatModel
 from fl_sim.messages import Blocks, ClientReport
 from fl_sim.training import Summed, block_sum, block_updates, weights_of
+
+BATCH_NUMBERS = 2**24  # of the examples drawn at once, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,17 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
     by themselves, each reported with its reason.
     """
     results = BlockResults()
-    for position, members in blocks:
+    for (position, members), batches in zip(blocks, _drawn(work, blocks), strict=True):
         clients, lost = list(members), dict[int, str]()
         try:
-            value = _compute(work, clients)
+            value = _compute(work, clients, batches)
         except Exception as error:  # whatever a client raises becomes the reason in the round's record
             if not last_attempt:
                 results.retry[position] = str(error)
                 continue
             lost = failing_clients(work, clients)
-            value = _compute(work, [client for client in clients if client not in lost])
+            healthy = [client for client in clients if client not in lost]
+            value = _compute(work, healthy, _batches(work, healthy))
         if isinstance(value, Summed):
             results.sums[position] = value.total
             weights, lengths = value.weights, value.norms
@@ -74,26 +79,35 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
     return results
 
 
-def updates_of(work: Work, clients: list[int]) -> tuple[Tensor, list[float]]:
-    """Single updates (k, d) of clients and their weights."""
+def _drawn(work: Work, blocks: Blocks) -> Generator[CohortBatches | None]:
+    """The batches of each block, None for one without clients, drawn for as many blocks together as `BATCH_NUMBERS` allows."""
     settings = work.config.client
-    batches = work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size)
-    return block_updates(work.model, work.theta, batches, settings), weights_of(batches)
+    largest = max((len(members) for _, members in blocks), default=1) or 1
+    numbers = largest * settings.local_steps * settings.batch_size * math.prod(work.federation.dataset.image_shape)
+    step = max(1, BATCH_NUMBERS // numbers)
+    for group in (blocks[at : at + step] for at in range(0, len(blocks), step)):
+        together, start = _batches(work, [client for _, members in group for client in members]), 0
+        for _, members in group:
+            yield together.part(start, start + len(members)) if together and members else None
+            start += len(members)
 
 
-def _compute(work: Work, clients: list[int]) -> Summed | tuple[Tensor, list[float]]:
+def _batches(work: Work, clients: list[int]) -> CohortBatches | None:
+    settings = work.config.client
+    return work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size) if clients else None
+
+
+def _compute(work: Work, clients: list[int], batches: CohortBatches | None) -> Summed | tuple[Tensor, list[float]]:
     """One block: its weighted sum, or its rows and weights where the rule needs every update."""
-    if not clients:
+    if batches is None:
         zero = torch.zeros_like(work.theta)
         return (zero[:0].reshape(0, len(zero)), []) if work.stacked else Summed(zero, [], [])
     raise_if_faulty(work.config.fault, clients)
     if work.stacked:
-        rows, weights = updates_of(work, clients)
-        value, tensor = (rows, weights), rows
+        rows = block_updates(work.model, work.theta, batches, work.config.client)
+        value, tensor = (rows, weights_of(batches)), rows
     else:
-        settings = work.config.client
-        batches = work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size)
-        value = block_sum(work.model, work.theta, batches, settings, work.before)
+        value = block_sum(work.model, work.theta, batches, work.config.client, work.before)
         tensor = value.total
     if has_nan_client(work.config.fault, clients):
         tensor.fill_(float("nan"))
@@ -107,7 +121,7 @@ def failing_clients(work: Work, clients: list[int]) -> dict[int, str]:
     lost: dict[int, str] = {}
     for client in clients:
         try:
-            _compute(work, [client])
+            _compute(work, [client], _batches(work, [client]))
         except Exception as error:
             lost[client] = str(error)
     return lost

@@ -40,8 +40,11 @@ class CohortBatches(NamedTuple):
     sizes: list[int]
 
     def part(self, start: int, stop: int) -> CohortBatches:
-        """The batches of some of the clients."""
-        return CohortBatches(self.inputs[start:stop], self.labels[start:stop], self.weights[start:stop], self.sizes[start:stop])
+        """The batches of some of the clients, as if they had been drawn alone."""
+        sizes = self.sizes[start:stop]
+        where = slice(start, stop), slice(None), slice(max(sizes))
+        inputs, labels, weights = (values[where].contiguous() for values in (self.inputs, self.labels, self.weights))
+        return CohortBatches(inputs, labels, weights, sizes)
 
 
 class Federation:
@@ -62,10 +65,13 @@ class Federation:
         drawn = [draw_batches(share, generator, steps, batch_size) for share, generator in zip(shares, streams, strict=True)]
         sizes = [batches.shape[1] for batches in drawn]
         width = max(sizes)
-        where = np.zeros((len(clients), steps, width), dtype=np.int64)
-        weights = np.zeros((len(clients), steps, width), dtype=np.float32)
-        for row, (batches, size) in enumerate(zip(drawn, sizes, strict=True)):
-            where[row, :, :size], weights[row, :, :size] = batches, 1.0 / size
+        if min(sizes) == width:
+            where, weights = np.stack(drawn), np.full((len(clients), steps, width), 1.0 / width, dtype=np.float32)
+        else:
+            where = np.zeros((len(clients), steps, width), dtype=np.int64)
+            weights = np.zeros((len(clients), steps, width), dtype=np.float32)
+            for row, (batches, size) in enumerate(zip(drawn, sizes, strict=True)):
+                where[row, :, :size], weights[row, :, :size] = batches, 1.0 / size
         batch = self.batch(self.dataset.train, where.reshape(-1))
         return CohortBatches(
             batch.inputs.view(*where.shape, *self.dataset.image_shape),

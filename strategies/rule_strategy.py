@@ -44,6 +44,7 @@ class RuleStrategy(Strategy):
     ) -> None:
         self.rule, self._learning_rate, self._momentum, self._sample = rule, learning_rate, momentum, sample
         self._guard, self._norms_wanted = guard, norms_wanted
+        self._messages: dict[int, Message] = {}
         self.state = ServerState(theta, torch.zeros_like(theta))
         self.guard_state = guard.begin(theta) if guard else None
 
@@ -79,7 +80,14 @@ class RuleStrategy(Strategy):
             }
         )
         content = RecordDict({"arrays": arrays, "config": settings})
-        return [Message(content, client + 1, "train") for client in self._sample(server_round)]
+        return [self._message(client, content) for client in self._sample(server_round)]
+
+    def _message(self, client: int, content: RecordDict) -> Message:
+        """A client's message with new content: building one takes Flower longer than the client's training."""
+        if client not in self._messages:
+            self._messages[client] = Message(content, client + 1, "train")
+        self._messages[client].content = content
+        return self._messages[client]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next model from the grid's packed reply, and what the rule and the guard report."""

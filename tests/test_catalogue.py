@@ -257,14 +257,14 @@ def test_a_snapshot_brings_back_everything_that_the_next_round_depends_on(config
     config = of_name(configure, name, strategy__calibration_rounds=10)
     federation = load_federation(config)
     start = burn_in(config, federation, lambda *_: None)
-    model, wide = FlatModel(new_module(config, federation), start.buffers), Line(1e9, 0.0)
+    model, lines = FlatModel(new_module(config, federation), start.buffers), dict.fromkeys(("history", "fixed", "rise"), Line(1e9, 0.0))
     strategy = build_strategy(
         config,
         start.theta,
         lambda round_: sample_clients(config, round_),
         model=model,
         federation=federation,
-        calibration=Calibration({"history": wide, "fixed": wide}, {"history": wide, "fixed": wide}, 1.0) if name == "dgc" else None,
+        calibration=Calibration(lines, lines, 1.0) if name == "dgc" else None,
     )
     grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)
 

@@ -136,6 +136,17 @@ def test_local_training_is_a_plain_pytorch_loop(configure: Configure, engine: st
     assert weights_of(batches) == [4.0 * steps] * 3
 
 
+def test_batches_drawn_together_are_those_drawn_alone(configure: Configure) -> None:
+    config = configure(data__num_clients=300, client__batch_size=5)
+    federation = load_federation(config)
+    together = federation.cohort(list(range(300)), 4, 2, 5)
+    assert len(set(together.sizes)) > 1
+    for start in range(0, 300, 7):
+        alone, part = federation.cohort(list(range(start, min(start + 7, 300))), 4, 2, 5), together.part(start, start + 7)
+        assert part.sizes == alone.sizes
+        assert all(torch.equal(a, b) for a, b in zip(part[:3], alone[:3], strict=True))
+
+
 def test_a_block_of_a_large_model_is_summed_in_parts(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace_engine(configure(client__batch_size=4), "vmap")
     federation = load_federation(config)

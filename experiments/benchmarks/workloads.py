@@ -51,6 +51,7 @@ class Workload:
             "model.name": self.model,
             "client.batch-size": self.batch,
             "client.local-steps": self.steps,
+            "client.block": max(50, self.clients // 2),
             "client.learning-rate": self.learning_rate,
             "server.learning-rate": self.learning_rate,
             "server.momentum": 0.0,
