@@ -82,8 +82,10 @@ def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _shown(key: str, item: Any) -> str:
-    """A key of a section in a label; a strategy's norm and bound go without their names."""
+    """A key of a section in a label; a strategy's norm, bound and options go without their names, the last without JSON's marks."""
     value = f"{item:g}" if isinstance(item, float) else str(item)
+    if key == "options":
+        return value.translate(str.maketrans("", "", '{}"'))
     return value if key in ("norm", "bound") else f"{key} {value}"
 
 

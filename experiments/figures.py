@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jso
 
 COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73"}
 PALETTE = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#F0E442", "#999999"]
+LABEL = 52  # characters of a row's label in a line
 LABELS = {"attacked": "attacked", "twin": "clean twin", "control": "control: same trigger, no accumulation"}
 PHASES = {
     "accumulate": ("#F0E442", "accumulative phase"),
@@ -110,7 +112,9 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
 def heat_figure(path: Path, values: Mapping[str, Mapping[str, float]], title: str) -> None:
     """A matrix of accuracies (percent) as a heat map: rows by columns, the mean over seeds in each square."""
     rows, columns = list(values), list(dict.fromkeys(column for row in values.values() for column in row))
-    figure = Figure(figsize=(2.6 + 1.05 * len(columns), 1.2 + 0.3 * len(rows)), layout="constrained")
+    names = [textwrap.fill(row, LABEL) for row in rows]
+    widest = max(len(line) for name in names for line in name.splitlines())
+    figure = Figure(figsize=(1.6 + 0.07 * widest + 1.05 * len(columns), 1.2 + 0.31 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     grid = [[values[row].get(column, float("nan")) for column in columns] for row in rows]
     image = axes.imshow(grid, cmap="cividis", vmin=0.0, vmax=100.0, aspect="auto")
@@ -119,7 +123,7 @@ def heat_figure(path: Path, values: Mapping[str, Mapping[str, float]], title: st
             text = "-" if value != value else f"{value:.1f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="#000000" if value > 55.0 else "#FFFFFF")
     axes.set_xticks(range(len(columns)), columns, fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, label="test accuracy (%)")
