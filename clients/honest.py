@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
                 continue
             lost = failing_clients(work, clients)
             healthy = [client for client in clients if client not in lost]
-            value = _compute(work, healthy, _batches(work, healthy))
+            value = _compute(work, healthy)
         if isinstance(value, Summed):
             results.sums[position] = value.total
             weights, lengths = value.weights, value.norms
@@ -80,29 +81,33 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
 
 
 def _drawn(work: Work, blocks: Blocks) -> Generator[CohortBatches | None]:
-    """The batches of each block, None for one without clients, drawn for as many blocks together as `BATCH_NUMBERS` allows."""
+    """The batches of each block, drawn for as many blocks together as `BATCH_NUMBERS` allows; None where a block is to be drawn alone,
+    because it has no clients or because drawing together failed."""
     settings = work.config.client
     largest = max((len(members) for _, members in blocks), default=1) or 1
     numbers = largest * settings.local_steps * settings.batch_size * math.prod(work.federation.dataset.image_shape)
     step = max(1, BATCH_NUMBERS // numbers)
     for group in (blocks[at : at + step] for at in range(0, len(blocks), step)):
-        together, start = _batches(work, [client for _, members in group for client in members]), 0
+        together, start = None, 0
+        with contextlib.suppress(Exception):  # drawn alone, the block that cannot be drawn says why
+            together = _batches(work, [client for _, members in group for client in members])
         for _, members in group:
             yield together.part(start, start + len(members)) if together and members else None
             start += len(members)
 
 
-def _batches(work: Work, clients: list[int]) -> CohortBatches | None:
+def _batches(work: Work, clients: list[int]) -> CohortBatches:
     settings = work.config.client
-    return work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size) if clients else None
+    return work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size)
 
 
-def _compute(work: Work, clients: list[int], batches: CohortBatches | None) -> Summed | tuple[Tensor, list[float]]:
-    """One block: its weighted sum, or its rows and weights where the rule needs every update."""
-    if batches is None:
+def _compute(work: Work, clients: list[int], batches: CohortBatches | None = None) -> Summed | tuple[Tensor, list[float]]:
+    """One block: its weighted sum, or its rows and weights where the rule needs every update. Its batches are drawn unless given."""
+    if not clients:
         zero = torch.zeros_like(work.theta)
         return (zero[:0].reshape(0, len(zero)), []) if work.stacked else Summed(zero, [], [])
     raise_if_faulty(work.config.fault, clients)
+    batches = batches or _batches(work, clients)
     if work.stacked:
         rows = block_updates(work.model, work.theta, batches, work.config.client)
         value, tensor = (rows, weights_of(batches)), rows
@@ -121,7 +126,7 @@ def failing_clients(work: Work, clients: list[int]) -> dict[int, str]:
     lost: dict[int, str] = {}
     for client in clients:
         try:
-            _compute(work, [client], _batches(work, [client]))
+            _compute(work, [client])
         except Exception as error:
             lost[client] = str(error)
     return lost

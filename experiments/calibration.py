@@ -28,6 +28,7 @@ from strategies.rule_strategy import RuleStrategy
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
+LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
 
 
@@ -58,7 +59,10 @@ def calibrate(
             part = path.with_suffix(f".{uuid.uuid4().hex}.part")
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             part.replace(path)
-    thresholds = {name: threshold_line(scores, config.strategy.margin) for name, scores in record["scores"].items()}
+    least = {"rise": LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]}
+    thresholds = {
+        name: threshold_line(scores, config.strategy.margin, least=least.get(name, 0.0)) for name, scores in record["scores"].items()
+    }
     typical = {name: threshold_line(scores, 1.0, quantile=0.5) for name, scores in record["scores"].items()}
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     record["typical"] = {name: line._asdict() for name, line in typical.items()}

@@ -41,7 +41,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
 
 
 def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
-    """Accuracy after the trigger, rows by the first axis and columns by the others; mean (least to most) over seeds."""
+    """Accuracy after the trigger, or at the end where no cell has one, rows by the first axis and columns by the others; mean (least to most) over seeds."""
     matrix, when = _matrix(cells, folders)
     columns = list(matrix)
     table = Table(caption=f"test accuracy {when} (%)", caption_justify="left")
@@ -67,7 +67,7 @@ def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> 
 
 
 def sweep_heat_map(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
-    """Accuracy after the trigger of all cells as a heat map: the longer of rows (the first axis) and columns goes down."""
+    """Accuracy of all cells as a heat map, after the trigger or at the end: the longer of rows (the first axis) and columns goes down."""
     matrix, when = _matrix(cells, folders)
     means = {column: {row: sum(values) / len(values) for row, values in rows.items() if values} for column, rows in matrix.items()}
     rows = dict.fromkeys(row for column in means.values() for row in column)

@@ -57,7 +57,7 @@ class Client(Section):
     threads: Count = Field(1, description="CPU threads of one worker's computation")
     block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
     engine: Literal["auto", "vmap", "loop"] = Field(
-        "auto", description="how clients are computed: single updates by vmap or in a loop, or `auto`: those only where nothing fused does"
+        "auto", description="how single updates are computed; `auto` forms none where a clip can be fused either"
     )
 
 

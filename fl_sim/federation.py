@@ -40,10 +40,12 @@ class CohortBatches(NamedTuple):
     sizes: list[int]
 
     def part(self, start: int, stop: int) -> CohortBatches:
-        """The batches of some of the clients, as if they had been drawn alone."""
+        """The batches of some of the clients, as if they had been drawn alone: copies, because sums round by their place in memory."""
         sizes = self.sizes[start:stop]
         where = slice(start, stop), slice(None), slice(max(sizes))
-        inputs, labels, weights = (values[where].contiguous() for values in (self.inputs, self.labels, self.weights))
+        inputs, labels, weights = (
+            values[where].clone(memory_format=torch.contiguous_format) for values in (self.inputs, self.labels, self.weights)
+        )
         return CohortBatches(inputs, labels, weights, sizes)
 
 

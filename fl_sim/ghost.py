@@ -42,18 +42,30 @@ def wins(model: FlatModel, theta: Tensor, batches: CohortBatches, before: Clip) 
     a client's examples give to the layers (a convolution: its patches) over d: ResNet-18, 8x8, 1 image (0.03) 13, 10 images (0.3) 2.7;
     MLP, 10 images (0.26) 1.9; CNN, 8x8, 1 image (0.23) 1.7; CNN, 28x28, 1 image (0.35) 0.9; CNN, 28x28, 10 images (3.5) 0.6.
     """
-    return before.norm == "l2" and 3 * batches.labels.shape[2] * _given_numbers(model, tuple(batches.inputs.shape[3:])) <= len(theta)
+    return before.norm == "l2" and 3 * batches.labels.shape[2] * _given_numbers(
+        model, tuple(batches.inputs.shape[3:]), theta.device
+    ) <= len(theta)
 
 
 @lru_cache(maxsize=16)
-def _given_numbers(model: FlatModel, image_shape: tuple[int, ...]) -> float:
-    """The numbers that one example gives to the layers; infinite if a parameter belongs to a layer that is not known here."""
+def _given_numbers(model: FlatModel, image_shape: tuple[int, ...], device: torch.device) -> float:
+    """The numbers that one example gives to the layers; infinite if a parameter belongs to a layer that is not known here.
+
+    A process-wide cache keyed by what it depends on.
+    """
     owners = [layer for layer in model.module.modules() if next(layer.parameters(recurse=False), None) is not None]
-    if not all(isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1 for layer in owners):
+    if not all(map(_known, owners)):
         return float("inf")
-    theta = torch.zeros(sum(shape.numel() for shape in model.layout.values()))
-    traces, _ = _traced(model, theta, torch.zeros(1, *image_shape), torch.zeros(1, dtype=torch.long), torch.ones(1))
+    theta = torch.zeros(sum(shape.numel() for shape in model.layout.values()), device=device)
+    label = torch.zeros(1, dtype=torch.long, device=device)
+    traces, _ = _traced(model, theta, torch.zeros(1, *image_shape, device=device), label, torch.ones(1, device=device))
     return float(sum(_rows(trace, trace.returned)[0].numel() for trace in traces if isinstance(trace.layer, nn.Linear | nn.Conv2d)))
+
+
+def _known(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    return isinstance(layer, LAYERS)
 
 
 def clipped_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, weights: list[float], before: Clip) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ class Guard:
             if settings.reference != "history":
                 found["fixed"] = float(divergence(state.fixed, said).mean())
         if settings.rise:
-            found["rise"] = max(0.0, self._loss(said) - state.lowest)
+            found["rise"] = max(self._loss(said) - state.lowest, 0.0)  # in this order not-a-number stays what it is
         if settings.guard != "discrepancy":
             theta = theta.to(self.probe.inputs.device)
             gradient = self.model.gradient(theta, *self.probe)
@@ -214,13 +214,13 @@ def within(scores: Mapping[str, float], lines: Mapping[str, Line], round_: int) 
     return all(score <= lines[name].at(round_) for name, score in scores.items())
 
 
-def threshold_line(scores: list[float], margin: float, quantile: float = 1.0) -> Line:
+def threshold_line(scores: list[float], margin: float, quantile: float = 1.0, least: float = 0.0) -> Line:
     """A line for a score that clean rounds 1..R had: `margin * (P0 + growth * t)`.
 
     `growth` is the least-squares slope over the rounds, at least 0; P0 such that the share `quantile` of the clean rounds lies on or under
-    the line without its margin: 1 for a threshold, 0.5 for what is typical.
+    the line without its margin: 1 for a threshold, 0.5 for what is typical; but P0 is at least `least`.
     Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
     """
     t, y = torch.arange(1, len(scores) + 1, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
     slope = max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
-    return Line(margin * float((y - slope * t).quantile(quantile)), margin * slope)
+    return Line(margin * max(float((y - slope * t).quantile(quantile)), least), margin * slope)

@@ -44,7 +44,7 @@ class RuleStrategy(Strategy):
     ) -> None:
         self.rule, self._learning_rate, self._momentum, self._sample = rule, learning_rate, momentum, sample
         self._guard, self._norms_wanted = guard, norms_wanted
-        self._messages: dict[int, Message] = {}
+        self._content, self._messages = RecordDict(), dict[int, Message]()
         self.state = ServerState(theta, torch.zeros_like(theta))
         self.guard_state = guard.begin(theta) if guard else None
 
@@ -79,14 +79,13 @@ class RuleStrategy(Strategy):
                 "clip-bound": before.bound if before else 0.0,
             }
         )
-        content = RecordDict({"arrays": arrays, "config": settings})
-        return [self._message(client, content) for client in self._sample(server_round)]
+        self._content["arrays"], self._content["config"] = arrays, settings
+        return [self._message(client) for client in self._sample(server_round)]
 
-    def _message(self, client: int, content: RecordDict) -> Message:
-        """A client's message with new content: building one takes Flower longer than the client's training."""
+    def _message(self, client: int) -> Message:
+        """A client's message, built once: that takes Flower longer than the client's training. Its content is that of all messages."""
         if client not in self._messages:
-            self._messages[client] = Message(content, client + 1, "train")
-        self._messages[client].content = content
+            self._messages[client] = Message(self._content, client + 1, "train")
         return self._messages[client]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
