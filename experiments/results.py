@@ -41,7 +41,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
 
 
 def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
-    """Accuracy after the trigger, or at the end where no cell has one, rows by the first axis and columns by the others; mean (least to most) over seeds."""
+    """Accuracy after the trigger, or at the end where no cell has one: mean (least to most) over seeds, rows by the first axis."""
     matrix, when = _matrix(cells, folders)
     columns = list(matrix)
     table = Table(caption=f"test accuracy {when} (%)", caption_justify="left")

@@ -10,7 +10,7 @@ import pytest
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import loop, ours
 from experiments.benchmarks.figure import curve_figure
-from experiments.benchmarks.workloads import CURVE, WORKLOADS, data_name, make_data, workload_of
+from experiments.benchmarks.workloads import CURVE, WORKLOADS, make_data, workload_of
 from fl_sim.config_file import resolve
 from fl_sim.federation import load_federation
 
@@ -57,4 +57,3 @@ def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
 def test_the_curve(tmp_path: Path) -> None:
     curve_figure(tmp_path / "clients.png", {workload_of(name).clients: {"ours inline · mean": [{"round": 0.01}]} for name in CURVE})
     assert (tmp_path / "clients.png").stat().st_size > 5000
-    assert len({data_name(workload_of(name)) for name in CURVE}) == 4

@@ -22,7 +22,7 @@ from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
 from fl_sim.params import flat_parameters
 from fl_sim.transports import InlineTransport
-from strategies.dgc import Calibration, Guard, GuardState, Line, threshold_line
+from strategies.dgc import Calibration, Guard, GuardState, Line, threshold_line, within
 from strategies.discrepancy import memorization_discrepancy
 from strategies.server_sgd import ServerState
 from tests import oracles
@@ -159,6 +159,17 @@ def test_the_rise_is_that_of_the_probe_loss_over_its_lowest() -> None:
     assert max(rises) > 0.1
 
 
+def test_the_rise_alone_refuses_and_not_a_number_does_not_pass_for_0() -> None:
+    guard, server, state = guard_of({"fragility": NEVER, "rise": Line(0.1, 0.0)}, guard="rehearsing", rise=True)
+    server = server._replace(velocity=torch.zeros_like(server.theta))
+    gradient = guard.model.gradient(server.theta, *guard.probe)
+    assert guard.judge(server, gradient, state, NO_NORMS).metrics["refused"] == 0.0
+    assert guard.judge(server, -50.0 * gradient, state, NO_NORMS).metrics["refused"] == 1.0
+    broken = guard.judge(server, torch.full_like(server.theta, float("nan")), state, NO_NORMS)
+    assert math.isnan(broken.metrics["rise"])
+    assert not within({"rise": float("nan")}, {"rise": NEVER}, 1)
+
+
 def test_fragility_is_what_one_reversed_step_would_cost() -> None:
     guard, server, state = guard_of({"fragility": NEVER}, guard="rehearsing", bound=2.0)
     judged = guard.judge(server, torch.zeros_like(server.theta), state, NO_NORMS)
@@ -216,6 +227,9 @@ def test_a_threshold_is_a_margin_times_a_line_above_all_clean_rounds() -> None:
     falling = threshold_line([5.0, 4.0, 3.0, 3.5], 2.0)
     assert falling == Line(10.0, 0.0), "a falling score keeps its highest value"
     assert threshold_line([5.0, 4.0, 3.0, 3.5], 1.0, quantile=0.5) == Line(3.75, 0.0)
+    assert threshold_line([0.0] * 20, 3.0, least=0.1) == Line(pytest.approx(0.3), 0.0), "steady learning leaves room"
+    assert threshold_line(rising, 3.0, least=0.01) == line
+    assert threshold_line([0.0, 0.0, 0.0, 1.0, 2.0], 1.0, quantile=0.5).start == 0.0, "never below 0"
     noisy = [0.3, 0.1, 0.5, 0.2, 0.6]
     tight = threshold_line(noisy, 1.0)
     above = [tight.at(t) - y for t, y in enumerate(noisy, start=1)]

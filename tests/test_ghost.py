@@ -8,12 +8,13 @@ from torch import nn
 
 from fl_sim import ghost
 from fl_sim.clipping import Clip, Norm
+from fl_sim.config import Client
 from fl_sim.federation import CohortBatches
 from fl_sim.flat_model import FlatModel
 from fl_sim.models import build_model
 from fl_sim.params import flat_parameters
 from fl_sim.randomness import torch_stream
-from fl_sim.training import weighted_sum
+from fl_sim.training import block_sum, weighted_sum
 
 
 def cohort(k: int, b: int, shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> CohortBatches:
@@ -72,5 +73,29 @@ def test_where_it_is_used() -> None:
     assert not wins(built("mlp", (1, 8, 8)), 10, (1, 8, 8), "linf")
     unknown = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10))
     assert not wins(unknown, 1, (1, 8, 8))
+    dilated = nn.Sequential(nn.Conv2d(1, 8, 3, dilation=2), nn.Flatten(), nn.Linear(128, 10))
+    assert not wins(dilated, 1, (1, 8, 8))
     grouped = nn.Sequential(nn.Conv2d(1, 8, 3, groups=1), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(128, 10))
     assert not wins(grouped, 1, (1, 8, 8))
+
+
+def test_a_block_takes_this_way_where_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build_model("mlp", norm="group", image_shape=(1, 8, 8), num_classes=10, generator=torch_stream(1, "model"))
+    model, theta, batches = FlatModel(module), flat_parameters(module), cohort(3, 2, (1, 8, 8), torch.float32)
+    calls = list[Clip]()
+    fused = ghost.clipped_sum
+    monkeypatch.setattr(ghost, "clipped_sum", lambda *args: (calls.append(args[-1]), fused(*args))[1])
+    sums = {
+        engine: block_sum(model, theta, batches, Client.model_validate({"engine": engine}), Clip("l2", 1.0)) for engine in ("auto", "vmap")
+    }
+    assert calls == [Clip("l2", 1.0)], "auto did, vmap did not"
+    torch.testing.assert_close(sums["auto"].total, sums["vmap"].total)
+    assert sums["auto"].norms == pytest.approx(sums["vmap"].norms, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_numbers_are_counted_on_the_device_of_the_model(norm: str) -> None:
+    module = build_model("cnn", norm=norm, image_shape=(1, 8, 8), num_classes=10, generator=torch_stream(1, "model"))
+    on_meta = FlatModel(module.to("meta"))
+    theta = torch.zeros(sum(shape.numel() for shape in on_meta.layout.values()), device="meta")
+    assert ghost.wins(on_meta, theta, cohort(2, 1, (1, 8, 8), torch.float32), Clip("l2", 1.0))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from clients import honest
 from clients.attacks import ATTACKS
 from clients.client_app import app
+from clients.honest import Work, compute_blocks
+from experiments.benchmarks.workloads import WORKLOADS, make_data
 from fl_sim import training
 from fl_sim.clipping import Clip
 from fl_sim.config import Config
@@ -145,6 +150,55 @@ def test_batches_drawn_together_are_those_drawn_alone(configure: Configure) -> N
         alone, part = federation.cohort(list(range(start, min(start + 7, 300))), 4, 2, 5), together.part(start, start + 7)
         assert part.sizes == alone.sizes
         assert all(torch.equal(a, b) for a, b in zip(part[:3], alone[:3], strict=True))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("before", [None, Clip("l2", 0.5)])
+def test_a_block_is_the_same_bytes_whichever_blocks_it_is_drawn_with(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: Clip | None, stacked: bool
+) -> None:
+    """Images of 81 numbers: a block's would begin anywhere in memory, and sums round by that."""
+    workload = replace(WORKLOADS["W1"], pixels=9, clients=24, share=5)
+    folder = make_data(workload, tmp_path)
+    config = configure(
+        data__name="mnist", data__root=str(folder), data__num_clients=23, model__name="mlp", client__batch_size=1, attack__set_size=2
+    )
+    federation = load_federation(config)
+    module = new_module(config, federation)
+    work = Work(config, federation, FlatModel(module), flat_parameters(module), 1, before, stacked)
+    blocks = tuple((position, tuple(range(5 * position, min(5 * position + 5, 23)))) for position in range(5))
+    monkeypatch.setattr(honest, "BATCH_NUMBERS", 10**9)
+    together = compute_blocks(work, blocks, last_attempt=False)
+    monkeypatch.setattr(honest, "BATCH_NUMBERS", 1)
+    alone = compute_blocks(work, blocks, last_attempt=False)
+    monkeypatch.setattr(honest, "BATCH_NUMBERS", 2 * 5 * 81)
+    pairs = compute_blocks(work, blocks, last_attempt=False)
+    for other in (alone, pairs):
+        assert other.reports == together.reports or before is None  # NaN norms are not equal to themselves
+        assert all(torch.equal(other.sums[position], value) for position, value in together.sums.items())
+        assert all(torch.equal(other.rows[position], value) for position, value in together.rows.items())
+    assert len(together.sums) + len(together.rows) == 5
+
+
+def test_a_block_that_cannot_be_drawn_leaves_the_others_alone(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure()
+    federation = load_federation(config)
+    module = new_module(config, federation)
+    work = Work(config, federation, FlatModel(module), flat_parameters(module), 1, None, False)
+    cohort = federation.cohort
+
+    def unreadable(clients: list[int], *rest: int) -> Any:
+        if 4 in clients:
+            raise OSError("the page of client 4")
+        return cohort(clients, *rest)
+
+    monkeypatch.setattr(federation, "cohort", unreadable)
+    blocks = ((0, (0, 1, 2)), (1, (3, 4, 5)), (2, (6, 7)))
+    assert compute_blocks(work, blocks, last_attempt=False).retry == {1: "the page of client 4"}
+    reports = compute_blocks(work, blocks, last_attempt=True).reports
+    assert {report.client: report.failure for position in reports for report in reports[position] if report.failure} == {
+        4: "the page of client 4"
+    }
 
 
 def test_a_block_of_a_large_model_is_summed_in_parts(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
