@@ -10,8 +10,6 @@ from torchvision.transforms import ToTensor
 
 from fl_sim.models import build_model
 
-MNIST.resources = []
-
 
 def new_model(config: Any) -> torch.nn.Module:
     shape = (1, int(config["pixels"]), int(config["pixels"]))
