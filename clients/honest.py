@@ -73,10 +73,8 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
             results.rows[position] = value[0]
             weights, lengths = value[1], torch.linalg.vector_norm(value[0], dim=-1).tolist()
         healthy = [client for client in clients if client not in lost]
-        results.reports[position] = tuple(
-            [ClientReport(client, w, length) for client, w, length in zip(healthy, weights, lengths, strict=True)]
-            + [ClientReport(client, 0.0, float("nan"), reason) for client, reason in lost.items()]
-        )
+        failed = [ClientReport(client, 0.0, float("nan"), reason) for client, reason in lost.items()]
+        results.reports[position] = (*map(ClientReport, healthy, weights, lengths), *failed)
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from fl_sim.config import Config
 from fl_sim.datasets import Dataset, Images, load_dataset, normalised
+from fl_sim.member_streams import Longs, generator_of, member_states, shuffled
 from fl_sim.models import build_model
-from fl_sim.randomness import member_streams, stream, torch_stream
+from fl_sim.randomness import stream, torch_stream
 from fl_sim.splits import Splits, make_splits
 
 Indices = npt.NDArray[np.int64]
@@ -58,28 +60,21 @@ class Federation:
     def batch(self, part: Images, indices: Indices) -> Batch:
         """The examples of `part` at `indices` (b,), normalised, on the device."""
         where = torch.from_numpy(indices)
-        return Batch(normalised(part.pixels[where].to(self.device), self.dataset), part.labels[where].to(self.device))
+        pixels, labels = part.pixels.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
+        return Batch(normalised(pixels.to(self.device), self.dataset), labels.to(self.device))
 
     def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
         """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""
-        shares = [self.splits.shares[i] for i in clients]
-        streams = member_streams(self.seed, "batch", clients, round_)
-        drawn = [draw_batches(share, generator, steps, batch_size) for share, generator in zip(shares, streams, strict=True)]
-        sizes = [batches.shape[1] for batches in drawn]
-        width = max(sizes)
-        if min(sizes) == width:
-            where, weights = np.stack(drawn), np.full((len(clients), steps, width), 1.0 / width, dtype=np.float32)
-        else:
-            where = np.zeros((len(clients), steps, width), dtype=np.int64)
-            weights = np.zeros((len(clients), steps, width), dtype=np.float32)
-            for row, (batches, size) in enumerate(zip(drawn, sizes, strict=True)):
-                where[row, :, :size], weights[row, :, :size] = batches, 1.0 / size
+        states = member_states(self.seed, "batch", clients, round_)
+        where, sizes = draw_batches([self.splits.shares[i] for i in clients], states, steps, batch_size)
+        real = np.arange(where.shape[2]) < sizes[:, None]
+        weights = np.broadcast_to(np.where(real, 1.0 / sizes[:, None], 0.0).astype(np.float32)[:, None], where.shape)
         batch = self.batch(self.dataset.train, where.reshape(-1))
         return CohortBatches(
             batch.inputs.view(*where.shape, *self.dataset.image_shape),
             batch.labels.view(where.shape),
-            torch.from_numpy(weights).to(self.device),
-            sizes,
+            torch.from_numpy(weights.copy()).to(self.device),
+            sizes.tolist(),
         )
 
     def test(self, examples: int = 0) -> Batch:
@@ -94,14 +89,34 @@ class Federation:
         return self.batch(self.dataset.test, self.splits.probe)
 
 
-def draw_batches(share: Indices, generator: np.random.Generator, steps: int, batch_size: int) -> Indices:
-    """Indices (steps, b) of a client's batches in a round: passes over its shuffled share, b = min(batch-size, share)."""
-    size = min(batch_size, len(share))
+def draw_batches(shares: Sequence[Indices], states: Longs, steps: int, batch_size: int) -> tuple[Indices, Indices]:
+    """Indices (k, steps, b) of the clients' batches in a round, 0 where padded, and the size of each client's batches (k,).
+
+    A client makes passes over its share, shuffled anew for each pass by the generator of its states (k, 4); its batches have
+    min(batch-size, share) examples. Short shares of many clients are shuffled side by side.
+    """
+    lengths = np.array([len(share) for share in shares])
+    sizes = np.minimum(batch_size, lengths)
+    where = np.zeros((len(shares), steps, sizes.max()), dtype=np.int64)
+    together = (sizes < lengths) & (steps * sizes <= lengths)  # in one pass, with batches of batch_size
+    together &= 8 * lengths <= together.sum()  # measured: what a draw for all costs next to a shuffle of one
+    if together.any():
+        entries = np.arange(lengths[together].max()) < lengths[together, None]
+        table = np.zeros(entries.shape, dtype=np.int64)
+        table[entries] = np.concatenate([share for share, joins in zip(shares, together, strict=True) if joins])
+        order = shuffled(table, lengths[together], states[together])
+        where[together, :, :batch_size] = order[:, : steps * batch_size].reshape(-1, steps, batch_size)
+    for row in np.flatnonzero(~together).tolist():
+        where[row, :, : sizes[row]] = _batches_of(shares[row], generator_of(states[row]), steps, sizes[row])
+    return where, sizes
+
+
+def _batches_of(share: Indices, generator: np.random.Generator, steps: int, size: int) -> Indices:
+    """One client's batches (steps, size)."""
     if size == len(share):
         return np.broadcast_to(share, (steps, size))
     passes = -(-steps * size // len(share))
-    order = generator.permutation(share) if passes == 1 else np.concatenate([generator.permutation(share) for _ in range(passes)])
-    return order[: steps * size].reshape(steps, size)
+    return np.concatenate([generator.permutation(share) for _ in range(passes)])[: steps * size].reshape(steps, size)
 
 
 def device_of(config: Config) -> torch.device:

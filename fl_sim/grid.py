@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 from flwr.app import Message, RecordDict
@@ -41,12 +42,12 @@ class RoundOutcome:
     retried: Mapping[str, str] = field(default_factory=dict[str, str])
     seconds: float = 0.0
 
-    @property
+    @cached_property
     def combined(self) -> tuple[int, ...]:
         """The clients whose updates are in the result."""
         return tuple(report.client for report in self.reports if not report.failure)
 
-    @property
+    @cached_property
     def poison_ratio(self) -> float:
         """The realised share of malicious clients among the updates combined."""
         return sum(client in self.malicious for client in self.combined) / max(len(self.combined), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -55,8 +55,7 @@ class Order:
     coalition: CoalitionOrder | None = None
 
 
-@dataclass(frozen=True)
-class ClientReport:
+class ClientReport(NamedTuple):
     """What became of one client: weight and norm of its update; `failure` is empty if the update is in the result."""
 
     client: int
@@ -127,8 +126,8 @@ def order_to_content(order: Order) -> RecordDict:
 
 def order_from_content(content: RecordDict, device: Any = "cpu") -> Order:
     """The inverse of `order_to_content`, with tensors on `device`."""
-    fields = content.config_records["order"]
-    model = from_record(content.array_records["model"], device)
+    fields = _config(content, "order")
+    model = _arrays(content, "model", device)
     bound = cast(float, fields["clip-bound"])
     order = Order(
         theta=model["theta"],
@@ -143,8 +142,8 @@ def order_from_content(content: RecordDict, device: Any = "cpu") -> Order:
     )
     if "coalition" not in content:
         return order
-    part = content.config_records["coalition"]
-    knowledge = from_record(content.array_records["knowledge"], device)
+    part = _config(content, "coalition")
+    knowledge = _arrays(content, "knowledge", device)
     coalition = CoalitionOrder(
         members=tuple(cast(list[int], part["members"])),
         phase=cast(str, part["phase"]),
@@ -170,12 +169,12 @@ def reply_to_content(reply: Reply) -> RecordDict:
         }
     )
     for position, reports in reply.reports.items():
-        _reports_to_record(content.config_records["reports"], str(position), reports)
+        _reports_to_record(_config(content, "reports"), str(position), reports)
     if reply.coalition:
         content["updates"] = to_record({"updates": reply.coalition.updates})
         content["metrics"] = ConfigRecord(dict(reply.coalition.metrics))
         content["members"] = ConfigRecord()
-        _reports_to_record(content.config_records["members"], "0", reply.coalition.reports)
+        _reports_to_record(_config(content, "members"), "0", reply.coalition.reports)
         _state_to_content(content, reply.coalition.state)
     return content
 
@@ -183,28 +182,32 @@ def reply_to_content(reply: Reply) -> RecordDict:
 def reply_from_content(content: RecordDict, device: Any = "cpu") -> Reply:
     """The inverse of `reply_to_content`."""
     nodes = {cast(Node, tuple(map(int, key.split(".")))): total for key, total in _arrays(content, "nodes", device).items()}
-    reports = content.config_records["reports"]
+    reports = _config(content, "reports")
     positions = sorted({int(key.split(".")[0]) for key in reports})
     coalition = None
     if "updates" in content:
         coalition = CoalitionReply(
             updates=_arrays(content, "updates", device)["updates"],
-            reports=_reports_from_record(content.config_records["members"], "0"),
+            reports=_reports_from_record(_config(content, "members"), "0"),
             state=_state_from_content(content, device),
-            metrics={key: cast(float, value) for key, value in content.config_records["metrics"].items()},
+            metrics={key: cast(float, value) for key, value in _config(content, "metrics").items()},
         )
     return Reply(
         nodes=nodes,
         rows={int(key): rows for key, rows in _arrays(content, "rows", device).items()},
         reports={position: _reports_from_record(reports, str(position)) for position in positions},
-        retry={int(key): cast(str, reason) for key, reason in content.config_records["retry"].items()},
+        retry={int(key): cast(str, reason) for key, reason in _config(content, "retry").items()},
         coalition=coalition,
-        seconds=cast(float, content.config_records["work"]["seconds"]),
+        seconds=cast(float, _config(content, "work")["seconds"]),
     )
 
 
 def _arrays(content: RecordDict, name: str, device: Any) -> dict[str, Tensor]:
     return from_record(cast(ArrayRecord, content[name]), device)
+
+
+def _config(content: RecordDict, name: str) -> ConfigRecord:
+    return cast(ConfigRecord, content[name])  # content.config_records would first collect all of its kind
 
 
 def _blocks_to_lists(prefix: str, blocks: Blocks) -> dict[str, Any]:
@@ -227,12 +230,13 @@ def _reports_to_record(record: ConfigRecord, key: str, reports: tuple[ClientRepo
     record[f"{key}.clients"] = [report.client for report in reports]
     record[f"{key}.weights"] = [report.weight for report in reports]
     record[f"{key}.norms"] = [report.norm for report in reports]
-    record[f"{key}.failures"] = [report.failure for report in reports]
+    failures = [report.failure for report in reports]
+    record[f"{key}.failures"] = failures if any(failures) else []  # Flower looks at each entry of a list
 
 
 def _reports_from_record(record: ConfigRecord, key: str) -> tuple[ClientReport, ...]:
-    columns = [cast(list[Any], record[f"{key}.{name}"]) for name in ("clients", "weights", "norms", "failures")]
-    return tuple(ClientReport(*row) for row in zip(*columns, strict=True))
+    clients, weights, norms, failures = (cast(list[Any], record[f"{key}.{name}"]) for name in ("clients", "weights", "norms", "failures"))
+    return tuple(map(ClientReport, clients, weights, norms, failures or [""] * len(clients)))
 
 
 def _state_to_content(content: RecordDict, state: AttackState) -> None:
@@ -241,5 +245,5 @@ def _state_to_content(content: RecordDict, state: AttackState) -> None:
 
 
 def _state_from_content(content: RecordDict, device: Any) -> AttackState:
-    scalars = {key: cast(float, value) for key, value in content.config_records["state-scalars"].items()}
+    scalars = {key: cast(float, value) for key, value in _config(content, "state-scalars").items()}
     return AttackState(_arrays(content, "state-arrays", device), scalars)

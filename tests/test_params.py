@@ -7,13 +7,11 @@ import pickle
 import numpy as np
 import torch
 from flwr.app import Array
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from fl_sim.flat_model import FlatModel
 from fl_sim.params import array_record, flat_parameters, from_record, to_record
-from fl_sim.randomness import member_streams, stream, torch_stream
+from fl_sim.randomness import stream, torch_stream
 from tests import oracles
 
 
@@ -65,14 +63,3 @@ def test_streams_are_independent_of_each_other_and_of_the_order_of_asking() -> N
     others = [stream(2, "batch", 3, 7), stream(1, "batch", 7, 3), stream(1, "sample", 3, 7), stream(1, "batch", 3)]
     assert not any(np.array_equal(other.integers(1 << 30, size=4), first) for other in others)
     assert torch.equal(torch.rand(3, generator=torch_stream(1, "a")), torch.rand(3, generator=torch_stream(1, "a")))
-
-
-@given(
-    seed=st.integers(0, 2**140),
-    members=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4),
-    round_=st.integers(0, 2**40),
-    name=st.text(),
-)
-def test_the_streams_of_many_members_are_those_of_each(seed: int, members: list[int], round_: int, name: str) -> None:
-    for member, generator in zip(members, member_streams(seed, name, members, round_), strict=True):
-        np.testing.assert_array_equal(generator.permutation(20), stream(seed, name, member, round_).permutation(20))
