@@ -26,8 +26,7 @@ PHASES = {
 
 def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     """Test accuracy over rounds of a run's tracks, with the attacked run's phases shaded."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = _panels(1, 4.0, right=0.2, bottom=1.1)
     for name, (colour, label) in PHASES.items():
         rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
         for start, end in _spans(rounds):
@@ -37,7 +36,7 @@ def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None
     finish_axes(axes, title)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(list(unique.values()), list(unique), loc="lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=160)
 
 
@@ -56,8 +55,7 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
         panels.insert(1, ("coalition's validation loss", lambda axes: _own_loss(axes, lines, gamma)))
     if any(value > 0.0 for _, value in _series(lines, "attack", "scale")):
         panels.insert(0, ("scale of the push", lambda axes: _plot(axes, _series(lines, "attack", "scale"), "#000000", "scale")))
-    figure = Figure(figsize=(7.2, 1.0 + 1.7 * len(panels)), layout="constrained")
-    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure, rows = _panels(len(panels), 1.0 + 1.7 * len(panels))
     for axes, (label, draw) in zip(rows, panels, strict=True):
         draw(axes)
         for line in lines:
@@ -69,7 +67,7 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
         if len(axes.get_lines()) > 1:
             axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows[-1].set_xlabel("round (dotted: trigger)")
-    figure.suptitle(title, fontsize=10)
+    rows[0].set_title(title, fontsize=10)
     figure.savefig(path, dpi=160)
 
 
@@ -87,8 +85,7 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     After Zhu et al. 2023, Figs. 2 and 4: theirs are clean and poisoned samples, ours clean and poisoned candidate models.
     """
     shown = [name for name in SCORES if _series(tracks["attacked"], "strategy", name)]
-    figure = Figure(figsize=(7.2, 1.0 + 2.1 * len(shown)), layout="constrained")
-    rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    figure, rows = _panels(len(shown), 1.0 + 2.1 * len(shown))
     for axes, name in zip(rows, shown, strict=True):
         threshold = _series(tracks["attacked"], "strategy", f"{name}-threshold")
         floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # nothing below is worth its place; 0 has none on this axis
@@ -99,14 +96,30 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
         refused = [round_ for round_, value in _series(tracks["attacked"], "strategy", "refused") if value]
         for round_ in refused:
             axes.axvline(round_, color="#D55E00", linewidth=0.6, alpha=0.5, label="refused" if round_ == refused[0] else None)
-        axes.set_yscale("log")
+        log_axis(axes)
         axes.set_ylabel(SCORES[name], fontsize=8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     rows[0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows[-1].set_xlabel("round")
-    figure.suptitle(title, fontsize=10)
+    rows[0].set_title(title, fontsize=10)
     figure.savefig(path, dpi=160)
+
+
+def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.5) -> tuple[Figure, list[Axes]]:
+    """A figure of panels below one another, 7.2 inches wide. Its margins (inches) are fixed: finding them takes matplotlib longer than
+    drawing, and a sweep draws three figures a cell.
+    """
+    figure, width = Figure(figsize=(7.2, height)), 7.2
+    rows = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(left=0.75 / width, right=1 - right / width, top=1 - 0.4 / height, bottom=bottom / height, hspace=0.12)
+    return figure, list(rows)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis whose ticks are powers of ten: the minor ones would be most of the time that a figure takes."""
+    axes.set_yscale("log")
+    axes.minorticks_off()
 
 
 def heat_figure(path: Path, values: Mapping[str, Mapping[str, float]], title: str) -> None:
@@ -134,7 +147,7 @@ def _norms(axes: Axes, lines: Lines) -> None:
     _plot(axes, _series(lines, "honest-norm"), "#0072B2", "honest mean")
     _plot(axes, _series(lines, "attack", "malicious-norm"), "#D55E00", "malicious update")
     _plot(axes, _series(lines, "strategy", "combined-norm"), "#000000", "combined")
-    axes.set_yscale("log")
+    log_axis(axes)
 
 
 def _own_loss(axes: Axes, lines: Lines, gamma: float) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 PREFIX = "fl-sim |"
+TRACKS = ("attacked", "twin", "control")  # whose rounds are counted; those of a burn-in and a calibration are not
 
 
 class Event(NamedTuple):
@@ -32,7 +33,7 @@ class ProgressLines:
 
         def report(track: str, round_: int, phase: str, accuracy: float | None) -> None:
             with self._lock:
-                self._done += track != "burn-in"
+                self._done += track in TRACKS
                 if time.monotonic() - self._last < self._interval:
                     return
                 self._last = time.monotonic()

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class RunRecords:
     def _write_meta(self, config: Config, **more: str) -> None:
         device = device_of(config)
         meta = {
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": _versions(),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
             "git_commit": _git_commit(),
             "started": self._started,
@@ -127,8 +128,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@cache
 def _git_commit() -> str:
-    """The commit of the checkout that this file is in, or "" (an app bundle has none)."""
+    """The commit of the checkout that this file is in, or "" (an app bundle has none); asked once a process."""
     here = Path(__file__).parent
     if not (here.parent / ".git").exists() or shutil.which("git") is None:
         return ""

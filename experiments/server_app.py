@@ -17,12 +17,14 @@ from experiments.names import name_problems
 from experiments.progress import ProgressLines
 from experiments.records import is_complete, run_folder
 from experiments.run import execute_run, expected_rounds
+from experiments.track import Progress
 from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, resolve_cells
+from fl_sim.config_file import ConfigError, resolve_cells, to_flat, to_json
 from fl_sim.federation import device_of
-from fl_sim.transports import FlowerTransport, InlineTransport, Transport
+from fl_sim.transports import FlowerTransport, InlineTransport, Transport, WorkerDiedError
 
 CLIENT_APP = "clients.client_app:app"
+HOSTED_RUN = "experiments.hosted:hosted_run"
 
 app = ServerApp()
 
@@ -48,15 +50,22 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     transport = open_transport(config, grid)
     progress = ProgressLines(sum(expected_rounds(cell) for cell in cells))
     parallel = min(len(cells), transport.num_workers)
+    orders = transport.num_workers // parallel
+
+    def execute(cell: Config, report: Progress) -> None:
+        if len(cells) > 1 and orders == 1 and transport.hosts and not cell.fault.kill_round:  # which is about a worker asked by messages
+            _host(cell, output_dir, transport, report)
+        else:
+            torch.set_num_threads(cell.client.threads)
+            execute_run(cell, output_dir, transport, report, orders)
 
     def run(cell: Config) -> str:
         folder = run_folder(output_dir, cell)
-        torch.set_num_threads(cell.client.threads)
         used = 0
         failure = ""
         if not is_complete(folder):
             try:
-                execute_run(cell, output_dir, transport, progress.of_run(folder.name), orders=transport.num_workers // parallel)
+                execute(cell, progress.of_run(folder.name))
                 used = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
             except Exception as error:
                 if len(cells) == 1:
@@ -77,6 +86,19 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     if failures:
         raise RuntimeError("failed: " + "; ".join(failures))
     print(f"results are in {output_dir}", flush=True)
+
+
+def _host(cell: Config, output_dir: Path, transport: Transport, report: Progress) -> None:
+    """Run a cell in a worker; once more if the worker dies."""
+    for last in (False, True):
+        try:
+            for steps in transport.host(HOSTED_RUN, to_json(to_flat(cell)), str(output_dir)):
+                for step in steps:
+                    report(*step)
+            return
+        except WorkerDiedError:
+            if last:
+                raise
 
 
 def open_transport(config: Config, grid: Grid | None) -> Transport:

@@ -6,7 +6,7 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fl_sim.params import array_record
-from fl_sim.transports import Answer, Transport, call_app
+from fl_sim.transports import Answer, InlineTransport, Transport, WorkerDiedError, call_app, claim_identity
 
 SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
 
@@ -26,12 +26,21 @@ class Server:
 
     def __init__(self, app: str) -> None:
         torch.set_num_threads(1)
-        module, _, name = app.partition(":")
-        self._app: Any = getattr(importlib.import_module(module), name)
+        self._app = _named(app)
 
     def call(self, message: Message, worker: int, model: Mapping[str, npt.NDArray[Any]]) -> Answer:
         message.content["model"] = array_record(model)
         return call_app(self._app, message, worker)
+
+    def host(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
+        claim_identity()
+        yield from _named(target)(InlineTransport(self._app), *arguments)
+
+
+def _named(target: str) -> Any:
+    """The object of "module:name"."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def actor_class() -> type:
@@ -52,6 +61,9 @@ def actor_class() -> type:
 
         def call(self, message: Any, worker: int, **model: Any) -> Any:
             return self._server.call(message, worker, model)
+
+        def host(self, target: str, arguments: Any) -> Any:
+            yield from self._server.host(target, arguments)
 
     return Worker
 
@@ -78,7 +90,8 @@ class RayTransport(Transport):
         self._actors = [self._start() for _ in range(count)]
         self._busy = [0] * count
         self._lock = threading.Lock()
-        ray.get([worker.ready.remote() for worker in self._actors])
+        self._starting = [worker.ready.remote() for worker in self._actors]  # meanwhile, the caller reads data and burns in
+        self.hosts = sum(node["Alive"] for node in ray.nodes()) == 1  # a hosted run writes its folder where it runs
 
     @property
     def num_workers(self) -> int:
@@ -104,9 +117,26 @@ class RayTransport(Transport):
                 for worker in taken:
                     self._busy[worker] -= 1
 
+    def host(self, target: str, *arguments: str) -> Iterator[Any]:
+        (worker,) = self._take(1, None)
+        try:
+            for value in self._actors[worker].host.options(num_returns="streaming").remote(target, arguments):
+                yield ray.get(value)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayActorError:
+            with self._lock:
+                self._actors[worker] = self._start()
+            raise WorkerDiedError(f"worker {worker} died") from None
+        finally:
+            with self._lock:
+                self._busy[worker] -= 1
+
     def _take(self, count: int, avoid: int | None) -> list[int]:
         """The least busy workers, one an order; a failed worker only when there is no other."""
         with self._lock:
+            ray.get(self._starting)
+            self._starting = []
             order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
             taken = [order[i % len(order)] for i in range(count)]
             for worker in taken:

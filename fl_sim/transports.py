@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
@@ -27,6 +28,7 @@ class Transport(ABC):
     """Workers that each run the ClientApp, and a way to send each of them at most one order a wave."""
 
     slow_waves: bool = False  # a wave costs more than computing a round twice: prefer one wave
+    hosts: bool = False  # `host` is there
 
     @property
     @abstractmethod
@@ -40,8 +42,19 @@ class Transport(ABC):
         `avoid` names a worker that failed and is not to be asked, if there is another.
         """
 
+    def host(self, target: str, *arguments: str) -> Iterator[Any]:
+        """What the generator `target` ("module:function") yields in a worker, called with an `InlineTransport` of it and `arguments`.
+
+        Raises what it raises, and `WorkerDiedError`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no workers that can host a run")
+
     def close(self) -> None:  # noqa: B027  (most transports start nothing)
         """Release what the transport started."""
+
+
+class WorkerDiedError(RuntimeError):
+    """The worker that hosted a run is gone."""
 
 
 class InlineTransport(Transport):

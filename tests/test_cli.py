@@ -150,11 +150,13 @@ def test_progress_lines_can_be_read_back() -> None:
     lines = ProgressLines(total=5, interval=0.0, stream=stream)
     report = lines.of_run("digits-1")
     report("burn-in", 1, "epoch 1/3", None)
+    report("calibration", 1, "clean round 1/60", None)
     report("attacked", 1, "accumulate", 98.76)
     lines.finished("digits-1", planned=5, used=1)
     events = [parse("INFO : " + line) for line in stream.getvalue().splitlines()]
     assert [(event.done, event.total, event.what) for event in events if event] == [
         (0, 5, "burn-in, epoch 1/3"),
+        (0, 5, "calibration, round 1, clean round 1/60"),
         (1, 5, "attacked, round 1, accumulate, accuracy 98.8 %"),
         (5, 5, "complete"),
     ]
