@@ -73,7 +73,7 @@ def read_sweep(path: Path) -> Sweep:
 def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
     """The label of an axis value, and the flat keys that it stands for."""
     if axis in default_flat() or not _is_section(axis):
-        return str(value), {axis: value}
+        return str(value) or "none", {axis: value}
     if isinstance(value, Mapping):
         section = cast(Mapping[str, Any], value)
         rest = [_shown(key, item) for key, item in section.items() if key != "name"]

@@ -216,11 +216,13 @@ def matrix_figure(
     down = -(-len(curves) // across)
     figure = Figure(figsize=(max(3.0 * across, 6.0), 0.8 + 2.6 * down), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+    unlabelled = {row for panel in curves.values() for row, found in panel.items() if found}
     for axes, (column, panel) in zip(panels, curves.items(), strict=False):
         for position, row in enumerate(rows):
             colour = PALETTE[position % len(PALETTE)]
-            for number, evaluated in enumerate(panel.get(row, [])):
-                label = row if axes is panels[0] and number == 0 else None
+            for evaluated in panel.get(row, []):
+                label = row if row in unlabelled else None
+                unlabelled.discard(row)
                 axes.plot(list(evaluated), list(evaluated.values()), color=colour, label=label, linewidth=1.3, alpha=0.85)
             text, place = shown[column].get(row, ""), (0.97, 0.03 + 0.08 * position)
             axes.annotate(text, place, xycoords="axes fraction", ha="right", color=colour, fontsize=8)
