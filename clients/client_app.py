@@ -85,4 +85,5 @@ def _model(config_json: str, buffers: bytes) -> FlatModel:
     """The model functions of a configuration (a process-wide cache keyed by configuration and batch statistics)."""
     config = from_json(config_json)
     module = new_module(config, load_federation(config))
-    return FlatModel(module, torch.frombuffer(bytearray(buffers), dtype=torch.float32) if buffers else None)
+    statistics = torch.frombuffer(bytearray(buffers), dtype=torch.float32) if buffers else None
+    return FlatModel(module, statistics, bfloat16=config.client.precision == "bfloat16")

@@ -59,6 +59,9 @@ class Client(Section):
     engine: Literal["auto", "vmap", "loop"] = Field(
         "auto", description="how single updates are computed; `auto` forms none where a clip can be fused either"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the clients' forward and backward passes; parameters, norms and sums are float32 in any case"
+    )
 
 
 class Server(Section):

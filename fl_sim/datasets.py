@@ -8,7 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,10 +30,14 @@ class DataMissing(FileNotFoundError):  # noqa: N818 - read aloud, it says what i
 
 
 class Images(NamedTuple):
-    """Examples on the CPU, memory-mapped: `pixels` uint8 (n, C, H, W), `labels` int64 (n,)."""
+    """Examples, memory-mapped where they are on the CPU: `pixels` uint8 (n, C, H, W), `labels` int64 (n,)."""
 
     pixels: Tensor
     labels: Tensor
+
+    def on(self, device: torch.device) -> Images:
+        """The same examples in the memory of a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def on(self, device: torch.device) -> Dataset:
+        """The same data set in the memory of a device."""
+        return replace(self, train=self.train.on(device), test=self.test.on(device))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

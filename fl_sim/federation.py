@@ -50,18 +50,23 @@ class CohortBatches(NamedTuple):
         )
         return CohortBatches(inputs, labels, weights, sizes)
 
+    def halves(self) -> tuple[CohortBatches, CohortBatches]:
+        """The first half of the clients and the others."""
+        middle = len(self.sizes) // 2
+        return self.part(0, middle), self.part(middle, len(self.sizes))
+
 
 class Federation:
-    """Data set and splits of one configuration on one device. Read-only after construction."""
+    """Data set and splits of one configuration, the data resident on one device. Read-only after construction."""
 
     def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
-        self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
+        self.dataset, self.splits, self.device, self.seed = dataset.on(device), splits, device, seed
 
     def batch(self, part: Images, indices: Indices) -> Batch:
         """The examples of `part` at `indices` (b,), normalised, on the device."""
-        where = torch.from_numpy(indices)
+        where = torch.from_numpy(indices).to(self.device)
         pixels, labels = part.pixels.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
-        return Batch(normalised(pixels.to(self.device), self.dataset), labels.to(self.device))
+        return Batch(normalised(pixels, self.dataset), labels)
 
     def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
         """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""

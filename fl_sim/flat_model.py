@@ -11,11 +11,12 @@ from torch.func import functional_call, grad  # pyright: ignore[reportUnknownVar
 class FlatModel:
     """Pure functions of `theta` (d,) around one `nn.Module`, which is only a template and keeps no state.
 
-    Batch-norm statistics are the constant `buffers` (s,): the module runs in eval mode, see `fl_sim.models`.
+    Batch-norm statistics are the constant `buffers` (s,): the module runs in eval mode, see `fl_sim.models`. With `bfloat16` the layers
+    compute in that type where PyTorch's autocast says that it is safe; losses and gradients by theta are float32 all the same.
     """
 
-    def __init__(self, module: nn.Module, buffers: Tensor | None = None) -> None:
-        self.module = module.eval()
+    def __init__(self, module: nn.Module, buffers: Tensor | None = None, *, bfloat16: bool = False) -> None:
+        self.module, self._bfloat16 = module.eval(), bfloat16
         parameters = dict(module.named_parameters())
         self._names = list(parameters)
         self._shapes = [parameter.shape for parameter in parameters.values()]
@@ -34,7 +35,10 @@ class FlatModel:
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,)."""
-        return functional_call(self.module, self._named(theta), (inputs,))
+        if not self._bfloat16:
+            return functional_call(self.module, self._named(theta), (inputs,))
+        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # a cache would keep the parameters of a transform
+            return functional_call(self.module, self._named(theta), (inputs,)).to(theta.dtype)
 
     def loss(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, or `sum_j weights_j * cross-entropy_j` when weights (b,) are given. A scalar."""

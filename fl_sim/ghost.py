@@ -76,7 +76,7 @@ def clipped_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, weights
     k, b = batches.labels.shape[0], batches.labels.shape[2]
     first = batches.inputs[:, 0].flatten(0, 1), batches.labels[:, 0].flatten(), batches.weights[:, 0].flatten()
     traces, loss = _traced(model, theta, *first)
-    deltas = torch.autograd.grad(loss, [trace.returned for trace in traces])
+    deltas = [delta.to(theta.dtype) for delta in torch.autograd.grad(loss, [trace.returned for trace in traces])]
     squares = torch.stack([_square(trace, delta, k, b) for trace, delta in zip(traces, deltas, strict=True)]).sum(dim=0)
     lengths = squares.clamp(min=0.0).sqrt()
     factors = theta.new_tensor(weights) * torch.clamp(before.bound / lengths, max=1.0)
@@ -95,7 +95,7 @@ def _traced(model: FlatModel, theta: Tensor, inputs: Tensor, labels: Tensor, wei
         def hook(layer: nn.Module, given: tuple[Any, ...], returned: Tensor) -> Tensor:
             if not returned.requires_grad:
                 returned = returned.detach().requires_grad_(True)
-            traces.append(Trace(name, layer, given[0].detach(), returned))
+            traces.append(Trace(name, layer, given[0].detach().to(theta.dtype), returned))
             return returned
 
         return hook

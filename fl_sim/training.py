@@ -51,13 +51,9 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
     One local step: the gradient of its batch. Several: the sum of the gradients along its local SGD path, which is
     `(theta - theta_i) / client_lr` without the cancellation.
     """
-    steps = batches.labels.shape[1]
     if single_updates_by_vmap(settings, batches):
-        updates = model.gradients(theta, batches.inputs[:, 0], batches.labels[:, 0], batches.weights[:, 0])
-        for step in range(1, steps):
-            local = theta - settings.learning_rate * updates
-            updates = updates + model.gradients(local, batches.inputs[:, step], batches.labels[:, step], batches.weights[:, step])
-        return updates
+        return _updates_by_vmap(model, theta, batches, settings)
+    steps = batches.labels.shape[1]
     rows: list[Tensor] = []
     for row, size in enumerate(batches.sizes):
         update = torch.zeros_like(theta)
@@ -68,7 +64,32 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
     return torch.stack(rows)
 
 
+def _updates_by_vmap(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
+    """`block_updates` of all clients at once; of each half alone if a GPU's memory does not hold them."""
+    try:
+        updates = model.gradients(theta, batches.inputs[:, 0], batches.labels[:, 0], batches.weights[:, 0])
+        for step in range(1, batches.labels.shape[1]):
+            local = theta - settings.learning_rate * updates
+            updates = updates + model.gradients(local, batches.inputs[:, step], batches.labels[:, step], batches.weights[:, step])
+        return updates
+    except torch.OutOfMemoryError:
+        if len(batches.sizes) == 1:
+            raise
+    return torch.cat([_updates_by_vmap(model, theta, half, settings) for half in batches.halves()])
+
+
 def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
+    """`_block_sum`, or the sum of both halves of the block if a GPU's memory does not hold it."""
+    try:
+        return _block_sum(model, theta, batches, settings, before)
+    except torch.OutOfMemoryError:
+        if len(batches.sizes) == 1:
+            raise
+    first, second = (block_sum(model, theta, half, settings, before) for half in batches.halves())
+    return Summed(first.total + second.total, first.weights + second.weights, first.norms + second.norms)
+
+
+def _block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
     """The weighted sum of a block's (clipped) updates, without single updates where nobody needs them.
 
     One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch. With a clip one fused batch too, where
