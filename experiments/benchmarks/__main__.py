@@ -76,14 +76,25 @@ def middle(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def table_of(name: str, legs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """Milliseconds a round and where they go; `messages` is what neither computing nor the strategy took."""
+    """Milliseconds a round without evaluation and where they go; `messages` is what neither computing nor the strategy took."""
     table = Table(title=f"{name}: {workload_of(name).title}", title_justify="left")
     table.add_column("")
-    for column in ("round (ms)", "least to most", "rounds/s", "compute (ms)", "strategy (ms)", "messages (ms)", "start-up (s)"):
+    for column in (
+        "round (ms)",
+        "least to most",
+        "rounds/s",
+        "compute (ms)",
+        "strategy (ms)",
+        "messages (ms)",
+        "evaluation (ms)",
+        "start-up (s)",
+    ):
         table.add_column(column, justify="right")
     for leg, entries in legs.items():
         rounds = [entry["round"] * 1000 for entry in entries]
-        middle_round, compute, aggregate, startup = (middle(entries, key) for key in ("round", "compute", "aggregate", "startup"))
+        middle_round, compute, aggregate, evaluation, startup = (
+            middle(entries, key) for key in ("round", "compute", "aggregate", "evaluate", "startup")
+        )
         assert middle_round is not None
         messages = None if compute is None else max(0.0, middle_round - compute - (aggregate or 0.0))
         table.add_row(
@@ -91,7 +102,7 @@ def table_of(name: str, legs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tabl
             f"{middle_round * 1000:.1f}",
             f"{min(rounds):.1f} to {max(rounds):.1f}",
             f"{1 / middle_round:.1f}",
-            *("-" if value is None else f"{value * 1000:.1f}" for value in (compute, aggregate, messages)),
+            *("-" if value is None else f"{value * 1000:.1f}" for value in (compute, aggregate, messages, evaluation)),
             f"{startup:.1f}",
         )
     return table

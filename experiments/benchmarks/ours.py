@@ -18,7 +18,7 @@ from fl_sim.config_file import resolve
 
 
 def measure(workload: str, root: Path, rounds: int, transport: str, strategy: str) -> dict[str, Any]:
-    """Medians a round in seconds: the whole without evaluation, the workers' computing, the strategy; and the start-up."""
+    """Medians a round in seconds: the whole without evaluation, the workers' computing, the strategy; an evaluation; the start-up."""
     flat = {**workload_of(workload).flat(root, strategy, transport, rounds), "output-dir": str(root / "runs" / f"{time.time_ns()}")}
     began = time.perf_counter()
     code = launch(flat, None, Console(stderr=True), workload)
@@ -33,6 +33,7 @@ def measure(workload: str, root: Path, rounds: int, transport: str, strategy: st
         "round": middle["train"],
         "compute": middle["compute"],
         "aggregate": middle["aggregate"],
+        "evaluate": statistics.median(line["seconds"]["evaluate"] for line in lines if "accuracy" in line),
         "rounds": rounds,
         "startup": total - spent,
     }

@@ -15,7 +15,7 @@ from experiments.superlink import COMPLETED, run_in_flower
 
 
 def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]:
-    """Medians a round in seconds: the whole, and all clients' training divided by the actors; and the start-up. The first round, in
+    """Medians a round in seconds: the whole, all clients' training divided by the actors, the strategy; and the start-up. The first round, in
     which actors import PyTorch, counts as start-up."""
     workload, lines = workload_of(name), list[str]()
     times = root / f"times-{time.time_ns()}.json"
@@ -44,6 +44,7 @@ def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]
     return {
         "round": statistics.median(length),
         "compute": statistics.median(line["compute"] / actors for line in found),
+        "aggregate": statistics.median(line["aggregate"] for line in found),
         "rounds": rounds,
         "startup": total - sum(length),
     }

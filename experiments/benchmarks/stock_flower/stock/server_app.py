@@ -26,8 +26,11 @@ def timed(base):
         def aggregate_train(self, server_round, replies):
             replies = list(replies)
             compute = sum(float(reply.content["metrics"]["compute"]) for reply in replies if reply.has_content())
+            received = time.time()
             result = super().aggregate_train(server_round, replies)
-            self.lines.append({"began": self.began, "ended": time.time(), "compute": compute, "replies": len(replies)})
+            ended = time.time()
+            line = {"began": self.began, "ended": ended, "compute": compute, "aggregate": ended - received, "replies": len(replies)}
+            self.lines.append(line)
             return result
 
     return Timed
