@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import loop, ours
+from experiments.benchmarks import floor, loop, ours
 from experiments.benchmarks.figure import curve_figure
 from experiments.benchmarks.workloads import CURVE, WORKLOADS, make_data, workload_of
 from fl_sim.config_file import resolve
@@ -39,6 +39,15 @@ def test_our_leg_and_the_loop(name: str, tmp_path: Path) -> None:
     assert [column.header for column in table.columns][1] == "round (ms)"
 
 
+def test_the_floor_counts_operations_and_bytes() -> None:
+    # A 64-64-10 MLP: 64 * 64 + 64 * 10 multiplications and additions forward; backward as many for the weights, and 64 * 10 for the
+    # hidden layer's values. The layers' biases are counted with the parameters: 64 * 64 + 64 + 64 * 10 + 10.
+    seconds, operations, size = floor.measure(WORKLOADS["W1"], 2)
+    assert len(seconds) == 2
+    assert operations == 2 * 1000 * (2 * (64 * 64 + 64 * 10) + 64 * 10)
+    assert size == 4 * (1000 * 64 + 64 * 64 + 64 + 64 * 10 + 10)
+
+
 def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
     names = [name for name, _ in benchmarks.legs_of(WORKLOADS["W4"], tmp_path, ["ours", "stock"])]
     assert names == [
@@ -51,7 +60,7 @@ def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
         "ours inline · flwr.Krum",
         "stock · Krum",
     ]
-    assert [name for name, _ in benchmarks.legs_of(WORKLOADS["W1"], tmp_path, ["loop"])] == ["loop"]
+    assert [name for name, _ in benchmarks.legs_of(WORKLOADS["W1"], tmp_path, ["loop", "floor"])] == ["loop", "floor"]
 
 
 def test_the_curve(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def legs_of(workload: Workload, root: Path, wanted: Sequence[str]) -> list[Leg]:
         legs.append(("loop", ["loop", workload.name, data, str(workload.rounds["loop"])]))
     if "pfl" in workload.rounds and importlib.util.find_spec("pfl"):
         legs.append(("pfl", ["pfl_leg", workload.name, data, str(workload.rounds["pfl"])]))
+    legs.append(("floor", ["floor", workload.name, str(workload.rounds["ours"])]))
     return [leg for leg in legs if any(leg[0].startswith(name) for name in wanted)]
 
 
@@ -79,16 +80,8 @@ def table_of(name: str, legs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tabl
     """Milliseconds a round without evaluation and where they go; `messages` is what neither computing nor the strategy took."""
     table = Table(title=f"{name}: {workload_of(name).title}", title_justify="left")
     table.add_column("")
-    for column in (
-        "round (ms)",
-        "least to most",
-        "rounds/s",
-        "compute (ms)",
-        "strategy (ms)",
-        "messages (ms)",
-        "evaluation (ms)",
-        "start-up (s)",
-    ):
+    parts = ("compute", "strategy", "messages", "evaluation")
+    for column in ("round (ms)", "least to most", "rounds/s", *(f"{part} (ms)" for part in parts), "start-up (s)"):
         table.add_column(column, justify="right")
     for leg, entries in legs.items():
         rounds = [entry["round"] * 1000 for entry in entries]
@@ -112,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
     parser.add_argument("workloads", nargs="*", default=["W1", "W2", "W3", "W4"], help=f"of {', '.join([*WORKLOADS, 'curve'])}")
     parser.add_argument("--repeats", type=int, default=3, help="of every leg, alternating")
-    parser.add_argument("--only", default="ours,stock,loop,pfl", help="legs by the beginning of their names")
+    parser.add_argument("--only", default="ours,stock,loop,pfl,floor", help="legs by the beginning of their names")
     parser.add_argument("-o", "--output-dir", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args(argv)
     console, root = Console(), args.output_dir.resolve()

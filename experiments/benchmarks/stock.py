@@ -15,8 +15,8 @@ from experiments.superlink import COMPLETED, run_in_flower
 
 
 def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]:
-    """Medians a round in seconds: the whole, all clients' training divided by the actors, the strategy; and the start-up. The first round, in
-    which actors import PyTorch, counts as start-up."""
+    """Medians a round in seconds: the whole, all clients' training divided by the actors, the strategy; and the start-up. The first round,
+    in which actors import PyTorch, counts as start-up."""
     workload, lines = workload_of(name), list[str]()
     times = root / f"times-{time.time_ns()}.json"
     config = {
