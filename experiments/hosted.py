@@ -18,8 +18,9 @@ INTERVAL = 0.4  # seconds between two steps that are told
 Step = tuple[str, int, str, float | None]  # track, round, phase, accuracy in percent
 
 
-def hosted_run(transport: Transport, config: str, output_dir: str) -> Generator[list[Step]]:
-    """Run a configuration (as JSON) with the given transport of this process; yields its progress, the steps since the last time.
+def hosted_run(transport: Transport, config: str, output_dir: str, twins: str) -> Generator[list[Step]]:
+    """`execute_run` of a configuration (as JSON) with the given transport of this process; yields its progress, the steps since the last
+    time.
 
     Raises what the run raises.
     """
@@ -31,7 +32,7 @@ def hosted_run(transport: Transport, config: str, output_dir: str) -> Generator[
     def work() -> None:
         torch.set_num_threads(settings.client.threads)
         try:
-            execute_run(settings, Path(output_dir), transport, tell)
+            execute_run(settings, Path(output_dir), transport, tell, twins=Path(twins))
         finally:
             steps.put(None)
 

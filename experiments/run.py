@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from experiments.records import RunRecords, read_rounds, run_folder
 from experiments.schedule import planned_rounds
 from experiments.summary import summarise
 from experiments.track import Evaluator, Progress, Track, TrackName, run_track
+from experiments.twins import shared_twin
 from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
 from fl_sim.federation import load_federation
@@ -19,11 +21,13 @@ from fl_sim.sampling import malicious_clients
 from fl_sim.transports import Transport
 
 
-def execute_run(config: Config, output_dir: Path, transport: Transport, progress: Progress, orders: int = 0) -> dict[str, Any]:
+def execute_run(
+    config: Config, output_dir: Path, transport: Transport, progress: Progress, orders: int = 0, twins: Path | None = None
+) -> dict[str, Any]:
     """Run one configuration into `output_dir/<name>-<hash>` and return its summary.
 
     Args: transport, the workers, which outlive the run; progress, called after each round; orders, how many orders a wave
-    may be split into (0: one a worker).
+    may be split into (0: one a worker); twins, a folder for clean twins that other runs may use too.
     """
     began = time.perf_counter()
     federation = load_federation(config)
@@ -63,7 +67,10 @@ def execute_run(config: Config, output_dir: Path, transport: Transport, progress
     try:
         attacked = run("attacked")
         acts = bool(malicious_clients(config))
-        twin = run("twin", attacked.rounds, attacked) if config.twin and acts else None
+        twin = None
+        if config.twin and acts:
+            fresh = partial(run, "twin", attacked.rounds, attacked)
+            twin = shared_twin(twins, config, attacked, records, progress, fresh) if twins else fresh()
         control = run("control") if config.control and acts and config.attack.name == "accumulative" else None
         done = time.perf_counter()
         seconds = {"total": done - began, "burn_in": burnt - began, "rounds": done - burnt}

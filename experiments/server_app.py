@@ -50,14 +50,14 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     transport = open_transport(config, grid)
     progress = ProgressLines(sum(expected_rounds(cell) for cell in cells))
     parallel = min(len(cells), transport.num_workers)
-    orders = transport.num_workers // parallel
+    orders, twins = transport.num_workers // parallel, output_dir / ".twins"
 
     def execute(cell: Config, report: Progress) -> None:
         if len(cells) > 1 and orders == 1 and transport.hosts and not cell.fault.kill_round:  # which is about a worker asked by messages
-            _host(cell, output_dir, transport, report)
+            _host(cell, output_dir, twins, transport, report)
         else:
             torch.set_num_threads(cell.client.threads)
-            execute_run(cell, output_dir, transport, report, orders)
+            execute_run(cell, output_dir, transport, report, orders, twins if len(cells) > 1 else None)
 
     def run(cell: Config) -> str:
         folder = run_folder(output_dir, cell)
@@ -88,11 +88,11 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     print(f"results are in {output_dir}", flush=True)
 
 
-def _host(cell: Config, output_dir: Path, transport: Transport, report: Progress) -> None:
+def _host(cell: Config, output_dir: Path, twins: Path, transport: Transport, report: Progress) -> None:
     """Run a cell in a worker; once more if the worker dies."""
     for last in (False, True):
         try:
-            for steps in transport.host(HOSTED_RUN, to_json(to_flat(cell)), str(output_dir)):
+            for steps in transport.host(HOSTED_RUN, to_json(to_flat(cell)), str(output_dir), str(twins)):
                 for step in steps:
                     report(*step)
             return

@@ -28,7 +28,7 @@ def test_a_hosted_run_is_the_run_and_tells_every_step(configure: Configure, tmp_
     config, steps = configure(), list[tuple[str, int, str, float | None]]()
     execute_run(config, tmp_path / "plain", InlineTransport(app), lambda *step: steps.append(step))
     monkeypatch.setattr("experiments.hosted.INTERVAL", 0.0)
-    told = list(hosted_run(InlineTransport(app), to_json(to_flat(config)), str(tmp_path / "hosted")))
+    told = list(hosted_run(InlineTransport(app), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
     assert [step for part in told for step in part if step[0] != "burn-in"] == [step for step in steps if step[0] != "burn-in"]
     assert len(told) > 2
     (plain,), (hosted,) = (tmp_path / "plain").iterdir(), (tmp_path / "hosted").iterdir()
@@ -37,7 +37,11 @@ def test_a_hosted_run_is_the_run_and_tells_every_step(configure: Configure, tmp_
 
 def test_a_hosted_run_raises_what_the_run_raises(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="every client failed"):
-        list(hosted_run(InlineTransport(app), to_json(to_flat(configure(fault__raises=",".join(map(str, range(12)))))), str(tmp_path)))
+        list(
+            hosted_run(
+                InlineTransport(app), to_json(to_flat(configure(fault__raises=",".join(map(str, range(12)))))), str(tmp_path), str(tmp_path)
+            )
+        )
 
 
 class DyingTransport(InlineTransport):
