@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,16 +43,17 @@ def read_sweep(path: Path) -> Sweep:
     """Read a spec.
 
     `base = "digits"` names a preset or a path beside the spec, `[set]` overrides its keys, `[axes]` lists values by key. A
-    whole section may be an axis: `"strategy" = ["mean", {name = "clip-after", bound = 1.0}]`.
+    whole section may be an axis: `"strategy" = ["mean", {name = "clip-after", bound = 1.0}]`. `[[exclude]]` leaves out the cells that have
+    all values of one of its tables, by axis: `"attack.name" = "none"`, or the label of a section's choice.
     Raises ConfigError naming the file and what is wrong.
     """
     try:
         spec = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
-    unknown = sorted(set(spec) - {"base", "set", "axes"})
+    unknown = sorted(set(spec) - {"base", "set", "axes", "exclude"})
     if unknown:
-        raise ConfigError([f"{path}: unknown key {key!r}; a sweep has base, set and axes" for key in unknown])
+        raise ConfigError([f"{path}: unknown key {key!r}; a sweep has base, set, axes and exclude" for key in unknown])
     tables = [key for key in ("set", "axes") if not isinstance(spec.get(key, {}), dict)] + ["axes"] * (not spec.get("axes"))
     if tables:
         raise ConfigError([f"{path}: expected [{key}] to be a table with at least one key, got {spec.get(key)!r}" for key in tables])
@@ -67,7 +68,32 @@ def read_sweep(path: Path) -> Sweep:
     for combination in itertools.product(*choices):
         flat = {key: item for _, _, part in combination for key, item in part.items()}
         cells.append(Cell(flat, {axis: label for axis, label, _ in combination}))
-    return Sweep(path.stem, common, tuple(cells))
+    return Sweep(path.stem, common, _without(path, cells, spec.get("exclude", [])))
+
+
+def _without(path: Path, cells: Sequence[Cell], filters: Any) -> tuple[Cell, ...]:
+    """The cells that no filter leaves out. Raises ConfigError for a filter that is none, names no axis or leaves out nothing, and for
+    filters that leave nothing.
+    """
+    if not isinstance(filters, list) or not all(isinstance(table, dict) and table for table in cast(list[Any], filters)):
+        raise ConfigError([f"{path}: expected exclude to be tables of axes and values ([[exclude]]), got {filters!r}"])
+    wanted = [flatten(table) for table in cast(list[dict[str, Any]], filters)]
+    axes = dict.fromkeys(axis for cell in cells for axis in cell.labels)
+    problems = [
+        f"{path}: exclude names {axis!r}, which is no axis ({', '.join(axes)})" for table in wanted for axis in table if axis not in axes
+    ]
+    left_out = [[cell for cell in cells if all(_has(cell, axis, value) for axis, value in table.items())] for table in wanted]
+    problems += [f"{path}: exclude {table} leaves out no cell" for table, out in zip(wanted, left_out, strict=True) if not out]
+    kept = tuple(cell for cell in cells if not any(cell in out for out in left_out))
+    if not problems and not kept:
+        problems = [f"{path}: exclude leaves out every cell"]
+    if problems:
+        raise ConfigError(problems)
+    return kept
+
+
+def _has(cell: Cell, axis: str, value: Any) -> bool:
+    return cell.labels.get(axis) == str(value) or cell.flat.get(axis, cell.flat.get(f"{axis}.name")) == value
 
 
 def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:

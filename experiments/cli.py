@@ -14,9 +14,10 @@ from rich.console import Console
 
 from experiments.cells import Sweep, preset_path, read_sweep
 from experiments.doctor import doctor
-from experiments.launch import checked, launch
+from experiments.launch import checked, cpu_cores, launch
+from experiments.plan import plan_table
 from experiments.records import is_complete, run_folder
-from experiments.results import matrix_table, read_summary, run_table, sweep_figure, sweep_heat_map, write_results
+from experiments.results import matrix_table, read_summary, run_table, runs_table, sweep_figure, sweep_heat_map, write_results
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml
 
 BAD_INPUT = 2
@@ -47,7 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
     sweep.add_argument("spec", type=Path, metavar="SPEC.toml")
+    sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one a worker)")
+    sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
     sweep.set_defaults(command=_sweep)
+    listing = commands.add_parser("list", help="the runs below a folder")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="default: runs")
+    listing.set_defaults(command=_list)
     for command in (run, sweep):
         command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
         command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")
@@ -91,6 +97,12 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     folders = [run_folder(output_dir, config) for config in configs]
     if len(set(folders)) < len(folders):
         raise ConfigError([f"{arguments.spec}: two cells are the same run; an axis repeats a value or its key cannot change a result"])
+    if arguments.plan:
+        workers = configs[0].ray.num_workers or (1 if configs[0].grid.transport == "inline" else cpu_cores())
+        with console.status("timing a round of each kind"):
+            table = plan_table(sweep.cells, configs, folders, workers)
+        Console().print(table)
+        return 0
     code = 0
     if not all(is_complete(folder) for folder in folders):
         cells = json.dumps(flats)
@@ -107,6 +119,13 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     for figure in sorted(output_dir.glob("*.png")):
         print(f"figure:  {figure}")
     return code
+
+
+def _list(arguments: argparse.Namespace, _: Console) -> int:
+    if not arguments.folder.is_dir():
+        raise ConfigError([f"expected DIR to be a folder with runs, got {str(arguments.folder)!r}"])
+    Console().print(runs_table(arguments.folder))
+    return 0
 
 
 def absolute_paths(flat: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +165,8 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         flat["grid.transport"] = arguments.transport
     if arguments.workers is not None:
         flat["ray.num-workers"] = arguments.workers
+    if getattr(arguments, "parallel", None) is not None:
+        flat["ray.parallel"] = arguments.parallel
     if arguments.gpus_per_worker is not None:
         flat["ray.gpus-per-worker"] = arguments.gpus_per_worker
     return flat

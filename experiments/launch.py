@@ -82,7 +82,7 @@ def _data_problems(config: Config, console: Console) -> list[str]:
                 cache_dir=Path(data.cache_dir).expanduser(),
                 progress=lambda done, total: status.update(f"reading {data.name}: {done}/{total}"),
             )
-        load_federation(config)
+        load_federation(config.model_copy(update={"device": "cpu"}))  # this process needs no GPU
     except (ValueError, OSError) as error:
         return [str(error)]
     return []

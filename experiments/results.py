@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.cells import Cell
 from experiments.figures import heat_figure, matrix_figure
-from experiments.records import read_rounds, write_atomically
+from experiments.records import is_complete, read_rounds, write_atomically
 from fl_sim.config_file import flatten
 
 
@@ -37,6 +37,28 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s"
     )
     table.caption_justify = "left"
+    return table
+
+
+def runs_table(root: Path) -> Table:
+    """Every run below a folder: its name, what it is, and how it ended; a run without a summary is incomplete."""
+    table = Table(caption_justify="left")
+    for column in ("folder", "strategy", "attack", "seed", "rounds", "after trigger (%)", "final (%)", "seconds"):
+        table.add_column(column, justify="left" if column in ("folder", "strategy", "attack") else "right", overflow="fold")
+    folders = sorted(path.parent for path in root.rglob("config.json") if (path.parent / "rounds.jsonl").exists())
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        who = [str(folder.relative_to(root)), config["strategy.name"], config["attack.name"], str(config["seed"])]
+        if is_complete(folder):
+            summary = read_summary(folder)
+            accuracy = summary["accuracy"]
+            ended = [str(summary["rounds"]), *_shown(accuracy["after_trigger"], accuracy["final"]), f"{summary['seconds']['total']:.0f}"]
+        else:
+            done = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")  # the last line may be half of one
+            ended = [f"{done} so far", "-", "-", "incomplete"]
+        table.add_row(*who, *ended)
+    complete = sum(map(is_complete, folders))
+    table.caption = f"{len(folders)} runs, {complete} complete"
     return table
 
 

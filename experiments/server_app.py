@@ -49,7 +49,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     output_dir = absolute_output_dir(config.output_dir)
     transport = open_transport(config, grid)
     progress = ProgressLines(sum(expected_rounds(cell) for cell in cells))
-    parallel = min(len(cells), transport.num_workers)
+    parallel = min(len(cells), transport.num_workers, config.ray.parallel or transport.num_workers)
     orders, twins = transport.num_workers // parallel, output_dir / ".twins"
 
     def execute(cell: Config, report: Progress) -> None:

@@ -30,6 +30,7 @@ class Grid(Section):
 class Ray(Section):
     num_workers: CountOrZero = Field(0, description="our Ray actors (0: one per CPU of the Ray cluster)")
     gpus_per_worker: NonNegative = Field(0.0, description="share of a GPU that each actor reserves")
+    parallel: CountOrZero = Field(0, description="cells of a sweep that run at once (0: one a worker); fewer share the workers")
 
 
 class Data(Section):

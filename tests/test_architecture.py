@@ -26,6 +26,7 @@ FLOWER = {
     "strategies/flower_host.py",
     "strategies/rule_strategy.py",
     "experiments/calibration.py",
+    "experiments/plan.py",
     "experiments/server_app.py",
     "experiments/track.py",
 }

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import cli, launch
 from experiments.progress import ProgressLines, parse
+from fl_sim.config_file import config_hash, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,11 @@ def test_a_bad_sweep_is_bad_input_too(capsys: pytest.CaptureFixture[str], tmp_pa
         ("[axes]\nseed = [1, 1]", "two cells are the same run"),
         ("base = 'digits'", "expected [axes] to be a table"),
         ("axes = [1]", "expected [axes]"),
+        ("exclude = 'dgc'\n[axes]\nseed = [1]", "expected exclude to be tables"),
+        ("[axes]\nseed = [1]\n[[exclude]]\nstrategy = 'dgc'", "exclude names 'strategy', which is no axis (seed)"),
+        ("[axes]\nseed = [1]\n[[exclude]]\nseed = 2", "leaves out no cell"),
+        ("[axes]\nseed = [1]\n[[exclude]]\nseed = 1", "leaves out every cell"),
+        ("exlude = 1\n[axes]\nseed = [1]", "unknown key 'exlude'; a sweep has base, set, axes and exclude"),
     ],
 )
 def test_sweeps_that_make_no_sense(text: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -128,6 +134,40 @@ def test_an_inline_run_and_sweep_end_to_end(capsys: pytest.CaptureFixture[str], 
     assert results[0].startswith("attack.name,strategy.name,")
     assert {"accuracy.png", "matrix.png"} <= {path.name for path in (tmp_path / "two").glob("*.png")}
     assert "clip-after 1" in capsys.readouterr().out
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (half / "rounds.jsonl").write_text('{"track": "attacked"}\n{"tra')
+    assert cli.main(["list", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "6 runs, 5 complete" in out
+    assert "1 so far" in out
+    assert out.count("two/") == 4
+
+
+def test_a_plan_names_every_cell_with_its_hash_and_runs_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir: Path
+) -> None:
+    spec = tmp_path / "plan.toml"
+    spec.write_text(
+        'base = "digits"\n[set]\n"model.name" = "mlp"\n[axes]\n"attack.poison-ratio" = [0.0, 0.1]\nstrategy = ["mean", "dgc", {name = "clip-after", '
+        'bound = 1.0}]\n[[exclude]]\nstrategy = "clip-after 1"\n"attack.poison-ratio" = 0.0\n[[exclude]]\nstrategy = "dgc"\n'
+    )
+    options = ["--transport", "inline", "-o", str(tmp_path / "out"), "-c", f"data.cache-dir='{cache_dir}'"]
+    assert cli.main(["sweep", str(spec), "--plan", *options]) == 0
+    out = capsys.readouterr().out
+    assert "3 cells, 3 to run: about" in out
+    assert not (tmp_path / "out").exists()
+    configs = [
+        resolve({"model.name": "mlp", "strategy.name": name, "attack.poison-ratio": ratio} | ({"strategy.bound": 1.0} if bound else {}))
+        for name, bound, ratio in (("mean", False, 0.0), ("mean", False, 0.1), ("clip-after", True, 0.1))
+    ]
+    assert all(config_hash(config) in out for config in configs)
+
+
+def test_list_wants_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["list", str(tmp_path / "nowhere")]) == 2
+    assert "expected DIR to be a folder with runs" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_failing_run_says_why_and_exits_1(
