@@ -18,6 +18,7 @@ from experiments.launch import checked, cpu_cores, launch
 from experiments.plan import plan_table
 from experiments.records import is_complete, run_folder
 from experiments.results import matrix_table, read_summary, run_table, runs_table, sweep_figure, sweep_heat_map, write_results
+from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, stealth_figure, stealth_points
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml
 
 BAD_INPUT = 2
@@ -114,6 +115,11 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     write_results(output_dir / "results.csv", cells_done, folders_done)
     sweep_figure(output_dir / "accuracy.png", cells_done, folders_done)
     sweep_heat_map(output_dir / "matrix.png", cells_done, folders_done)
+    measured = [(cell, read_summary(folder)) for cell, folder in done]
+    if axis := ratio_axis(cells_done):
+        ratio_figure(output_dir / "poison_ratio", ratio_curves(measured, axis), axis)
+    if points := stealth_points(measured):
+        stealth_figure(output_dir / "stealth", points)
     Console().print(matrix_table(cells_done, folders_done))
     print(f"records: {output_dir / 'results.csv'}")
     for figure in sorted(output_dir.glob("*.png")):
