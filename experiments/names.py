@@ -12,8 +12,11 @@ from strategies.catalogue import strategy_problems
 
 
 def name_problems(config: Config) -> list[str]:
-    """What is wrong with `attack.name`, `strategy.name` and `strategy.options`, a sentence a problem."""
-    return [*_attack_problems(config), *strategy_problems(config)]
+    """What is wrong with `attack.name`, `strategy.name` and `strategy.options`, and packages that are missing, a sentence a problem."""
+    problems = [*_attack_problems(config), *strategy_problems(config)]
+    if config.tracking == "tensorboard" and find_spec("tensorboard") is None:
+        problems.append("expected the optional package tensorboard with tracking = 'tensorboard': pip install 'fl-sim[tensorboard]'")
+    return problems
 
 
 def _attack_problems(config: Config) -> list[str]:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experiments.tracking import trackers
 from fl_sim.config import Config
 from fl_sim.config_file import config_hash, to_flat, to_json
 from fl_sim.federation import device_of
@@ -57,11 +58,14 @@ class RunRecords:
         write_atomically(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
+        self._trackers = trackers(config, folder)
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Append one round and flush."""
         self._rounds.write(json.dumps(plain(line)) + "\n")
         self._rounds.flush()
+        for tracker in self._trackers:
+            tracker.round(line)
 
     def checkpoint(self, track: str, round_: int, tensors: Mapping[str, Tensor], keep: int) -> None:
         """Write `checkpoint/<track>-<round>.safetensors`, keeping the latest `keep` of the track."""
@@ -85,6 +89,8 @@ class RunRecords:
     def close(self) -> None:
         """Close the open file; the folder stays incomplete unless `finish` was called."""
         self._rounds.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write_meta(self, config: Config, **more: str) -> None:
         device = device_of(config)

@@ -189,6 +189,7 @@ class Config(Section):
     output_dir: str = Field("runs", description="folder of run folders")
     twin: bool = Field(True, description="also run the clean twin")
     control: bool = Field(True, description="also run the control: same trigger, no accumulation")
+    tracking: Literal["none", "tensorboard"] = Field("none", description="also write the rounds for a viewer, into the run's folder")
     cells: str = Field("", description="internal: the cells of a sweep, as JSON")
     grid: Grid = Grid.model_validate({})
     ray: Ray = Ray.model_validate({})

@@ -20,7 +20,18 @@ from fl_sim.config_checks import cross_checks
 Scalar = bool | int | float | str
 
 # Keys that cannot change a result stay out of a run's hash (DESIGN: "A run's folder").
-NOT_HASHED = ("name", "output-dir", "cells", "grid.", "ray.", "data.cache-dir", "data.download", "checkpoint.", "fault.kill-round")
+NOT_HASHED = (
+    "name",
+    "output-dir",
+    "cells",
+    "tracking",
+    "grid.",
+    "ray.",
+    "data.cache-dir",
+    "data.download",
+    "checkpoint.",
+    "fault.kill-round",
+)
 
 
 class ConfigError(ValueError):
