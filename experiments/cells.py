@@ -99,12 +99,17 @@ def _has(cell: Cell, axis: str, value: Any) -> bool:
 def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
     """The label of an axis value, and the flat keys that it stands for."""
     if axis in default_flat() or not _is_section(axis):
-        return str(value) or "none", {axis: value}
+        return label(value), {axis: value}
     if isinstance(value, Mapping):
         section = cast(Mapping[str, Any], value)
         rest = [_shown(key, item) for key, item in section.items() if key != "name"]
         return " ".join([str(section.get("name", "")), *rest]).strip(), {f"{axis}.{key}": item for key, item in section.items()}
     return str(value), {f"{axis}.name": value}
+
+
+def label(value: Any) -> str:
+    """A value in a table or a figure."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value) or "none"
 
 
 def _shown(key: str, item: Any) -> str:

@@ -12,14 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.cells import Sweep, preset_path, read_sweep
+from experiments.cells import Cell, Sweep, label, preset_path, read_sweep
 from experiments.doctor import doctor
 from experiments.launch import checked, cpu_cores, launch
 from experiments.plan import plan_table
-from experiments.records import is_complete, run_folder
-from experiments.results import matrix_table, read_summary, run_table, runs_table, sweep_figure, sweep_heat_map, write_results
-from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, stealth_figure, stealth_points
-from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml
+from experiments.records import is_complete, read_summary, run_folder
+from experiments.results import matrix_table, run_table, runs_table, search_table, sweep_figure, sweep_heat_map, write_results
+from experiments.search import Trial, evaluated, explore, read_search
+from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, search_figure, stealth_figure, stealth_points
+from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
 
 BAD_INPUT = 2
 PATHS = ("output-dir", "data.root", "data.cache-dir")
@@ -52,10 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one a worker)")
     sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
     sweep.set_defaults(command=_sweep)
+    search = commands.add_parser("search", help="the worst case of an attack over its own settings, against one strategy")
+    search.add_argument("spec", type=Path, metavar="SPEC.toml")
+    search.set_defaults(command=_search)
     listing = commands.add_parser("list", help="the runs below a folder")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="default: runs")
     listing.set_defaults(command=_list)
-    for command in (run, sweep):
+    for command in (run, sweep, search):
         command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
         command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")
         command.add_argument("--transport", choices=("ray", "flower", "inline"), help="how messages reach the workers")
@@ -124,6 +128,36 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     print(f"records: {output_dir / 'results.csv'}")
     for figure in sorted(output_dir.glob("*.png")):
         print(f"figure:  {figure}")
+    return code
+
+
+def _search(arguments: argparse.Namespace, console: Console) -> int:
+    search = read_search(arguments.spec)
+    common = absolute_paths({"data.root": default_flat()["data.root"], **search.common, **_overrides(arguments)})
+    offer_own_modules([common])
+    configs = checked([{**common, **settings} for settings in search.corners()], console)
+    output_dir = Path(configs[0].output_dir) / search.name
+    common["output-dir"] = str(output_dir)
+
+    def look_up() -> list[Trial]:
+        return explore(search, lambda batch: evaluated(common, output_dir, batch))
+
+    code, trials = 0, look_up()
+    if any(summary is None for _, summary in trials):
+        what = f"{search.name}: {search.trials} settings"
+        code = launch({**common, "search": search.to_json()}, arguments.workers, console, title=what)
+        trials = look_up()
+    tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
+    if not tried:
+        return code or 1
+    cells = [Cell(settings, {key: label(value) for key, value in settings.items()}) for settings, _ in tried.values()]
+    measured = list(zip(cells, (summary for _, summary in tried.values()), strict=True))
+    folders = [run_folder(output_dir, resolve({**common, **cell.flat})) for cell in cells]
+    write_results(output_dir / "results.csv", cells, folders)
+    search_figure(output_dir / "search", measured, search.stealth_limit)
+    Console().print(search_table(measured, search.stealth_limit))
+    print(f"records: {output_dir / 'results.csv'}")
+    print(f"figure:  {output_dir / 'search.png'}")
     return code
 
 

@@ -37,6 +37,11 @@ def is_complete(folder: Path) -> bool:
     return (folder / "summary.json").is_file()
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a complete run."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
 def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of `rounds.jsonl` by track, in the order written."""
     tracks: dict[str, list[dict[str, Any]]] = {}

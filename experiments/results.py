@@ -13,13 +13,9 @@ from rich.table import Table
 
 from experiments.cells import Cell
 from experiments.figures import heat_figure, matrix_figure
-from experiments.records import is_complete, read_rounds, write_atomically
+from experiments.records import is_complete, read_rounds, read_summary, write_atomically
+from experiments.search import left_after
 from fl_sim.config_file import flatten
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a complete run."""
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def run_table(summary: Mapping[str, Any]) -> Table:
@@ -37,6 +33,24 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s"
     )
     table.caption_justify = "left"
+    return table
+
+
+def search_table(measured: Sequence[tuple[Cell, Mapping[str, Any]]], limit: float, shown: int = 10) -> Table:
+    """The settings of a search that left the least accuracy, those over the stealth limit (points) after all others."""
+
+    def rank(entry: tuple[Cell, Mapping[str, Any]]) -> tuple[bool, float]:
+        return (entry[1]["worst_loss_in_phase"] or 0.0) > limit, left_after(entry[1])
+
+    ranked = sorted(measured, key=rank)
+    table = Table(title=f"the worst of {len(measured)} settings", title_justify="left", caption_justify="left")
+    for column in ("left (%)", "lost in the phase", *ranked[0][0].labels):
+        table.add_column(column, justify="right")
+    for cell, summary in ranked[:shown]:
+        lost = summary["worst_loss_in_phase"] or 0.0
+        table.add_row(*_shown(left_after(summary)), f"{lost:.1f}" + " (over the limit)" * (lost > limit), *cell.labels.values())
+    within = sum(not rank(entry)[0] for entry in measured)
+    table.caption = f"accuracy after the trigger; {within} settings lost at most {limit:g} points before it"
     return table
 
 

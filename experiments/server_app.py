@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from experiments.names import name_problems
 from experiments.progress import ProgressLines
 from experiments.records import is_complete, run_folder
 from experiments.run import execute_run, expected_rounds
+from experiments.search import Search, evaluated, explore
 from experiments.track import Progress
 from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, resolve_cells, to_flat, to_json
+from fl_sim.config_file import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.federation import device_of
 from fl_sim.transports import FlowerTransport, InlineTransport, Transport, WorkerDiedError
 
@@ -36,11 +37,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
-    """Run what the flat keys describe. `grid` is Flower's; None only with `grid.transport = "inline"`.
+    """Run what the flat keys describe: a run, the cells of a sweep, or a search. `grid` is Flower's; None only with
+    `grid.transport = "inline"`.
 
-    Raises `ConfigError` for a bad configuration and RuntimeError when a cell of a sweep failed, after the others ended.
+    Raises `ConfigError` for a bad configuration and RuntimeError when a cell failed, after the others ended.
     """
-    cells = resolve_cells(flat)
+    search = Search.from_json(str(flat["search"])) if flat.get("search") else None
+    common = {key: value for key, value in flat.items() if key != "search"}
+    cells = [resolve({**common, **settings}) for settings in search.corners()] if search else resolve_cells(flat)
     config = cells[0]  # for what all cells share: transport, workers, output folder
     problems = dict.fromkeys(problem for cell in cells for problem in name_problems(cell))
     if problems:
@@ -48,16 +52,17 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     torch.set_num_threads(config.client.threads)
     output_dir = absolute_output_dir(config.output_dir)
     transport = open_transport(config, grid)
-    progress = ProgressLines(sum(expected_rounds(cell) for cell in cells))
-    parallel = min(len(cells), transport.num_workers, config.ray.parallel or transport.num_workers)
+    total, at_once = (search.trials, search.batch) if search else (len(cells), len(cells))
+    progress = ProgressLines(total * expected_rounds(config) if search else sum(expected_rounds(cell) for cell in cells))
+    parallel = min(at_once, transport.num_workers, config.ray.parallel or transport.num_workers)
     orders, twins = transport.num_workers // parallel, output_dir / ".twins"
 
     def execute(cell: Config, report: Progress) -> None:
-        if len(cells) > 1 and orders == 1 and transport.hosts and not cell.fault.kill_round:  # which is about a worker asked by messages
+        if total > 1 and orders == 1 and transport.hosts and not cell.fault.kill_round:  # which is about a worker asked by messages
             _host(cell, output_dir, twins, transport, report)
         else:
             torch.set_num_threads(cell.client.threads)
-            execute_run(cell, output_dir, transport, report, orders, twins if len(cells) > 1 else None)
+            execute_run(cell, output_dir, transport, report, orders, twins if total > 1 else None)
 
     def run(cell: Config) -> str:
         folder = run_folder(output_dir, cell)
@@ -68,19 +73,27 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
                 execute(cell, progress.of_run(folder.name))
                 used = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
             except Exception as error:
-                if len(cells) == 1:
+                if total == 1:
                     raise
                 traceback.print_exc()
                 failure = f"{folder.name}: {type(error).__name__}: {error}"
         progress.finished(folder.name, expected_rounds(cell), used, failure or "complete")
         return failure
 
-    try:
+    failures: list[str] = []
+
+    def run_all(cells: Sequence[Config]) -> None:
         if parallel == 1:
-            failures = [failure for cell in cells if (failure := run(cell))]
+            failures.extend(filter(None, map(run, cells)))
+            return
+        with ThreadPoolExecutor(parallel) as pool:
+            failures.extend(filter(None, pool.map(run, cells)))
+
+    try:
+        if search:
+            explore(search, lambda batch: evaluated(common, output_dir, batch, run_all))
         else:
-            with ThreadPoolExecutor(parallel) as pool:
-                failures = [failure for failure in pool.map(run, cells) if failure]
+            run_all(cells)
     finally:
         transport.close()
     if failures:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.cells import Cell
 from experiments.figures import PALETTE
+from experiments.search import left_after
 
 RATIOS = ("attack.poison-ratio", "attack.malicious-fraction")
 MARKERS = "osD^vP*X<"  # beside the colours, for print without them
@@ -75,6 +76,20 @@ def stealth_figure(path: Path, points: Mapping[str, Sequence[tuple[float, float]
     axes.annotate("stealth limit", (STEALTH_LIMIT, 0.98), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="top", ha="right")
     axes.set(xlabel="stealth gap: clean twin over attacked run, worst round of the phase (points)", ylabel="drop at the trigger (points)")
     _finish(figure, path, len(points))
+
+
+def search_figure(path: Path, measured: Measured, limit: float) -> None:
+    """Each setting of a search a point: the accuracy that it left, against the points that its phase cost; and in which order they came.
+    Args: path, without suffix; limit, in points."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    lost = [summary["worst_loss_in_phase"] or 0.0 for _, summary in measured]
+    left = [left_after(summary) for _, summary in measured]
+    points = axes.scatter(lost, left, c=range(1, len(measured) + 1), cmap="cividis", s=24, linewidth=0)
+    axes.axvline(limit, color="#000000", linestyle=":", linewidth=0.9, label="stealth limit")
+    axes.set(xlabel="lost in the accumulative phase (points)", ylabel="test accuracy after the trigger (%)", ylim=(0, 102))
+    figure.colorbar(points, ax=axes, label="setting")
+    _finish(figure, path, 1)
 
 
 def _finish(figure: Figure, path: Path, labels: int) -> None:

@@ -191,6 +191,7 @@ class Config(Section):
     control: bool = Field(True, description="also run the control: same trigger, no accumulation")
     tracking: Literal["none", "tensorboard"] = Field("none", description="also write the rounds for a viewer, into the run's folder")
     cells: str = Field("", description="internal: the cells of a sweep, as JSON")
+    search: str = Field("", description="internal: an attack search, as JSON")
     grid: Grid = Grid.model_validate({})
     ray: Ray = Ray.model_validate({})
     data: Data = Data.model_validate({})

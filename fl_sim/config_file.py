@@ -24,6 +24,7 @@ NOT_HASHED = (
     "name",
     "output-dir",
     "cells",
+    "search",
     "tracking",
     "grid.",
     "ray.",
@@ -105,7 +106,7 @@ def resolve_cells(flat: Mapping[str, Any]) -> list[Config]:
     """The configurations to run: the cells of `cells`, each over the common keys, or the one configuration itself. The common keys
     alone need not be a valid configuration.
     """
-    common = {key: value for key, value in flat.items() if key != "cells"}
+    common = {key: value for key, value in flat.items() if key not in ("cells", "search")}
     return [resolve({**common, **cell}) for cell in json.loads(flat.get("cells") or "[{}]")]
 
 
