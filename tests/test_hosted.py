@@ -142,3 +142,41 @@ def test_a_sweep_over_ray_hosts_its_cells_and_names_those_that_fail(
     assert over_ray == inline
     lines = next((tmp_path / "ray").glob("*/*/rounds.jsonl")).read_text().splitlines()
     assert {json.loads(line)["seconds"]["waves"] for line in lines} == {1}, "over messages two workers need two waves under attack"
+
+
+class FourWorkers(InlineTransport):
+    """As a cluster of four, as far as the ServerApp asks."""
+
+    hosts = True
+
+    @property
+    def num_workers(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize(
+    ("cells", "parallel", "expected"), [(4, 0, "hosted"), (5, 0, "hosted"), (4, 2, 2), (2, 0, 2), (4, 1, 4), (1, 0, 4)]
+)
+def test_workers_are_shared_among_the_cells_that_run_at_once(
+    cells: int, parallel: int, expected: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = set[str | int]()
+
+    def note(config: Config, output_dir: Path, transport: Transport, report: Any, orders: int, twins: Path | None) -> None:
+        found.add(orders)
+        assert (twins is None) == (cells == 1)
+        folder = server_app.run_folder(output_dir, config)
+        folder.mkdir(parents=True)
+        (folder / "rounds.jsonl").touch()
+
+    monkeypatch.setattr(server_app, "open_transport", lambda *_: FourWorkers(app))
+    monkeypatch.setattr(server_app, "execute_run", note)
+    monkeypatch.setattr(server_app, "_host", lambda *_: found.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
+    seeds = json.dumps([{"seed": seed} for seed in range(cells)])
+    flat = {"output-dir": str(tmp_path), "cells": seeds, "ray.parallel": parallel, "model.name": "mlp"}
+    if expected == "hosted":
+        with pytest.raises(RuntimeError, match="hosted"):
+            server_app.serve(flat, None)
+    else:
+        server_app.serve(flat, None)
+    assert found == {expected}
