@@ -60,7 +60,7 @@ class Federation:
     """Data set and splits of one configuration, the data resident on one device. Read-only after construction."""
 
     def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
-        self.dataset, self.splits, self.device, self.seed = dataset.on(device), splits, device, seed
+        self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
 
     def batch(self, part: Images, indices: Indices) -> Batch:
         """The examples of `part` at `indices` (b,), normalised, on the device."""
@@ -153,10 +153,10 @@ def _federation(
     seed: int,
     device: str,
 ) -> Federation:
-    dataset = load_dataset(name, root, download=download, cache_dir=Path(cache_dir).expanduser())
+    dataset = _resident(name, root, download, cache_dir, device)
     splits = make_splits(
-        dataset.train.labels.numpy(),
-        dataset.test.labels.numpy(),
+        dataset.train.labels.numpy(force=True),
+        dataset.test.labels.numpy(force=True),
         seed=seed,
         num_clients=num_clients,
         partition=partition,
@@ -166,6 +166,12 @@ def _federation(
         probe_size=probe_size,
     )
     return Federation(dataset, splits, torch.device(device), seed)
+
+
+@lru_cache(maxsize=4)
+def _resident(name: str, root: str, download: bool, cache_dir: str, device: str) -> Dataset:
+    """A data set in the memory of a device: once, whatever seeds and splits look at it (a process-wide cache)."""
+    return load_dataset(name, root, download=download, cache_dir=Path(cache_dir).expanduser()).on(torch.device(device))
 
 
 def new_module(config: Config, federation: Federation) -> torch.nn.Module:
