@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import threading
-import uuid
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from flwr.app import ConfigRecord
 
+from experiments.records import write_atomically
 from experiments.track import client_grid
 from fl_sim.burn_in import StartModel, cache_key
 from fl_sim.config import Config
@@ -50,15 +49,12 @@ def calibrate(
     """
     folder = Path(config.data.cache_dir).expanduser() / "calibration"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
-    with _LOCKS[path.name]:
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            record = _measure(config, transport, orders, start, federation, model, progress)
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            part.replace(path)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, whichever process they run in
+            if not path.exists():
+                write_atomically(path, json.dumps(_measure(config, transport, orders, start, federation, model, progress), indent=2) + "\n")
+    record = json.loads(path.read_text(encoding="utf-8"))
     least = {"rise": LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]}
     thresholds = {
         name: threshold_line(scores, config.strategy.margin, least=least.get(name, 0.0)) for name, scores in record["scores"].items()
@@ -67,9 +63,6 @@ def calibrate(
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     record["typical"] = {name: line._asdict() for name, line in typical.items()}
     return Calibration(thresholds, typical, record["median-norm"]), record
-
-
-_LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of this process: cells of a sweep share a calibration
 
 
 def _measure(

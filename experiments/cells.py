@@ -93,7 +93,7 @@ def _without(path: Path, cells: Sequence[Cell], filters: Any) -> tuple[Cell, ...
 
 
 def _has(cell: Cell, axis: str, value: Any) -> bool:
-    return cell.labels.get(axis) == str(value) or cell.flat.get(axis, cell.flat.get(f"{axis}.name")) == value
+    return cell.flat[axis] == value if axis in cell.flat else cell.labels.get(axis) == str(value)
 
 
 def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from experiments.launch import checked, cpu_cores, launch
 from experiments.plan import plan_table
 from experiments.records import is_complete, read_summary, run_folder
 from experiments.results import matrix_table, run_table, runs_table, search_table, sweep_figure, sweep_heat_map, write_results
-from experiments.search import Trial, evaluated, explore, read_search
+from experiments.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, search_figure, stealth_figure, stealth_points
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
 
@@ -103,7 +103,8 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     if len(set(folders)) < len(folders):
         raise ConfigError([f"{arguments.spec}: two cells are the same run; an axis repeats a value or its key cannot change a result"])
     if arguments.plan:
-        workers = configs[0].ray.num_workers or (1 if configs[0].grid.transport == "inline" else cpu_cores())
+        usual = {"inline": 1, "flower": 1, "ray": cpu_cores()}  # Flower's SuperNodes share one cell after the other
+        workers = configs[0].ray.num_workers or usual[configs[0].grid.transport]
         with console.status("timing a round of each kind"):
             table = plan_table(sweep.cells, configs, folders, workers)
         Console().print(table)
@@ -143,10 +144,12 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
         return explore(search, lambda batch: evaluated(common, output_dir, batch))
 
     code, trials = 0, look_up()
-    if any(summary is None for _, summary in trials):
+    if any(summary is None and not contradiction(common, settings) for settings, summary in trials):
         what = f"{search.name}: {search.trials} settings"
         code = launch({**common, "search": search.to_json()}, arguments.workers, console, title=what)
         trials = look_up()
+    if nonsense := [text for settings, _ in trials if (text := contradiction(common, settings))]:
+        console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {_escape(nonsense[0])}", highlight=False)
     tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
     if not tried:
         return code or 1

@@ -30,8 +30,8 @@ def hosted_run(transport: Transport, config: str, output_dir: str, twins: str) -
         steps.put((track, round_, phase, accuracy))
 
     def work() -> None:
-        torch.set_num_threads(settings.client.threads)
         try:
+            torch.set_num_threads(settings.client.threads)
             execute_run(settings, Path(output_dir), transport, tell, twins=Path(twins))
         finally:
             steps.put(None)

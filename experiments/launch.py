@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from experiments.names import name_problems
 from experiments.progress import parse
+from experiments.search import Search
 from experiments.superlink import run_in_flower
 from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, resolve, resolve_cells
@@ -90,7 +91,9 @@ def _data_problems(config: Config, console: Console) -> list[str]:
 
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
     """Run flat keys with a progress bar and return an exit code. On failure the last lines of the log are shown."""
-    config = resolve_cells(flat)[0]
+    search = str(flat.get("search", ""))
+    first = Search.from_json(search).corners()[0] if search else {}
+    config = resolve_cells({**flat, **first})[0]
     lines: list[str] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:

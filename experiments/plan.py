@@ -26,28 +26,32 @@ from fl_sim.transports import InlineTransport, claim_identity
 from strategies.catalogue import build_strategy
 
 START_UP = 20.0  # seconds of Flower and Ray on two cores
-ATTACK = 1.3  # an attacked round over an honest one, measured for the default attack on W5 (docs/performance.md)
+ATTACK = 1.3  # a round of the default attack over an honest one: 15 and 11.6 ms with W5 of docs/performance.md
+TICK = 0.1  # seconds: no wave of Flower's own engine is faster
 
 
 def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequence[Path], workers: int) -> Table:
     """Every cell with its hash, whether it is there already, its rounds and the seconds that they may take; and what that is together.
 
-    Without burn-ins, calibrations and figures; with the rounds of clean twins that cells will share counted for each.
+    Without burn-ins, calibrations, what DGC's judging takes, and figures; with the rounds of clean twins that cells will share counted for
+    each.
     """
     timed: dict[str, float] = {}  # by what the time of a round depends on
     table = Table(caption_justify="left")
     for column in (*cells[0].labels, "hash", "rounds", "seconds"):
         table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left")
-    left = 0.0
+    left = estimate = 0.0
     for cell, config, folder in zip(cells, configs, folders, strict=True):
         parts = (config.data, config.model, config.client, config.server, config.strategy, config.evaluate)
         key = repr(parts)
         rounds, done = expected_rounds(config), is_complete(folder)
         if not done:
             timed[key] = timed[key] if key in timed else round_seconds(config)
-            left += ATTACK * rounds * timed[key]
-        seconds = "complete" if done else f"{ATTACK * rounds * timed[key]:.0f}"
-        table.add_row(*cell.labels.values(), config_hash(config), str(rounds), seconds)
+            factor = 1.0 if config.attack.name == "none" else ATTACK
+            least = TICK if config.grid.transport == "flower" else 0.0
+            estimate = rounds * max(factor * timed[key], least)
+            left += estimate
+        table.add_row(*cell.labels.values(), config_hash(config), str(rounds), "complete" if done else f"{estimate:.0f}")
     todo = sum(not is_complete(folder) for folder in folders)
     together = START_UP + left / workers if todo else 0.0
     table.caption = f"{len(cells)} cells, {todo} to run: about {together / 60:.0f} min with {workers} workers (an estimate)"

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -120,7 +121,7 @@ def plain(value: Any) -> Any:
 
 def write_atomically(path: Path, text: str) -> None:
     """All of the text or none of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 

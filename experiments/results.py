@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.cells import Cell
 from experiments.figures import heat_figure, matrix_figure
 from experiments.records import is_complete, read_rounds, read_summary, write_atomically
-from experiments.search import left_after
+from experiments.search import left_after, stealth_cost
 from fl_sim.config_file import flatten
 
 
@@ -40,17 +40,17 @@ def search_table(measured: Sequence[tuple[Cell, Mapping[str, Any]]], limit: floa
     """The settings of a search that left the least accuracy, those over the stealth limit (points) after all others."""
 
     def rank(entry: tuple[Cell, Mapping[str, Any]]) -> tuple[bool, float]:
-        return (entry[1]["worst_loss_in_phase"] or 0.0) > limit, left_after(entry[1])
+        return stealth_cost(entry[1]) > limit, left_after(entry[1])
 
     ranked = sorted(measured, key=rank)
     table = Table(title=f"the worst of {len(measured)} settings", title_justify="left", caption_justify="left")
-    for column in ("left (%)", "lost in the phase", *ranked[0][0].labels):
+    for column in ("left (%)", "phase cost", *ranked[0][0].labels):
         table.add_column(column, justify="right")
     for cell, summary in ranked[:shown]:
-        lost = summary["worst_loss_in_phase"] or 0.0
+        lost = stealth_cost(summary)
         table.add_row(*_shown(left_after(summary)), f"{lost:.1f}" + " (over the limit)" * (lost > limit), *cell.labels.values())
     within = sum(not rank(entry)[0] for entry in measured)
-    table.caption = f"accuracy after the trigger; {within} settings lost at most {limit:g} points before it"
+    table.caption = f"accuracy after the trigger; with {within} settings the phase before it cost at most {limit:g} points"
     return table
 
 

@@ -70,7 +70,8 @@ def execute_run(
         twin = None
         if config.twin and acts:
             fresh = partial(run, "twin", attacked.rounds, attacked)
-            twin = shared_twin(twins, config, attacked, records, progress, fresh) if twins else fresh()
+            shared = twins if config.checkpoint.every == 0 else None  # a twin has checkpoints of its own
+            twin = shared_twin(shared, config, attacked, records, progress, fresh) if shared else fresh()
         control = run("control") if config.control and acts and config.attack.name == "accumulative" else None
         done = time.perf_counter()
         seconds = {"total": done - began, "burn_in": burnt - began, "rounds": done - burnt}

@@ -9,6 +9,7 @@ that are complete, and goes on where it was interrupted.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 from experiments.cells import preset_path
 from experiments.records import is_complete, read_summary, run_folder
 from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, flatten, read_toml, resolve
+from fl_sim.config_file import ConfigError, default_flat, flatten, read_toml, resolve
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+STEALTH_LIMIT = 2.0  # points that the phase may cost before an attack counts as noticed
 KEYS = {"base", "set", "space", "trials", "batch", "stealth-limit", "seed"}
 
 Summaries = Sequence[Mapping[str, Any] | None]
@@ -40,7 +42,7 @@ class Search:
     space: Mapping[str, Any]
     trials: int = 40
     batch: int = 4
-    stealth_limit: float = 2.0
+    stealth_limit: float = STEALTH_LIMIT
     seed: int = 1
 
     def to_json(self) -> str:
@@ -74,7 +76,7 @@ def read_search(path: Path) -> Search:
         value = spec.get(name, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             problems.append(f"{path}: expected {name} to be a whole number >= {least}, got {value!r}")
-    limit = spec.get("stealth-limit", 2.0)
+    limit = spec.get("stealth-limit", STEALTH_LIMIT)
     if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit >= 0.0:
         problems.append(f"{path}: expected stealth-limit >= 0 points, got {limit!r}")
     space = _space(spec.get("space"))
@@ -115,8 +117,8 @@ def _range_problem(values: Any) -> str | None:
     low, high = entry.get("low"), entry.get("high")
     if set(entry) - {"low", "high", "log"} or not isinstance(entry.get("log", False), bool):
         return "with nothing but these and log true or false"
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
-        return "with numbers"
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high)):
+        return "with finite numbers"
     low, high = cast(float, low), cast(float, high)
     return None if low < high and (low > 0.0 or not entry.get("log")) else "with low < high, and low > 0 where log"
 
@@ -130,7 +132,7 @@ def explore(search: Search, evaluate: Callable[[list[Settings]], Summaries]) -> 
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=search.seed))
-    distributions = {key: _distribution(values) for key, values in search.space.items()}
+    distributions = {key: _distribution(key, values) for key, values in search.space.items()}
     found: list[Trial] = []
     while len(found) < search.trials:
         asked = [study.ask(distributions) for _ in range(min(search.batch, search.trials - len(found)))]
@@ -139,7 +141,7 @@ def explore(search: Search, evaluate: Callable[[list[Settings]], Summaries]) -> 
             if summary is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
-                trial.set_constraint("stealth", (summary["worst_loss_in_phase"] or 0.0) - search.stealth_limit)
+                trial.set_constraint("stealth", stealth_cost(summary) - search.stealth_limit)
                 study.tell(trial, left_after(summary))
             found.append((tried, summary))
     return found
@@ -150,14 +152,9 @@ def evaluated(
 ) -> Summaries:
     """The summaries of the runs of a batch of settings over common keys, None where there is none; first `run` is given those to be run.
 
-    Settings that contradict each other (`ConfigError`) have none.
+    Settings that contradict each other have none.
     """
-    configs = list[Config | None]()
-    for settings in batch:
-        try:
-            configs.append(resolve({**common, **settings}))
-        except ConfigError:
-            configs.append(None)
+    configs = [None if contradiction(common, settings) else resolve({**common, **settings}) for settings in batch]
     folders = [run_folder(output_dir, config) if config else None for config in configs]
     if run:
         run(list({folder: config for folder, config in zip(folders, configs, strict=True) if config}.values()))
@@ -170,11 +167,27 @@ def left_after(summary: Mapping[str, Any]) -> float:
     return accuracy["final"] if accuracy["after_trigger"] is None else accuracy["after_trigger"]
 
 
-def _distribution(values: Any) -> BaseDistribution:
+def stealth_cost(summary: Mapping[str, Any]) -> float:
+    """Points that the phase before the trigger cost at worst: against the clean twin, or without one against the start."""
+    gap = summary["stealth_gap"]
+    return (summary["worst_loss_in_phase"] or 0.0) if gap is None else gap
+
+
+def contradiction(common: Mapping[str, Any], settings: Settings) -> str:
+    """Why settings over common keys are no configuration; empty if they are one."""
+    try:
+        resolve({**common, **settings})
+    except ConfigError as error:
+        return error.problems[0]
+    return ""
+
+
+def _distribution(key: str, values: Any) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(values, list):
         return CategoricalDistribution(cast(list[Any], values))
     low, high, log = values["low"], values["high"], values.get("log", False)
-    kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-    return kind(low, high, log=log)
+    if isinstance(default_flat()[key], int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(float(low), float(high), log=log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from experiments.track import Progress
 from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.federation import device_of
-from fl_sim.transports import FlowerTransport, InlineTransport, Transport, WorkerDiedError
+from fl_sim.transports import FlowerTransport, HostingTransport, InlineTransport, Transport, WorkerDiedError
 
 CLIENT_APP = "clients.client_app:app"
 HOSTED_RUN = "experiments.hosted:hosted_run"
@@ -58,7 +59,8 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     orders, twins = transport.num_workers // parallel, output_dir / ".twins"
 
     def execute(cell: Config, report: Progress) -> None:
-        if total > 1 and orders == 1 and transport.hosts and not cell.fault.kill_round:  # which is about a worker asked by messages
+        whole = total > 1 and orders == 1 and not cell.fault.kill_round  # which is about a worker asked by messages
+        if whole and isinstance(transport, HostingTransport) and transport.hosts:
             _host(cell, output_dir, twins, transport, report)
         else:
             torch.set_num_threads(cell.client.threads)
@@ -89,6 +91,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
         with ThreadPoolExecutor(parallel) as pool:
             failures.extend(filter(None, pool.map(run, cells)))
 
+    shutil.rmtree(twins, ignore_errors=True)  # another launch may have had other code, another PyTorch, another device
     try:
         if search:
             explore(search, lambda batch: evaluated(common, output_dir, batch, run_all))
@@ -96,12 +99,13 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
             run_all(cells)
     finally:
         transport.close()
+        shutil.rmtree(twins, ignore_errors=True)
     if failures:
         raise RuntimeError("failed: " + "; ".join(failures))
     print(f"results are in {output_dir}", flush=True)
 
 
-def _host(cell: Config, output_dir: Path, twins: Path, transport: Transport, report: Progress) -> None:
+def _host(cell: Config, output_dir: Path, twins: Path, transport: HostingTransport, report: Progress) -> None:
     """Run a cell in a worker; once more if the worker dies."""
     for last in (False, True):
         try:

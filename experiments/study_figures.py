@@ -10,12 +10,10 @@ from matplotlib.figure import Figure
 
 from experiments.cells import Cell
 from experiments.figures import PALETTE
-from experiments.search import left_after
+from experiments.search import STEALTH_LIMIT, left_after, stealth_cost
 
 RATIOS = ("attack.poison-ratio", "attack.malicious-fraction")
-MARKERS = "osD^vP*X<"  # beside the colours, for print without them
-
-STEALTH_LIMIT = 2.0  # points that the phase may cost before an attack counts as noticed
+MARKERS = "osD^vP*X"  # beside the colours, for print without them; one fewer, so that 72 curves differ
 
 Measured = Sequence[tuple[Cell, Mapping[str, Any]]]  # cells with their summaries
 
@@ -27,13 +25,12 @@ def ratio_axis(cells: Sequence[Cell]) -> str | None:
 
 
 def ratio_curves(measured: Measured, axis: str) -> dict[str, dict[float, list[float]]]:
-    """Accuracy after the trigger (percent), a value a seed, by the labels of the other axes and by ratio, ascending."""
+    """Accuracy (percent) after the trigger, or at the end of a run in which none fired: a value a seed, by the labels of the other axes and
+    by ratio, ascending."""
     curves: dict[str, dict[float, list[float]]] = {}
     for cell, summary in sorted(measured, key=lambda pair: float(pair[0].flat[axis])):
-        after = summary["accuracy"]["after_trigger"]
-        if after is not None:
-            line = " · ".join(label for name, label in cell.labels.items() if name not in (axis, "seed")) or "accuracy"
-            curves.setdefault(line, {}).setdefault(float(cell.flat[axis]), []).append(after)
+        line = " · ".join(label for name, label in cell.labels.items() if name not in (axis, "seed")) or "accuracy"
+        curves.setdefault(line, {}).setdefault(float(cell.flat[axis]), []).append(left_after(summary))
     return curves
 
 
@@ -48,7 +45,7 @@ def ratio_figure(path: Path, curves: Mapping[str, Mapping[float, Sequence[float]
         axes.plot(ratios, means, color=colour, marker=marker, markersize=4, linewidth=1.4, label=label)
         axes.fill_between(ratios, list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15, linewidth=0)
     share = "poison ratio" if axis == RATIOS[0] else "malicious clients of all"
-    axes.set(xlabel=f"{share} (%)", ylabel="test accuracy after the trigger (%)", ylim=(0, 102))
+    axes.set(xlabel=f"{share} (%)", ylabel="test accuracy after the trigger, or at the end (%)", ylim=(0, 102))
     seeds = max((len(found) for values in curves.values() for found in values.values()), default=0)
     axes.set_title("mean over seeds, least to most shaded" if seeds > 1 else "one seed", fontsize=9)
     _finish(figure, path, len(curves))
@@ -83,11 +80,11 @@ def search_figure(path: Path, measured: Measured, limit: float) -> None:
     Args: path, without suffix; limit, in points."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    lost = [summary["worst_loss_in_phase"] or 0.0 for _, summary in measured]
+    lost = [stealth_cost(summary) for _, summary in measured]
     left = [left_after(summary) for _, summary in measured]
     points = axes.scatter(lost, left, c=range(1, len(measured) + 1), cmap="cividis", s=24, linewidth=0)
     axes.axvline(limit, color="#000000", linestyle=":", linewidth=0.9, label="stealth limit")
-    axes.set(xlabel="lost in the accumulative phase (points)", ylabel="test accuracy after the trigger (%)", ylim=(0, 102))
+    axes.set(xlabel="cost of the accumulative phase (points)", ylabel="test accuracy after the trigger (%)", ylim=(0, 102))
     figure.colorbar(points, ax=axes, label="setting")
     _finish(figure, path, 1)
 

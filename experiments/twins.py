@@ -1,4 +1,6 @@
-"""Clean twins shared by the cells of a sweep: those that differ in their attack alone have the same one."""
+"""Clean twins shared by the cells of a sweep: those that differ in their attack alone have the same one, if as many rounds are run and
+compared at the same one. The folder lives as long as the command, so code, PyTorch and device are the same for all.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def shared_twin(folder: Path, config: Config, attacked: Track, records: RunRecor
 
 
 def twin_key(config: Config, attacked: Track) -> str:
-    """Names everything that a twin depends on: the configuration without the attack, the length, and the rounds that are compared."""
+    """Names what a twin depends on within one command: the configuration without the attack, the length, and the round that is compared."""
     everybody = config.clients_per_round == config.data.num_clients
     kept = DATA + (() if everybody else SAMPLING)
     attack = resolve({}).attack.model_copy(update={name: getattr(config.attack, name) for name in kept})

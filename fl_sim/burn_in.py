@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,23 +39,22 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
     out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
     """
     path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{cache_key(config, federation)}.safetensors"
-    with _LOCKS[path.name]:
-        return _load_or_train(path, config, federation, progress)
-
-
-_LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # of this process: cells of a sweep share a burn-in
-
-
-def _load_or_train(path: Path, config: Config, federation: Federation, progress: Callable[[int, int], None]) -> StartModel:
     if path.exists():
-        found = load_file(path, device="cpu")
-        return StartModel(found["theta"].to(federation.device), found["buffers"].to(federation.device), cached=True)
-    theta, buffers = _train(config, federation, progress)
+        return _load(path, federation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-    save_file({"theta": theta.cpu(), "buffers": buffers.cpu()}, part)
-    part.replace(path)
+    with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a burn-in, whichever process they run in
+        if path.exists():
+            return _load(path, federation)
+        theta, buffers = _train(config, federation, progress)
+        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
+        save_file({"theta": theta.cpu(), "buffers": buffers.cpu()}, part)
+        part.replace(path)
     return StartModel(theta, buffers, cached=False)
+
+
+def _load(path: Path, federation: Federation) -> StartModel:
+    found = load_file(path, device="cpu")
+    return StartModel(found["theta"].to(federation.device), found["buffers"].to(federation.device), cached=True)
 
 
 def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()) -> str:

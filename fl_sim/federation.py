@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from fl_sim.randomness import stream, torch_stream
 from fl_sim.splits import Splits, make_splits
 
 Indices = npt.NDArray[np.int64]
+RESIDENT_BYTES = 2**31  # of training pixels; more stay in the file, mapped into memory, and batches travel
 
 
 class Batch(NamedTuple):
@@ -50,23 +51,24 @@ class CohortBatches(NamedTuple):
         )
         return CohortBatches(inputs, labels, weights, sizes)
 
-    def halves(self) -> tuple[CohortBatches, CohortBatches]:
-        """The first half of the clients and the others."""
+    def halves(self) -> Iterator[CohortBatches]:
+        """The first half of the clients, then the others."""
         middle = len(self.sizes) // 2
-        return self.part(0, middle), self.part(middle, len(self.sizes))
+        yield self.part(0, middle)
+        yield self.part(middle, len(self.sizes))
 
 
 class Federation:
-    """Data set and splits of one configuration, the data resident on one device. Read-only after construction."""
+    """Data set and splits of one configuration, the data resident there if it is not too large. Read-only after construction."""
 
     def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
         self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
 
     def batch(self, part: Images, indices: Indices) -> Batch:
         """The examples of `part` at `indices` (b,), normalised, on the device."""
-        where = torch.from_numpy(indices).to(self.device)
+        where = torch.from_numpy(indices).to(part.pixels.device)
         pixels, labels = part.pixels.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
-        return Batch(normalised(pixels, self.dataset), labels)
+        return Batch(normalised(pixels.to(self.device), self.dataset), labels.to(self.device))
 
     def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
         """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""
@@ -170,8 +172,9 @@ def _federation(
 
 @lru_cache(maxsize=4)
 def _resident(name: str, root: str, download: bool, cache_dir: str, device: str) -> Dataset:
-    """A data set in the memory of a device: once, whatever seeds and splits look at it (a process-wide cache)."""
-    return load_dataset(name, root, download=download, cache_dir=Path(cache_dir).expanduser()).on(torch.device(device))
+    """A data set in the memory of a device, unless it is too large: once, whatever seeds and splits look at it (a process-wide cache)."""
+    dataset = load_dataset(name, root, download=download, cache_dir=Path(cache_dir).expanduser())
+    return dataset.on(torch.device(device)) if dataset.train.pixels.numel() <= RESIDENT_BYTES else dataset
 
 
 def new_module(config: Config, federation: Federation) -> torch.nn.Module:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fl_sim.params import array_record
-from fl_sim.transports import Answer, InlineTransport, Transport, WorkerDiedError, call_app, claim_identity
+from fl_sim.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_app, claim_identity
 
 SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
 
@@ -68,7 +69,7 @@ def actor_class() -> type:
     return Worker
 
 
-class RayTransport(Transport):
+class RayTransport(HostingTransport):
     """`num_workers` actors (0: one per CPU of the cluster). The model goes to the object store once a wave.
 
     A worker that died is replaced at once. On a GPU, workers without a share of their own (`gpus_per_worker` = 0) get equal
@@ -124,10 +125,11 @@ class RayTransport(Transport):
                 yield ray.get(value)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayError as error:  # dead, out of memory, or out of reach: then it must not go on writing
             with self._lock:
+                ray.kill(self._actors[worker])
                 self._actors[worker] = self._start()
-            raise WorkerDiedError(f"worker {worker} died") from None
+            raise WorkerDiedError(f"worker {worker} died ({type(error).__name__})") from None
         finally:
             with self._lock:
                 self._busy[worker] -= 1
@@ -135,7 +137,8 @@ class RayTransport(Transport):
     def _take(self, count: int, avoid: int | None) -> list[int]:
         """The least busy workers, one an order; a failed worker only when there is no other."""
         with self._lock:
-            ray.get(self._starting)
+            with suppress(ray.exceptions.RayError):  # the first call to a worker that did not start replaces it
+                ray.get(self._starting)
             self._starting = []
             order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
             taken = [order[i % len(order)] for i in range(count)]

@@ -67,15 +67,19 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
 def _updates_by_vmap(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
     """`block_updates` of all clients at once; of each half alone if a GPU's memory does not hold them."""
     try:
-        updates = model.gradients(theta, batches.inputs[:, 0], batches.labels[:, 0], batches.weights[:, 0])
-        for step in range(1, batches.labels.shape[1]):
-            local = theta - settings.learning_rate * updates
-            updates = updates + model.gradients(local, batches.inputs[:, step], batches.labels[:, step], batches.weights[:, step])
-        return updates
+        return _vmapped(model, theta, batches, settings)
     except torch.OutOfMemoryError:
         if len(batches.sizes) == 1:
             raise
     return torch.cat([_updates_by_vmap(model, theta, half, settings) for half in batches.halves()])
+
+
+def _vmapped(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
+    updates = model.gradients(theta, batches.inputs[:, 0], batches.labels[:, 0], batches.weights[:, 0])
+    for step in range(1, batches.labels.shape[1]):
+        local = theta - settings.learning_rate * updates
+        updates = updates + model.gradients(local, batches.inputs[:, step], batches.labels[:, step], batches.weights[:, step])
+    return updates
 
 
 def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:

@@ -28,7 +28,6 @@ class Transport(ABC):
     """Workers that each run the ClientApp, and a way to send each of them at most one order a wave."""
 
     slow_waves: bool = False  # a wave costs more than computing a round twice: prefer one wave
-    hosts: bool = False  # `host` is there
 
     @property
     @abstractmethod
@@ -42,15 +41,21 @@ class Transport(ABC):
         `avoid` names a worker that failed and is not to be asked, if there is another.
         """
 
+    def close(self) -> None:  # noqa: B027  (most transports start nothing)
+        """Release what the transport started."""
+
+
+class HostingTransport(Transport):
+    """A transport whose workers can also run something whole."""
+
+    hosts: bool  # whether they can now
+
+    @abstractmethod
     def host(self, target: str, *arguments: str) -> Iterator[Any]:
         """What the generator `target` ("module:function") yields in a worker, called with an `InlineTransport` of it and `arguments`.
 
         Raises what it raises, and `WorkerDiedError`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no workers that can host a run")
-
-    def close(self) -> None:  # noqa: B027  (most transports start nothing)
-        """Release what the transport started."""
 
 
 class WorkerDiedError(RuntimeError):

@@ -82,6 +82,7 @@ def test_a_bad_sweep_is_bad_input_too(capsys: pytest.CaptureFixture[str], tmp_pa
         ("[axes]\nseed = [1, 1]", "two cells are the same run"),
         ("base = 'digits'", "expected [axes] to be a table"),
         ("axes = [1]", "expected [axes]"),
+        ('[axes]\nstrategy = ["dgc"]\n[[exclude]]\nstrategy = "dg"', "leaves out no cell"),
         ("exclude = 'dgc'\n[axes]\nseed = [1]", "expected exclude to be tables"),
         ("[axes]\nseed = [1]\n[[exclude]]\nstrategy = 'dgc'", "exclude names 'strategy', which is no axis (seed)"),
         ("[axes]\nseed = [1]\n[[exclude]]\nseed = 2", "leaves out no cell"),
@@ -163,6 +164,13 @@ def test_a_plan_names_every_cell_with_its_hash_and_runs_nothing(
         for name, bound, ratio in (("mean", False, 0.0), ("mean", False, 0.1), ("clip-after", True, 0.1))
     ]
     assert all(config_hash(config) in out for config in configs)
+
+
+def test_exclude_takes_a_sections_choice_by_its_label(tmp_path: Path) -> None:
+    spec = tmp_path / "s.toml"
+    spec.write_text('[axes]\nstrategy = ["dgc", {name = "dgc", rise = false}]\nseed = [1, 2]\n[[exclude]]\nstrategy = "dgc"\nseed = 1\n')
+    labels = [tuple(cell.labels.values()) for cell in read_sweep(spec).cells]
+    assert labels == [("dgc", "2"), ("dgc rise False", "1"), ("dgc rise False", "2")]
 
 
 def test_list_wants_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

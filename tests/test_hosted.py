@@ -18,7 +18,7 @@ from experiments.hosted import hosted_run
 from experiments.run import execute_run
 from fl_sim.config import Config
 from fl_sim.config_file import to_flat, to_json
-from fl_sim.transports import InlineTransport, Transport, WorkerDiedError
+from fl_sim.transports import HostingTransport, InlineTransport, Transport, WorkerDiedError
 from tests.test_flower import fingerprint
 
 Configure = Callable[..., Config]
@@ -44,7 +44,7 @@ def test_a_hosted_run_raises_what_the_run_raises(configure: Configure, tmp_path:
         )
 
 
-class DyingTransport(InlineTransport):
+class DyingTransport(InlineTransport, HostingTransport):
     """Its worker dies at the first `deaths` runs that it hosts."""
 
     hosts = True
@@ -77,11 +77,6 @@ def test_a_cell_whose_worker_died_is_run_once_more(
     assert code == (0 if deaths == 1 else 1)
     assert len(list((tmp_path / "two").glob("*/summary.json"))) == (2 if deaths == 1 else 1)
     assert ("worker 0 died" in capsys.readouterr().err) == (deaths == 2)
-
-
-def test_transports_without_workers_host_nothing() -> None:
-    with pytest.raises(NotImplementedError, match="InlineTransport"):
-        InlineTransport(app).host("a:b")
 
 
 def talk(transport: Transport, word: str) -> Generator[str]:
@@ -144,10 +139,8 @@ def test_a_sweep_over_ray_hosts_its_cells_and_names_those_that_fail(
     assert {json.loads(line)["seconds"]["waves"] for line in lines} == {1}, "over messages two workers need two waves under attack"
 
 
-class FourWorkers(InlineTransport):
+class FourWorkers(DyingTransport):
     """As a cluster of four, as far as the ServerApp asks."""
-
-    hosts = True
 
     @property
     def num_workers(self) -> int:
@@ -169,7 +162,7 @@ def test_workers_are_shared_among_the_cells_that_run_at_once(
         folder.mkdir(parents=True)
         (folder / "rounds.jsonl").touch()
 
-    monkeypatch.setattr(server_app, "open_transport", lambda *_: FourWorkers(app))
+    monkeypatch.setattr(server_app, "open_transport", lambda *_: FourWorkers(0))
     monkeypatch.setattr(server_app, "execute_run", note)
     monkeypatch.setattr(server_app, "_host", lambda *_: found.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
     seeds = json.dumps([{"seed": seed} for seed in range(cells)])

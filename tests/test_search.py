@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any
 import pytest
 
 from experiments import cli, server_app
-from experiments.search import Search, Settings, explore, read_search
+from experiments.search import Search, Settings, evaluated, explore, read_search
+from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, resolve
 
 SPACE = {"attack.rho": {"low": 0.01, "high": 1.0}, "attack.stealth-gamma": {"low": 0.1, "high": 10.0, "log": True}}
 
 
 def summary(left: float, lost: float = 0.0) -> dict[str, Any]:
-    return {"accuracy": {"after_trigger": left, "final": 99.0}, "worst_loss_in_phase": lost}
+    return {"accuracy": {"after_trigger": left, "final": 99.0}, "worst_loss_in_phase": lost, "stealth_gap": None}
+
+
+def without_timings(table: str) -> list[dict[str, str]]:
+    """The rows of a results.csv."""
+    return [{key: value for key, value in row.items() if not key.startswith("seconds.")} for row in csv.DictReader(table.splitlines())]
 
 
 def valley(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
@@ -78,7 +85,8 @@ def test_shipped_searches_are_valid(path: Path) -> None:
         ("[space]\nattack.rho = 3", "a table or a list, got 3"),
         ("[space]\nattack.rho = {low = 1.0, high = 0.5}", "with low < high"),
         ("[space]\nattack.rho = {low = 0.0, high = 0.5, log = true}", "low > 0 where log"),
-        ("[space]\nattack.rho = {low = 'a', high = 0.5}", "with numbers"),
+        ("[space]\nattack.rho = {low = 'a', high = 0.5}", "with finite numbers"),
+        ("[space]\nattack.rho = {low = 0.1, high = inf}", "with finite numbers"),
         ("[space]\nattack.rho = {low = 0.1, high = 0.5, step = 1}", "with nothing but these"),
         ("[space", "cannot read"),
     ],
@@ -117,16 +125,34 @@ def test_a_search_end_to_end_goes_on_where_it_stopped(
         shutil.rmtree(path)
     assert cli.main(arguments) == 0
     assert len(ran) == 2
-    assert [line.split(",seconds")[0] for line in (folder / "results.csv").read_text().splitlines()[:1]] == [
-        line.split(",seconds")[0] for line in results.splitlines()[:1]
-    ]
+    assert without_timings((folder / "results.csv").read_text()) == without_timings(results)
     names = [path.parent.name for path in sorted(folder.glob("*/summary.json"))]
     assert len(names) == 5
     assert all(path.name in names for path in lost), "the same settings again"
 
 
 def test_settings_that_contradict_each_other_are_no_result(tmp_path: Path) -> None:
-    from experiments.search import evaluated
+    asked = list[Config]()
+    batch: list[Settings] = [{"attack.norm-bound": float("inf"), "attack.trigger-scale": 0.0}, {"attack.rho": 0.5}]
+    assert evaluated({}, tmp_path, batch, asked.extend) == [None, None]
+    assert [config.attack.rho for config in asked] == [0.5]
 
-    batch = [{"attack.trigger-scale": 2.0, "attack.trigger-refresh": "accumulate"}]
-    assert evaluated({}, tmp_path, batch, lambda configs: [].append(configs)) == [None]
+
+def test_contradictory_settings_are_said_and_start_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "none.toml"
+    spec.write_text(
+        "trials = 4\n[space]\nattack.poison-ratio = {low = 0.01, high = 0.4}\n"
+    )  # of 100 clients: whole numbers alone are valid
+    monkeypatch.setattr(cli, "launch", lambda *_: pytest.fail("nothing can be run"))
+    assert cli.main(["search", str(spec), "-o", str(tmp_path)]) == 1
+    assert "4 of 4 settings contradict each other: expected attack.poison-ratio" in " ".join(capsys.readouterr().err.split())
+
+
+def test_ranges_are_of_their_keys_type() -> None:
+    trials = explore(
+        Search("s", {}, {"attack.rho": {"low": 0, "high": 2}, "seed": {"low": 1, "high": 9}}, trials=5), lambda b: [None] * len(b)
+    )
+    assert any(settings["attack.rho"] % 1 for settings, _ in trials)
+    assert all(isinstance(settings["seed"], int) for settings, _ in trials)

@@ -15,7 +15,7 @@ def cell(strategy: str, ratio: float, seed: int) -> Cell:
 
 
 def summary(after: float | None, gap: float | None = 0.5, drop: float | None = 60.0) -> dict[str, Any]:
-    return {"accuracy": {"after_trigger": after}, "stealth_gap": gap, "drop": drop}
+    return {"accuracy": {"after_trigger": after, "final": 97.0}, "stealth_gap": gap, "drop": drop}
 
 
 MEASURED = [
@@ -33,7 +33,7 @@ def test_curves_hold_the_seeds_of_each_ratio() -> None:
     assert ratio_axis(cells[:1]) is None, "one ratio is no curve"
     assert ratio_axis([Cell({}, {"seed": "1"}), Cell({}, {"seed": "2"})]) is None
     curves = ratio_curves(MEASURED, "attack.poison-ratio")
-    assert curves == {"mean": {0.0: [99.0], 0.1: [20.0, 30.0]}, "dgc": {0.0: [98.0]}}
+    assert curves == {"mean": {0.0: [99.0], 0.1: [20.0, 30.0]}, "dgc": {0.0: [98.0], 0.1: [97.0]}}, "the end where no trigger fired"
     assert list(curves["mean"]) == [0.0, 0.1], "ascending, whatever order the spec has"
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fl_sim import burn_in as burning
 from fl_sim.clipping import Clip
 from fl_sim.config import Config
 from fl_sim.federation import CohortBatches, load_federation, new_module
@@ -90,3 +94,26 @@ def test_a_run_in_bfloat16_learns_as_one_in_float32(configure: Configure, tmp_pa
     half, half_folder = run(configure(client__precision="bfloat16", **common), tmp_path)
     assert half["accuracy"]["final"] == pytest.approx(exact["accuracy"]["final"], abs=2.0)
     assert not torch.equal(theta(half_folder), theta(exact_folder))
+
+
+def test_a_data_set_is_in_memory_once_whatever_looks_at_it(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (load_federation(configure(seed=seed)) for seed in (1, 2))
+    assert one is not other
+    assert one.dataset is other.dataset
+
+
+def test_cells_that_burn_in_at_once_share_one(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(data__cache_dir=str(tmp_path))
+    federation, trained, original = load_federation(config), list[int](), burning._train  # pyright: ignore[reportPrivateUsage]
+
+    def slow(*arguments: Any) -> tuple[Tensor, Tensor]:
+        trained.append(1)
+        time.sleep(0.2)
+        return original(*arguments)
+
+    monkeypatch.setattr(burning, "_train", slow)
+    with ThreadPoolExecutor(3) as pool:
+        starts = list(pool.map(lambda _: burning.burn_in(config, federation, lambda *_: None), range(3)))
+    assert len(trained) == 1
+    assert sorted(start.cached for start in starts) == [False, True, True]
+    assert all(torch.equal(start.theta, starts[0].theta) for start in starts)
