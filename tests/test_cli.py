@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, launch
+from experiments.cells import read_sweep
 from experiments.progress import ProgressLines, parse
 from fl_sim.config_file import config_hash, resolve
 
