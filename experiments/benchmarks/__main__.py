@@ -56,7 +56,7 @@ def run_leg(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def measure(names: Sequence[str], root: Path, repeats: int, wanted: Sequence[str], console: Console) -> dict[str, dict[str, list[Any]]]:
-    """The times by workload and leg, one entry a repetition."""
+    """The times by workload and leg, one entry a repetition; what is there so far is in `benchmark.json` after each leg."""
     plan = [(workload_of(name), repeat) for name in names for repeat in range(repeats)]
     found: dict[str, dict[str, list[Any]]] = {}
     with Progress(console=console) as progress:
@@ -66,8 +66,17 @@ def measure(names: Sequence[str], root: Path, repeats: int, wanted: Sequence[str
             for name, arguments in legs_of(workload, root, wanted):
                 progress.update(task, description=f"{workload.name} · {name}")
                 found.setdefault(workload.name, {}).setdefault(name, []).append(run_leg(arguments))
+                write_report(root, found)
                 progress.advance(task)
     return found
+
+
+def write_report(root: Path, found: Mapping[str, Any]) -> None:
+    """`benchmark.json`: the times, and where they were taken."""
+    versions = {package: version(package) for package in ("flwr", "ray", "torch", "numpy")}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    report = {"machine": machine, "versions": versions, "seconds": found}
+    write_atomically(root / "benchmark.json", json.dumps(plain(report), indent=2) + "\n")
 
 
 def middle(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -117,10 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(names, root, args.repeats, args.only.split(","), console)
     for name, legs in found.items():
         console.print(table_of(name, legs))
-    versions = {package: version(package) for package in ("flwr", "ray", "torch", "numpy")}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    report = {"machine": machine, "versions": versions, "seconds": found}
-    write_atomically(root / "benchmark.json", json.dumps(plain(report), indent=2) + "\n")
     console.print(f"records: {root / 'benchmark.json'}")
     if "curve" in args.workloads:
         curve_figure(root / "clients.png", {workload_of(name).clients: found[name] for name in CURVE})

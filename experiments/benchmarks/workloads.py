@@ -51,7 +51,7 @@ class Workload:
             "model.name": self.model,
             "client.batch-size": self.batch,
             "client.local-steps": self.steps,
-            "client.block": max(50, self.clients // 2),
+            "client.block": self.clients // 2,  # one for each of two workers
             "client.learning-rate": self.learning_rate,
             "server.learning-rate": self.learning_rate,
             "server.momentum": 0.0,
@@ -114,7 +114,7 @@ WORKLOADS: Mapping[str, Workload] = {
             20,
             12,
             1,
-            rounds={"ours": 8, "loop": 8, "stock": 4},
+            rounds={"ours": 4, "loop": 8, "stock": 3},
             strategies={"mean": "FedAvg", "clip-before 1": "FedAvg", "flwr.Krum": "Krum"},
         ),
     )
