@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from experiments.published import published_numbers
 from fl_sim.config import Config, Section
 from fl_sim.config_file import ConfigError, default_flat, flatten, read_toml
 
 PRESETS = Path(__file__).parent / "presets"
 STUDIES = Path(__file__).parent / "studies"
+KEYS = {"base", "set", "axes", "exclude", "published", "scales"}
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A spec: the common flat keys, and the cells over them."""
+    """A spec: the common flat keys, the cells over them, and an entry of published.json to be shown beside them (or nothing)."""
 
     name: str
     common: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    published: str = ""
 
 
 def preset_path(name: str) -> Path:
@@ -39,36 +42,58 @@ def preset_path(name: str) -> Path:
     return path if path.suffix == ".toml" else PRESETS / f"{name}.toml"
 
 
-def read_sweep(path: Path) -> Sweep:
-    """Read a spec.
+def read_sweep(path: Path, scale: str = "") -> Sweep:
+    """Read a spec, at one of its scales if one is named.
 
     `base = "digits"` names a preset or a path beside the spec, `[set]` overrides its keys, `[axes]` lists values by key. A
     whole section may be an axis: `"strategy" = ["mean", {name = "clip-after", bound = 1.0}]`. `[[exclude]]` leaves out the cells that have
-    all values of one of its tables, by axis: `"attack.name" = "none"`, or the label of a section's choice.
+    all values of one of its tables, by axis: `"attack.name" = "none"`, or the label of a section's choice. `[scales.NAME]` may have another
+    `base`, and its `set` and `axes` go over the spec's own; such a sweep is called `<spec>-NAME`. `published` names published numbers.
     Raises ConfigError naming the file and what is wrong.
     """
     try:
         spec = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
-    unknown = sorted(set(spec) - {"base", "set", "axes", "exclude"})
+    unknown = sorted(set(spec) - KEYS)
     if unknown:
-        raise ConfigError([f"{path}: unknown key {key!r}; a sweep has base, set, axes and exclude" for key in unknown])
+        raise ConfigError([f"{path}: unknown key {key!r}; a sweep has {', '.join(sorted(KEYS))}" for key in unknown])
+    spec, name = _at_scale(path, spec, scale), f"{path.stem}-{scale}" if scale else path.stem
     tables = [key for key in ("set", "axes") if not isinstance(spec.get(key, {}), dict)] + ["axes"] * (not spec.get("axes"))
     if tables:
         raise ConfigError([f"{path}: expected [{key}] to be a table with at least one key, got {spec.get(key)!r}" for key in tables])
+    published = spec.get("published", "")
+    if published and published not in published_numbers():
+        known = ", ".join(published_numbers())
+        raise ConfigError([f"{path}: expected published to be one of {known}, got {published!r}"])
     axes = flatten(spec["axes"])  # TOML reads an unquoted `attack.rho = [..]` as a table of a table: the same axis
     empty = [key for key, values in axes.items() if not isinstance(values, list) or not values]
     if empty:
         raise ConfigError([f"{path}: expected axes.{key} to be a list of values, got {axes[key]!r}" for key in empty])
     base = read_toml(preset_path(str(spec.get("base", "digits"))))
-    common = {**base, "name": path.stem.replace("_", "-"), **flatten(spec.get("set", {}))}
+    common = {**base, "name": name.replace("_", "-"), **flatten(spec.get("set", {}))}
     choices = [[(axis, *_choice(axis, value)) for value in values] for axis, values in axes.items()]
     cells: list[Cell] = []
     for combination in itertools.product(*choices):
         flat = {key: item for _, _, part in combination for key, item in part.items()}
         cells.append(Cell(flat, {axis: label for axis, label, _ in combination}))
-    return Sweep(path.stem, common, _without(path, cells, spec.get("exclude", [])))
+    return Sweep(name, common, _without(path, cells, spec.get("exclude", [])), published)
+
+
+def _at_scale(path: Path, spec: dict[str, Any], scale: str) -> dict[str, Any]:
+    """The spec with one of its `[scales]` laid over it. Raises ConfigError for one that it does not have, or that is none."""
+    scales = spec.get("scales", {})
+    if not isinstance(scales, dict) or not all(isinstance(over, dict) for over in cast(dict[str, Any], scales).values()):
+        raise ConfigError([f"{path}: expected scales to be tables ([scales.cpu]), got {scales!r}"])
+    if not scale:
+        return spec
+    if scale not in scales:
+        raise ConfigError([f"{path}: expected --scale to be one of {', '.join(scales) or 'none (it has no [scales])'}, got {scale!r}"])
+    over = cast(dict[str, Any], scales[scale])
+    if unknown := sorted(set(over) - {"base", "set", "axes"}):
+        raise ConfigError([f"{path}: unknown key 'scales.{scale}.{key}'; a scale has base, set and axes" for key in unknown])
+    merged = {key: {**flatten(spec.get(key, {})), **flatten(over.get(key, {}))} for key in ("set", "axes")}
+    return {**spec, **merged, **({"base": over["base"]} if "base" in over else {})}
 
 
 def _without(path: Path, cells: Sequence[Cell], filters: Any) -> tuple[Cell, ...]:

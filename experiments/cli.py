@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from experiments.doctor import doctor
 from experiments.launch import checked, cpu_cores, launch
 from experiments.plan import plan_table
 from experiments.records import is_complete, read_summary, run_folder
-from experiments.results import matrix_table, run_table, runs_table, search_table, sweep_figure, sweep_heat_map, write_results
+from experiments.results import run_table, runs_table
 from experiments.search import Trial, contradiction, evaluated, explore, read_search
-from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, search_figure, stealth_figure, stealth_points
+from experiments.study import Study, complete_runs, read_study, write_study
+from experiments.study_outputs import study_tables, write_outputs, write_parquet
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
 
 BAD_INPUT = 2
@@ -51,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
     sweep.add_argument("spec", type=Path, metavar="SPEC.toml")
     sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one a worker)")
+    sweep.add_argument("--scale", default="", metavar="NAME", help="one of the spec's [scales]")
     sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
     sweep.set_defaults(command=_sweep)
     search = commands.add_parser("search", help="the worst case of an attack over its own settings, against one strategy")
@@ -59,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="the runs below a folder")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="default: runs")
     listing.set_defaults(command=_list)
+    report = commands.add_parser("report", help="table, figures and report.html of a sweep, a search or any runs, from their records")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument("--parquet", action="store_true", help="also write results.parquet")
+    report.set_defaults(command=_report)
     for command in (run, sweep, search):
         command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
         command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")
@@ -92,7 +99,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
-    sweep: Sweep = read_sweep(arguments.spec)
+    sweep: Sweep = read_sweep(arguments.spec, arguments.scale)
     common = absolute_paths({"data.root": default_flat()["data.root"], **sweep.common, **_overrides(arguments)})
     flats = [absolute_paths(dict(cell.flat)) for cell in sweep.cells]
     offer_own_modules([{**common, **flat} for flat in flats])
@@ -109,26 +116,14 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
             table = plan_table(sweep.cells, configs, folders, workers)
         Console().print(table)
         return 0
+    study = Study(sweep.name, common, sweep.cells, tuple(folder.name for folder in folders), sweep.published)
+    write_study(output_dir, study)
     code = 0
     if not all(is_complete(folder) for folder in folders):
         cells = json.dumps(flats)
         code = launch({**common, "cells": cells}, arguments.workers, console, title=f"{sweep.name}: {len(folders)} runs")
-    done = [(cell, folder) for cell, folder in zip(sweep.cells, folders, strict=True) if is_complete(folder)]
-    if not done:
-        return code or 1
-    cells_done, folders_done = [cell for cell, _ in done], [folder for _, folder in done]
-    write_results(output_dir / "results.csv", cells_done, folders_done)
-    sweep_figure(output_dir / "accuracy.png", cells_done, folders_done)
-    sweep_heat_map(output_dir / "matrix.png", cells_done, folders_done)
-    measured = [(cell, read_summary(folder)) for cell, folder in done]
-    if axis := ratio_axis(cells_done):
-        ratio_figure(output_dir / "poison_ratio", ratio_curves(measured, axis), axis)
-    if points := stealth_points(measured):
-        stealth_figure(output_dir / "stealth", points)
-    Console().print(matrix_table(cells_done, folders_done))
-    print(f"records: {output_dir / 'results.csv'}")
-    for figure in sorted(output_dir.glob("*.png")):
-        print(f"figure:  {figure}")
+    if any(map(is_complete, folders)):
+        _show(output_dir, study, console)
     return code
 
 
@@ -153,15 +148,35 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
     if not tried:
         return code or 1
-    cells = [Cell(settings, {key: label(value) for key, value in settings.items()}) for settings, _ in tried.values()]
-    measured = list(zip(cells, (summary for _, summary in tried.values()), strict=True))
-    folders = [run_folder(output_dir, resolve({**common, **cell.flat})) for cell in cells]
-    write_results(output_dir / "results.csv", cells, folders)
-    search_figure(output_dir / "search", measured, search.stealth_limit)
-    Console().print(search_table(measured, search.stealth_limit))
-    print(f"records: {output_dir / 'results.csv'}")
-    print(f"figure:  {output_dir / 'search.png'}")
+    cells = tuple(Cell(settings, {key: label(value) for key, value in settings.items()}) for settings, _ in tried.values())
+    folders = tuple(run_folder(output_dir, resolve({**common, **cell.flat})).name for cell in cells)
+    study = Study(search.name, common, cells, folders, stealth_limit=search.stealth_limit)
+    write_study(output_dir, study)
+    _show(output_dir, study, console)
     return code
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.parquet and not find_spec("pyarrow"):
+        raise ConfigError(["expected pyarrow with --parquet: pip install 'fl-sim[parquet]'"])
+    study = read_study(arguments.folder)
+    if len(complete_runs(arguments.folder, study)) == 0:
+        raise ConfigError([f"expected DIR to hold a complete run, got {str(arguments.folder)!r} with {len(study.folders)} incomplete"])
+    _show(arguments.folder, study, console)
+    if arguments.parquet:
+        print(f"records: {write_parquet(arguments.folder / 'results.csv')}")
+    return 0
+
+
+def _show(folder: Path, study: Study, console: Console) -> None:
+    """Write what a study's records give, and print its tables."""
+    with console.status("figures and report"):
+        written = write_outputs(folder, study)
+    for table in study_tables(folder, study):
+        Console().print(table)
+    kinds = {".csv": "records:", ".png": "figure: ", ".html": "report: "}
+    for path in written:
+        print(f"{kinds[path.suffix]} {path}")
 
 
 def _list(arguments: argparse.Namespace, _: Console) -> int:

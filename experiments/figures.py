@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jso
 
 COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73"}
 PALETTE = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#F0E442", "#999999"]
-LABEL = 52  # characters of a row's label in a line
 LABELS = {"attacked": "attacked", "twin": "clean twin", "control": "control: same trigger, no accumulation"}
 PHASES = {
     "accumulate": ("#F0E442", "accumulative phase"),
@@ -27,10 +25,10 @@ PHASES = {
 def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     """Test accuracy over rounds of a run's tracks, with the attacked run's phases shaded."""
     figure, (axes,) = _panels(1, 4.0, right=0.2, bottom=1.1)
-    for name, (colour, label) in PHASES.items():
+    for name in PHASES:
         rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
         for start, end in _spans(rounds):
-            axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.13, linewidth=0, label=label)
+            shade_phase(axes, name, start, end)
     for name in reversed(list(tracks)):
         curve(axes, tracks[name], name)
     finish_axes(axes, title)
@@ -122,27 +120,6 @@ def log_axis(axes: Axes) -> None:
     axes.minorticks_off()
 
 
-def heat_figure(path: Path, values: Mapping[str, Mapping[str, float]], title: str) -> None:
-    """A matrix of accuracies (percent) as a heat map: rows by columns, the mean over seeds in each square."""
-    rows, columns = list(values), list(dict.fromkeys(column for row in values.values() for column in row))
-    names = [textwrap.fill(row, LABEL) for row in rows]
-    widest = max(len(line) for name in names for line in name.splitlines())
-    figure = Figure(figsize=(1.6 + 0.07 * widest + 1.05 * len(columns), 1.2 + 0.31 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    grid = [[values[row].get(column, float("nan")) for column in columns] for row in rows]
-    image = axes.imshow(grid, cmap="cividis", vmin=0.0, vmax=100.0, aspect="auto")
-    for y, line in enumerate(grid):
-        for x, value in enumerate(line):
-            text = "-" if value != value else f"{value:.1f}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="#000000" if value > 55.0 else "#FFFFFF")
-    axes.set_xticks(range(len(columns)), columns, fontsize=8)
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
-    axes.tick_params(length=0)
-    axes.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axes, label="test accuracy (%)")
-    figure.savefig(path, dpi=160)
-
-
 def _norms(axes: Axes, lines: Lines) -> None:
     _plot(axes, _series(lines, "honest-norm"), "#0072B2", "honest mean")
     _plot(axes, _series(lines, "attack", "malicious-norm"), "#D55E00", "malicious update")
@@ -186,6 +163,12 @@ def curve(axes: Axes, lines: Lines, name: str) -> None:
     axes.plot([round_ for round_, _ in series], [value for _, value in series], color=COLOURS[name], label=LABELS[name], linewidth=1.6)
 
 
+def shade_phase(axes: Axes, name: str, start: int, end: int) -> None:
+    """Shade the rounds from start to end in the colour of their phase."""
+    colour, label = PHASES[name]
+    axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.13, linewidth=0, label=label)
+
+
 def finish_axes(axes: Axes, title: str) -> None:
     """Labels and limits that all accuracy axes share."""
     axes.set(title=title, xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
@@ -202,35 +185,3 @@ def _spans(rounds: Sequence[int]) -> list[tuple[int, int]]:
         else:
             spans.append((round_, round_))
     return spans
-
-
-def matrix_figure(
-    path: Path, curves: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], shown: Mapping[str, Mapping[str, str]], when: str
-) -> None:
-    """Accuracy over rounds: a panel a column, a colour a row and a curve a seed, at most four panels side by side.
-
-    Args: curves[column][row], accuracy by round of each seed; shown[column][row], the accuracy `when` it is compared as text.
-    """
-    rows = list(dict.fromkeys(row for panel in curves.values() for row in panel))
-    across = min(len(curves), 4)
-    down = -(-len(curves) // across)
-    figure = Figure(figsize=(max(3.0 * across, 6.0), 0.8 + 2.6 * down), layout="constrained")
-    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
-    unlabelled = {row for panel in curves.values() for row, found in panel.items() if found}
-    for axes, (column, panel) in zip(panels, curves.items(), strict=False):
-        for position, row in enumerate(rows):
-            colour = PALETTE[position % len(PALETTE)]
-            for evaluated in panel.get(row, []):
-                label = row if row in unlabelled else None
-                unlabelled.discard(row)
-                axes.plot(list(evaluated), list(evaluated.values()), color=colour, label=label, linewidth=1.3, alpha=0.85)
-            text, place = shown[column].get(row, ""), (0.97, 0.03 + 0.08 * position)
-            axes.annotate(text, place, xycoords="axes fraction", ha="right", color=colour, fontsize=8)
-        finish_axes(axes, column)
-        axes.title.set_fontsize(9)
-        axes.set_ylabel("test accuracy (%)" if axes in panels[::across] else "")
-    for axes in panels[len(curves) :]:
-        axes.set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(len(rows), 5), frameon=False, fontsize=8)
-    figure.suptitle(f"numbers: accuracy {when} (%), over seeds mean (least to most)", fontsize=9)
-    figure.savefig(path, dpi=160)

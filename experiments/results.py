@@ -1,4 +1,4 @@
-"""Results of finished runs, from their records alone: tables for the terminal, `results.csv` and the sweep's figure."""
+"""Results of finished runs, from their records alone: tables for the terminal, `results.csv`, and a study's accuracies as a matrix."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from experiments.cells import Cell
-from experiments.figures import heat_figure, matrix_figure
-from experiments.records import is_complete, read_rounds, read_summary, write_atomically
+from experiments.published import Pair
+from experiments.records import is_complete, read_summary, write_atomically
 from experiments.search import left_after, stealth_cost
+from experiments.study import Run
 from fl_sim.config_file import flatten
 
 
@@ -36,20 +37,20 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def search_table(measured: Sequence[tuple[Cell, Mapping[str, Any]]], limit: float, shown: int = 10) -> Table:
+def search_table(runs: Sequence[Run], limit: float, shown: int = 10) -> Table:
     """The settings of a search that left the least accuracy, those over the stealth limit (points) after all others."""
 
-    def rank(entry: tuple[Cell, Mapping[str, Any]]) -> tuple[bool, float]:
-        return stealth_cost(entry[1]) > limit, left_after(entry[1])
+    def rank(run: Run) -> tuple[bool, float]:
+        return stealth_cost(run.summary) > limit, left_after(run.summary)
 
-    ranked = sorted(measured, key=rank)
-    table = Table(title=f"the worst of {len(measured)} settings", title_justify="left", caption_justify="left")
-    for column in ("left (%)", "phase cost", *ranked[0][0].labels):
+    ranked = sorted(runs, key=rank)
+    table = Table(title=f"the worst of {len(runs)} settings", title_justify="left", caption_justify="left")
+    for column in ("left (%)", "phase cost", *ranked[0].cell.labels):
         table.add_column(column, justify="right")
-    for cell, summary in ranked[:shown]:
+    for cell, _, summary in ranked[:shown]:
         lost = stealth_cost(summary)
         table.add_row(*_shown(left_after(summary)), f"{lost:.1f}" + " (over the limit)" * (lost > limit), *cell.labels.values())
-    within = sum(not rank(entry)[0] for entry in measured)
+    within = sum(not rank(run)[0] for run in runs)
     table.caption = f"accuracy after the trigger; with {within} settings the phase before it cost at most {limit:g} points"
     return table
 
@@ -76,51 +77,81 @@ def runs_table(root: Path) -> Table:
     return table
 
 
-def matrix_table(cells: Sequence[Cell], folders: Sequence[Path]) -> Table:
-    """Accuracy after the trigger, or at the end where no cell has one: mean (least to most) over seeds, rows by the first axis."""
-    matrix, when = _matrix(cells, folders)
-    columns = list(matrix)
-    table = Table(caption=f"test accuracy {when} (%)", caption_justify="left")
+class Matrix(NamedTuple):
+    """Accuracies (percent), a value a seed, by column and row; and what they are, in words."""
+
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    what: str
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(row for column in self.values.values() for row in column))
+
+
+def accuracy_matrix(runs: Sequence[Run]) -> Matrix:
+    """Accuracy after the trigger, or at the end where no run has one: rows by the first axis, columns by the others but the seed."""
+    without = all(run.summary["accuracy"]["after_trigger"] is None for run in runs)
+    matrix: dict[str, dict[str, list[float]]] = {}
+    for cell, _, summary in runs:
+        row, column = place(cell)
+        value = summary["accuracy"]["final" if without else "after_trigger"]
+        matrix.setdefault(column, {}).setdefault(row, []).extend([] if value is None else [value])
+    return Matrix(matrix, "test accuracy at the end (%)" if without else "test accuracy after the trigger (%)")
+
+
+def worst_cases(runs: Sequence[Run]) -> Matrix | None:
+    """Strategies by attacks: the mean over seeds left by those of the attack's settings that leave least. None for a study of other axes.
+
+    Source: the heat maps of ByzFL (Gonzalez et al. 2025), there the worst case over attacks.
+    """
+    if not all(_axis(run.cell, "strategy") and _axis(run.cell, "attack") for run in runs):
+        return None
+    settings: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for cell, _, summary in runs:
+        labels = {axis: text for axis, text in cell.labels.items() if axis != "seed"}
+        own = [axis for axis in labels if axis.partition(".")[0] == "attack"]
+        row = " · ".join(text for axis, text in labels.items() if axis not in own)
+        column = settings.setdefault(str(cell.flat["attack.name"]), {}).setdefault(row, {})
+        column.setdefault(" · ".join(labels[axis] for axis in own), []).append(left_after(summary))
+    worst = {
+        attack: {row: [min(sum(left) / len(left) for left in tried.values())] for row, tried in rows.items()}
+        for attack, rows in settings.items()
+    }
+    return Matrix(worst, "test accuracy after the trigger, or at the end (%): mean over seeds, worst of the attack's settings")
+
+
+def matrix_table(runs: Sequence[Run]) -> Table:
+    """The accuracy matrix: mean (least to most) over seeds."""
+    matrix = accuracy_matrix(runs)
+    table = Table(caption=matrix.what, caption_justify="left")
     table.add_column("")
-    for column in columns:
+    for column in matrix.values:
         table.add_column(column, justify="right")
-    for row in dict.fromkeys(row for column in matrix.values() for row in column):
-        table.add_row(row, *(_over_seeds(matrix[column].get(row, [])) for column in columns))
+    for row in matrix.rows:
+        table.add_row(row, *(over_seeds(column.get(row, [])) for column in matrix.values.values()))
     return table
 
 
-def sweep_figure(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
-    """Accuracy over rounds of all cells: a panel for each value of the last axes, a colour for each of the first, a curve a seed."""
-    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
-    for cell, folder in zip(cells, folders, strict=True):
-        row, column = _place(cell)
-        curve = {line["round"]: line["accuracy"] for line in read_rounds(folder)["attacked"] if "accuracy" in line}
-        start = read_summary(folder)["accuracy"]["burn_in"]
-        curves.setdefault(column, {}).setdefault(row, []).append({0: start, **curve})
-    matrix, when = _matrix(cells, folders)
-    shown = {column: {row: _over_seeds(values) for row, values in rows.items()} for column, rows in matrix.items()}
-    matrix_figure(path, curves, shown, when)
+def published_table(pairs: Sequence[Pair], source: str) -> Table:
+    """Published accuracies beside ours: mean (least to most) over seeds, and the difference of the means."""
+    table = Table(caption=f"test accuracy (%); published: {source}", caption_justify="left")
+    for column in ("setting", "published", "ours", "ours - published"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for pair in pairs:
+        difference = sum(pair.ours) / len(pair.ours) - pair.published
+        table.add_row(pair.setting, f"{pair.published:.1f}", over_seeds(pair.ours), f"{difference:+.1f}")
+    return table
 
 
-def sweep_heat_map(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
-    """Accuracy of all cells as a heat map, after the trigger or at the end: the longer of rows (the first axis) and columns goes down."""
-    matrix, when = _matrix(cells, folders)
-    means = {column: {row: sum(values) / len(values) for row, values in rows.items() if values} for column, rows in matrix.items()}
-    rows = dict.fromkeys(row for column in means.values() for row in column)
-    if len(rows) > len(means):
-        means = {row: {column: values[row] for column, values in means.items() if row in values} for row in rows}
-    heat_figure(path, means, f"test accuracy {when} (%), mean over seeds")
-
-
-def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) -> None:
+def write_results(path: Path, runs: Sequence[Run]) -> None:
     """`results.csv`: a row a complete cell, with every swept key and every summary figure."""
     rows = [
         {
             **cell.flat,
             "folder": folder.name,
-            **{key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(read_summary(folder)).items()},
+            **{key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(summary).items()},
         }
-        for cell, folder in zip(cells, folders, strict=True)
+        for cell, folder, summary in runs
     ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -129,25 +160,18 @@ def write_results(path: Path, cells: Sequence[Cell], folders: Sequence[Path]) ->
     write_atomically(path, text.getvalue())
 
 
-def _matrix(cells: Sequence[Cell], folders: Sequence[Path]) -> tuple[dict[str, dict[str, list[float]]], str]:
-    """Accuracy by column and row, a value a seed, and when it was measured: after the trigger, or at the end where no cell has one."""
-    measured = [read_summary(folder)["accuracy"] for folder in folders]
-    without = all(accuracy["after_trigger"] is None for accuracy in measured)
-    matrix: dict[str, dict[str, list[float]]] = {}
-    for cell, accuracy in zip(cells, measured, strict=True):
-        row, column = _place(cell)
-        value = accuracy["final" if without else "after_trigger"]
-        matrix.setdefault(column, {}).setdefault(row, []).extend([] if value is None else [value])
-    return matrix, "at the end" if without else "after the trigger"
-
-
-def _place(cell: Cell) -> tuple[str, str]:
+def place(cell: Cell) -> tuple[str, str]:
     """Row (the first axis) and column (the others but the seed) of a cell."""
     row, *others = [label for axis, label in cell.labels.items() if axis != "seed"] or ["all seeds"]
     return row, " · ".join(others) or "accuracy"
 
 
-def _over_seeds(values: Sequence[float]) -> str:
+def _axis(cell: Cell, section: str) -> bool:
+    """Whether the name of a section is swept."""
+    return section in cell.labels or f"{section}.name" in cell.labels
+
+
+def over_seeds(values: Sequence[float]) -> str:
     """`mean (least to most)` of one or several accuracies."""
     if not values:
         return "-"

@@ -1,7 +1,9 @@
-"""Figures of a sweep that a paper shows: accuracy against the poison ratio, and the drop against what it cost in stealth. PNG and PDF."""
+"""Figures of a study that a paper shows, as PNG and PDF: accuracy against the poison ratio and over rounds, the drop against what it cost
+in stealth, strategies by attacks, a search, and published numbers beside ours."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.cells import Cell
-from experiments.figures import PALETTE
+from experiments.figures import PALETTE, finish_axes, shade_phase
+from experiments.published import Pair
+from experiments.results import Matrix
+from experiments.round_curves import RoundPanels
 from experiments.search import STEALTH_LIMIT, left_after, stealth_cost
+from experiments.study import Run
 
 RATIOS = ("attack.poison-ratio", "attack.malicious-fraction")
+LABEL = 52  # characters of a row's label in a line
+STYLES = ["-", "--", ":", "-."]
 MARKERS = "osD^vP*X"  # beside the colours, for print without them; one fewer, so that 72 curves differ
-
-Measured = Sequence[tuple[Cell, Mapping[str, Any]]]  # cells with their summaries
 
 
 def ratio_axis(cells: Sequence[Cell]) -> str | None:
@@ -24,11 +30,11 @@ def ratio_axis(cells: Sequence[Cell]) -> str | None:
     return found[0] if found else None
 
 
-def ratio_curves(measured: Measured, axis: str) -> dict[str, dict[float, list[float]]]:
+def ratio_curves(runs: Sequence[Run], axis: str) -> dict[str, dict[float, list[float]]]:
     """Accuracy (percent) after the trigger, or at the end of a run in which none fired: a value a seed, by the labels of the other axes and
     by ratio, ascending."""
     curves: dict[str, dict[float, list[float]]] = {}
-    for cell, summary in sorted(measured, key=lambda pair: float(pair[0].flat[axis])):
+    for cell, _, summary in sorted(runs, key=lambda run: float(run.cell.flat[axis])):
         line = " · ".join(label for name, label in cell.labels.items() if name not in (axis, "seed")) or "accuracy"
         curves.setdefault(line, {}).setdefault(float(cell.flat[axis]), []).append(left_after(summary))
     return curves
@@ -45,48 +51,136 @@ def ratio_figure(path: Path, curves: Mapping[str, Mapping[float, Sequence[float]
         axes.plot(ratios, means, color=colour, marker=marker, markersize=4, linewidth=1.4, label=label)
         axes.fill_between(ratios, list(map(min, values.values())), list(map(max, values.values())), color=colour, alpha=0.15, linewidth=0)
     share = "poison ratio" if axis == RATIOS[0] else "malicious clients of all"
-    axes.set(xlabel=f"{share} (%)", ylabel="test accuracy after the trigger, or at the end (%)", ylim=(0, 102))
+    axes.set(xlabel=f"{share} (%)", ylabel="test accuracy (%)", ylim=(0, 102))
     seeds = max((len(found) for values in curves.values() for found in values.values()), default=0)
-    axes.set_title("mean over seeds, least to most shaded" if seeds > 1 else "one seed", fontsize=9)
+    over = "mean over seeds, least to most shaded" if seeds > 1 else "one seed"
+    axes.set_title(f"after the trigger, or at the end where none fired: {over}", fontsize=9)
     _finish(figure, path, len(curves))
 
 
-def stealth_points(measured: Measured) -> dict[str, list[tuple[float, float]]]:
-    """(stealth gap, drop) in points of every run that has both, by the label of the first axis that is not the seed."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for cell, summary in measured:
-        if summary["stealth_gap"] is not None and summary["drop"] is not None:
-            label = next((label for axis, label in cell.labels.items() if axis != "seed"), "runs")
-            points.setdefault(label, []).append((summary["stealth_gap"], summary["drop"]))
-    return points
+def stealth_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs that have a stealth gap and a drop, by their strategy, or by the first axis that is not the seed where that is none."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.summary["stealth_gap"] is not None and run.summary["drop"] is not None:
+            labels = {axis: label for axis, label in run.cell.labels.items() if axis != "seed"}
+            strategy = labels.get("strategy", labels.get("strategy.name"))
+            groups.setdefault(strategy or next(iter(labels.values()), "runs"), []).append(run)
+    return groups
 
 
-def stealth_figure(path: Path, points: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+def stealth_figure(path: Path, groups: Mapping[str, Sequence[Run]]) -> None:
     """Each run a point: how far the accuracy fell at the trigger, against how far the phase before had betrayed the attack.
     Args: path, without suffix."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for number, (label, runs) in enumerate(points.items()):
+    for number, (label, runs) in enumerate(groups.items()):
         colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
-        axes.scatter(*zip(*runs, strict=True), s=26, color=colour, marker=marker, label=label, alpha=0.8, linewidth=0)
+        gaps, drops = [run.summary["stealth_gap"] for run in runs], [run.summary["drop"] for run in runs]
+        axes.scatter(gaps, drops, s=26, color=colour, marker=marker, label=label, alpha=0.8, linewidth=0)
     axes.axvline(STEALTH_LIMIT, color="#000000", linestyle=":", linewidth=0.9)
     axes.annotate("stealth limit", (STEALTH_LIMIT, 0.98), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="top", ha="right")
     axes.set(xlabel="stealth gap: clean twin over attacked run, worst round of the phase (points)", ylabel="drop at the trigger (points)")
-    _finish(figure, path, len(points))
+    _finish(figure, path, len(groups))
 
 
-def search_figure(path: Path, measured: Measured, limit: float) -> None:
+def search_figure(path: Path, runs: Sequence[Run], limit: float) -> None:
     """Each setting of a search a point: the accuracy that it left, against the points that its phase cost; and in which order they came.
     Args: path, without suffix; limit, in points."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    lost = [stealth_cost(summary) for _, summary in measured]
-    left = [left_after(summary) for _, summary in measured]
-    points = axes.scatter(lost, left, c=range(1, len(measured) + 1), cmap="cividis", s=24, linewidth=0)
+    lost = [stealth_cost(run.summary) for run in runs]
+    left = [left_after(run.summary) for run in runs]
+    points = axes.scatter(lost, left, c=range(1, len(runs) + 1), cmap="cividis", s=24, linewidth=0)
     axes.axvline(limit, color="#000000", linestyle=":", linewidth=0.9, label="stealth limit")
     axes.set(xlabel="cost of the accumulative phase (points)", ylabel="test accuracy after the trigger (%)", ylim=(0, 102))
     figure.colorbar(points, ax=axes, label="setting")
     _finish(figure, path, 1)
+
+
+def rounds_figure(path: Path, found: RoundPanels) -> None:
+    """Accuracy over rounds: a panel a column, a colour a row, the mean over seeds and least to most shaded; at most four panels side by
+    side. Args: path, without suffix.
+    """
+    rows = list(dict.fromkeys(row for panel in found.panels.values() for row in panel.curves))
+    across = min(len(found.panels), 4)
+    down = -(-len(found.panels) // across)
+    figure = Figure(figsize=(max(3.0 * across, 6.0), 1.1 + 2.5 * down), layout="constrained")
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+    labelled: dict[str, Any] = {}
+    for axes, (column, panel) in zip(grid, found.panels.items(), strict=False):
+        for phase in panel.phases:
+            shade_phase(axes, *phase)
+        for row, curve in panel.curves.items():
+            number = rows.index(row)
+            colour, style = PALETTE[number % len(PALETTE)], STYLES[number // len(PALETTE) % len(STYLES)]
+            axes.plot(curve.rounds, curve.mean, color=colour, linestyle=style, label=row, linewidth=1.3)
+            axes.fill_between(curve.rounds, curve.least, curve.most, color=colour, alpha=0.15, linewidth=0)
+        for entry, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, entry)
+        finish_axes(axes, column)
+        axes.set_title(textwrap.fill(column, 40), fontsize=9)
+        axes.set(xlabel="", ylabel="")
+    for number, axes in enumerate(grid):
+        axes.set_visible(number < len(found.panels))
+        axes.tick_params(labelbottom=number + across >= len(found.panels))
+    names = [*rows, *(label for label in labelled if label not in rows)]
+    figure.legend(
+        [labelled[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8
+    )
+    figure.supxlabel(found.counted, fontsize=9)
+    figure.supylabel("test accuracy (%): mean over seeds, least to most shaded", fontsize=9)
+    _save(figure, path)
+
+
+def heat_figure(path: Path, matrix: Matrix) -> None:
+    """A matrix as a heat map, the mean over seeds in each square: the longer of rows and columns goes down. Args: path, without suffix."""
+    means, title = heat_values(matrix)
+    rows, columns = list(means), list(dict.fromkeys(column for row in means.values() for column in row))
+    names = [textwrap.fill(row, LABEL) for row in rows]
+    widest = max(len(line) for name in names for line in name.splitlines())
+    figure = Figure(figsize=(1.6 + 0.07 * widest + 1.05 * len(columns), 1.3 + 0.31 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    grid = [[means[row].get(column, float("nan")) for column in columns] for row in rows]
+    image = axes.imshow(grid, cmap="cividis", vmin=0.0, vmax=100.0, aspect="auto")
+    for y, line in enumerate(grid):
+        for x, value in enumerate(line):
+            text = "-" if value != value else f"{value:.1f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="#000000" if value > 55.0 else "#FFFFFF")
+    axes.set_xticks(range(len(columns)), [textwrap.fill(column, 16) for column in columns], fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set_title(textwrap.fill(title, 60), fontsize=9)
+    figure.colorbar(image, ax=axes, label="test accuracy (%)")
+    _save(figure, path)
+
+
+def published_figure(path: Path, pairs: Sequence[Pair], title: str) -> None:
+    """A line for each setting: the published accuracy (hollow) and ours (filled: the mean over seeds, least to most). Args: path, without
+    suffix."""
+    figure = Figure(figsize=(7.2, 1.4 + 0.2 * len(pairs)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, pair in enumerate(pairs):
+        ours = sum(pair.ours) / len(pair.ours)
+        axes.plot([pair.published, ours], [y, y], color="#999999", linewidth=1.0, zorder=1)
+        axes.plot([min(pair.ours), max(pair.ours)], [y, y], color=PALETTE[0], linewidth=2.4, zorder=2)
+    rows = range(len(pairs))
+    theirs = [pair.published for pair in pairs]
+    axes.scatter(theirs, rows, s=28, facecolor="#FFFFFF", edgecolor=PALETTE[2], linewidth=1.3, zorder=3, label="published")
+    axes.scatter([sum(pair.ours) / len(pair.ours) for pair in pairs], rows, s=24, color=PALETTE[0], zorder=4, label="ours")
+    axes.set_yticks(rows, [textwrap.shorten(pair.setting, 70) for pair in pairs], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy (%)", xlim=(0, 102))
+    axes.set_title(textwrap.fill(title, 90), fontsize=8)
+    _finish(figure, path, 2)
+
+
+def heat_values(matrix: Matrix) -> tuple[dict[str, dict[str, float]], str]:
+    """Means over seeds, rows by columns, the longer of the two as rows; and a title."""
+    means = {column: {row: sum(seeds) / len(seeds) for row, seeds in rows.items() if seeds} for column, rows in matrix.values.items()}
+    if len(matrix.rows) > len(means):
+        means = {row: {column: values[row] for column, values in means.items() if row in values} for row in matrix.rows}
+    return means, matrix.what if "mean" in matrix.what else f"{matrix.what}, mean over seeds"
 
 
 def _finish(figure: Figure, path: Path, labels: int) -> None:
@@ -94,5 +188,9 @@ def _finish(figure: Figure, path: Path, labels: int) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(labels, 3), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=160)
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # the same records give the same bytes

@@ -88,7 +88,7 @@ def test_a_bad_sweep_is_bad_input_too(capsys: pytest.CaptureFixture[str], tmp_pa
         ("[axes]\nseed = [1]\n[[exclude]]\nstrategy = 'dgc'", "exclude names 'strategy', which is no axis (seed)"),
         ("[axes]\nseed = [1]\n[[exclude]]\nseed = 2", "leaves out no cell"),
         ("[axes]\nseed = [1]\n[[exclude]]\nseed = 1", "leaves out every cell"),
-        ("exlude = 1\n[axes]\nseed = [1]", "unknown key 'exlude'; a sweep has base, set, axes and exclude"),
+        ("exlude = 1\n[axes]\nseed = [1]", "unknown key 'exlude'; a sweep has axes, base, exclude"),
     ],
 )
 def test_sweeps_that_make_no_sense(text: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cells import Cell
-from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, stealth_figure, stealth_points
+from experiments.study import Run
+from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, stealth_figure, stealth_runs
 
 
 def cell(strategy: str, ratio: float, seed: int) -> Cell:
@@ -18,34 +19,36 @@ def summary(after: float | None, gap: float | None = 0.5, drop: float | None = 6
     return {"accuracy": {"after_trigger": after, "final": 97.0}, "stealth_gap": gap, "drop": drop}
 
 
-MEASURED = [
-    (cell("mean", 0.1, 1), summary(20.0)),
-    (cell("mean", 0.0, 1), summary(99.0, gap=None)),
-    (cell("mean", 0.1, 2), summary(30.0, drop=None)),
-    (cell("dgc", 0.0, 1), summary(98.0)),
-    (cell("dgc", 0.1, 1), summary(None)),
+RUNS = [
+    Run(cell("mean", 0.1, 1), Path(), summary(20.0)),
+    Run(cell("mean", 0.0, 1), Path(), summary(99.0, gap=None)),
+    Run(cell("mean", 0.1, 2), Path(), summary(30.0, drop=None)),
+    Run(cell("dgc", 0.0, 1), Path(), summary(98.0)),
+    Run(cell("dgc", 0.1, 1), Path(), summary(None)),
 ]
 
 
 def test_curves_hold_the_seeds_of_each_ratio() -> None:
-    cells = [cell for cell, _ in MEASURED]
+    cells = [run.cell for run in RUNS]
     assert ratio_axis(cells) == "attack.poison-ratio"
     assert ratio_axis(cells[:1]) is None, "one ratio is no curve"
     assert ratio_axis([Cell({}, {"seed": "1"}), Cell({}, {"seed": "2"})]) is None
-    curves = ratio_curves(MEASURED, "attack.poison-ratio")
+    curves = ratio_curves(RUNS, "attack.poison-ratio")
     assert curves == {"mean": {0.0: [99.0], 0.1: [20.0, 30.0]}, "dgc": {0.0: [98.0], 0.1: [97.0]}}, "the end where no trigger fired"
     assert list(curves["mean"]) == [0.0, 0.1], "ascending, whatever order the spec has"
 
 
 def test_points_are_runs_that_have_both_numbers() -> None:
-    assert stealth_points(MEASURED) == {"mean": [(0.5, 60.0)], "dgc": [(0.5, 60.0), (0.5, 60.0)]}
+    assert stealth_runs(RUNS) == {"mean": RUNS[:1], "dgc": RUNS[3:]}
+    ratios = [run._replace(cell=Cell({}, {"attack.poison-ratio": "0.1", "strategy.name": "mean"})) for run in RUNS[:1]]
+    assert list(stealth_runs(ratios)) == ["mean"], "by strategy where there is one"
 
 
 def test_figures_are_png_and_pdf_and_the_same_bytes_again(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        ratio_figure(tmp_path / folder / "poison_ratio", ratio_curves(MEASURED, "attack.poison-ratio"), "attack.poison-ratio")
-        stealth_figure(tmp_path / folder / "stealth", stealth_points(MEASURED))
+        ratio_figure(tmp_path / folder / "poison_ratio", ratio_curves(RUNS, "attack.poison-ratio"), "attack.poison-ratio")
+        stealth_figure(tmp_path / folder / "stealth", stealth_runs(RUNS))
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["poison_ratio.pdf", "poison_ratio.png", "stealth.pdf", "stealth.png"]
     for name in names:

@@ -1,0 +1,57 @@
+"""Accuracies that papers published, beside the runs of a study with the same labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.records import read_rounds
+
+if TYPE_CHECKING:
+    from experiments.study import Run
+
+NUMBERS = Path(__file__).parent / "published.json"
+
+
+class Pair(NamedTuple):
+    """A published accuracy (percent) and ours, a value a seed, of the setting with these labels; after the trigger, or after a round."""
+
+    labels: Mapping[str, str]
+    round: int | None
+    published: float
+    ours: Sequence[float]
+
+    @property
+    def setting(self) -> str:
+        named = [value if axis in ("strategy", "attack") else f"{axis.rpartition('.')[2]} {value}" for axis, value in self.labels.items()]
+        return " · ".join([*named, *([f"round {self.round}"] if self.round else [])])
+
+
+@cache
+def published_numbers() -> Mapping[str, Any]:
+    """Every entry of published.json (a process-wide constant): its source, what was measured, and accuracies (percent) by the labels of
+    a study's axes."""
+    return json.loads(NUMBERS.read_text(encoding="utf-8"))
+
+
+def beside(entry: str, runs: Sequence[Run]) -> list[Pair]:
+    """The numbers of an entry of published.json with ours; those that no run belongs to are left out."""
+    curves: dict[Path, dict[int, float]] = {}
+    pairs: list[Pair] = []
+    for number in published_numbers()[entry]["numbers"]:
+        labels, round_ = number["at"], number.get("round")
+        same = [run for run in runs if labels.items() <= run.cell.labels.items()]
+        if round_ is None:
+            ours = [run.summary["accuracy"]["after_trigger"] for run in same]
+        else:
+            for run in same:
+                if run.folder not in curves:
+                    lines = read_rounds(run.folder)["attacked"]
+                    curves[run.folder] = {line["round"]: line["accuracy"] for line in lines if "accuracy" in line}
+            ours = [curves[run.folder].get(round_) for run in same]
+        if found := [value for value in ours if value is not None]:
+            pairs.append(Pair(labels, round_, number["accuracy"], found))
+    return pairs

@@ -1,0 +1,70 @@
+"""Everything that a study's records give: results.csv, the figures and report.html, written anew from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.table import Table
+
+from experiments.published import beside, published_numbers
+from experiments.report import write_report
+from experiments.results import accuracy_matrix, matrix_table, published_table, search_table, worst_cases, write_results
+from experiments.round_curves import round_panels
+from experiments.search import STEALTH_LIMIT
+from experiments.study import Study, complete_runs
+from experiments.study_figures import (
+    heat_figure,
+    published_figure,
+    ratio_axis,
+    ratio_curves,
+    ratio_figure,
+    rounds_figure,
+    search_figure,
+    stealth_figure,
+    stealth_runs,
+)
+
+
+def write_outputs(folder: Path, study: Study) -> list[Path]:
+    """Write all that the complete runs of a study (at least one) give into its folder; returns the paths, figures as PNG (each has its
+    PDF beside it)."""
+    runs = complete_runs(folder, study)
+    write_results(folder / "results.csv", runs)
+    figures: dict[str, Callable[[Path], None]] = {}
+    if study.stealth_limit is None:
+        matrix = accuracy_matrix(runs)
+        figures["accuracy"] = lambda path: rounds_figure(path, round_panels(runs))
+        figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or matrix)
+        if axis := ratio_axis([run.cell for run in runs]):
+            figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis)
+    else:
+        figures["search"] = lambda path: search_figure(path, runs, study.stealth_limit or STEALTH_LIMIT)
+    if groups := stealth_runs(runs):
+        figures["stealth"] = lambda path: stealth_figure(path, groups)
+    if study.published and (pairs := beside(study.published, runs)):
+        figures["published"] = lambda path: published_figure(path, pairs, published_numbers()[study.published]["source"])
+    for name, draw in figures.items():
+        draw(folder / name)
+    write_report(folder / "report.html", study, runs)
+    return [folder / "results.csv", *(folder / f"{name}.png" for name in figures), folder / "report.html"]
+
+
+def study_tables(folder: Path, study: Study) -> list[Table]:
+    """What a study's command prints."""
+    runs = complete_runs(folder, study)
+    if study.stealth_limit is not None:
+        return [search_table(runs, study.stealth_limit)]
+    pairs = beside(study.published, runs) if study.published else []
+    return [matrix_table(runs), *([published_table(pairs, published_numbers()[study.published]["source"])] if pairs else [])]
+
+
+def write_parquet(table: Path) -> Path:
+    """`results.parquet` beside `results.csv`, its columns typed by their values. Raises ImportError without pyarrow."""
+    from pyarrow import csv, parquet  # an extra
+
+    path = table.with_suffix(".parquet")
+    part = path.with_name(f".{path.name}.part")
+    parquet.write_table(csv.read_csv(table), part)
+    part.replace(path)
+    return path
