@@ -103,8 +103,8 @@ def rounds_figure(path: Path, found: RoundPanels) -> None:
     side. Args: path, without suffix.
     """
     rows = list(dict.fromkeys(row for panel in found.panels.values() for row in panel.curves))
-    across = min(len(found.panels), 4)
-    down = -(-len(found.panels) // across)
+    down = -(-len(found.panels) // 4)
+    across = -(-len(found.panels) // down)
     figure = Figure(figsize=(max(3.0 * across, 6.0), 1.1 + 2.5 * down), layout="constrained")
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     labelled: dict[str, Any] = {}
@@ -120,16 +120,16 @@ def rounds_figure(path: Path, found: RoundPanels) -> None:
             labelled.setdefault(label, entry)
         finish_axes(axes, column)
         axes.set_title(textwrap.fill(column, 40), fontsize=9)
-        axes.set(xlabel="", ylabel="")
     for number, axes in enumerate(grid):
+        lowest = number + across >= len(found.panels)
         axes.set_visible(number < len(found.panels))
-        axes.tick_params(labelbottom=number + across >= len(found.panels))
+        axes.tick_params(labelbottom=lowest)
+        axes.set(xlabel=found.counted if number >= across * (down - 1) else "", ylabel="" if number % across else "test accuracy (%)")
     names = [*rows, *(label for label in labelled if label not in rows)]
     figure.legend(
         [labelled[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8
     )
-    figure.supxlabel(found.counted, fontsize=9)
-    figure.supylabel("test accuracy (%): mean over seeds, least to most shaded", fontsize=9)
+    figure.suptitle("mean over seeds, least to most shaded", fontsize=9)
     _save(figure, path)
 
 
@@ -139,7 +139,7 @@ def heat_figure(path: Path, matrix: Matrix) -> None:
     rows, columns = list(means), list(dict.fromkeys(column for row in means.values() for column in row))
     names = [textwrap.fill(row, LABEL) for row in rows]
     widest = max(len(line) for name in names for line in name.splitlines())
-    figure = Figure(figsize=(1.6 + 0.07 * widest + 1.05 * len(columns), 1.3 + 0.31 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.6 + 0.07 * widest + 1.2 * len(columns), 1.3 + 0.31 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     grid = [[means[row].get(column, float("nan")) for column in columns] for row in rows]
     image = axes.imshow(grid, cmap="cividis", vmin=0.0, vmax=100.0, aspect="auto")
@@ -147,7 +147,7 @@ def heat_figure(path: Path, matrix: Matrix) -> None:
         for x, value in enumerate(line):
             text = "-" if value != value else f"{value:.1f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="#000000" if value > 55.0 else "#FFFFFF")
-    axes.set_xticks(range(len(columns)), [textwrap.fill(column, 16) for column in columns], fontsize=8)
+    axes.set_xticks(range(len(columns)), [textwrap.fill(column, 18, break_long_words=False) for column in columns], fontsize=7)
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(textwrap.fill(title, 60), fontsize=9)
