@@ -69,6 +69,7 @@ def rounds_chart(found: RoundPanels) -> Chart:
             data.append(line | {"mode": "lines", "legendgroup": row, "hovertemplate": "round %{x}: %{y:.1f} %"})
         shapes = [_shape(*phase) for phase in panel.phases]
         figures[column] = _figure(data, found.counted, "test accuracy (%)", y=[0, 102], shapes=shapes)
+        figures[column]["layout"]["legend"]["title"] = {"text": found.axis}
     caption = "Mean over seeds, least to most shaded. Background: accumulative phase, triggers, recovery."
     return Chart("Accuracy over rounds", caption, figures)
 

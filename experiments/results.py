@@ -78,10 +78,11 @@ def runs_table(root: Path) -> Table:
 
 
 class Matrix(NamedTuple):
-    """Accuracies (percent), a value a seed, by column and row; and what they are, in words."""
+    """Accuracies (percent), a value a seed, by column and row; what they are, in words; and the axis of the rows."""
 
     values: Mapping[str, Mapping[str, Sequence[float]]]
     what: str
+    axis: str = ""
 
     @property
     def rows(self) -> list[str]:
@@ -96,7 +97,8 @@ def accuracy_matrix(runs: Sequence[Run]) -> Matrix:
         row, column = place(cell)
         value = summary["accuracy"]["final" if without else "after_trigger"]
         matrix.setdefault(column, {}).setdefault(row, []).extend([] if value is None else [value])
-    return Matrix(matrix, "test accuracy at the end (%)" if without else "test accuracy after the trigger (%)")
+    what = "test accuracy at the end (%)" if without else "test accuracy after the trigger (%)"
+    return Matrix(matrix, what, row_axis(runs))
 
 
 def worst_cases(runs: Sequence[Run]) -> Matrix | None:
@@ -124,7 +126,7 @@ def matrix_table(runs: Sequence[Run]) -> Table:
     """The accuracy matrix: mean (least to most) over seeds."""
     matrix = accuracy_matrix(runs)
     table = Table(caption=matrix.what, caption_justify="left")
-    table.add_column("")
+    table.add_column(matrix.axis)
     for column in matrix.values:
         table.add_column(column, justify="right")
     for row in matrix.rows:
@@ -164,6 +166,11 @@ def place(cell: Cell) -> tuple[str, str]:
     """Row (the first axis) and column (the others but the seed) of a cell."""
     row, *others = [label for axis, label in cell.labels.items() if axis != "seed"] or ["all seeds"]
     return row, " · ".join(others) or "accuracy"
+
+
+def row_axis(runs: Sequence[Run]) -> str:
+    """The axis whose values are rows: the first but the seed; empty for a study without one."""
+    return next((axis for run in runs for axis in run.cell.labels if axis != "seed"), "")
 
 
 def _axis(cell: Cell, section: str) -> bool:

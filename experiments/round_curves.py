@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.records import read_rounds
-from experiments.results import place
+from experiments.results import place, row_axis
 from experiments.study import Run
 
 FROM_START, FROM_TRIGGER = "round", "round, from that of the trigger"
@@ -37,10 +37,11 @@ class Panel(NamedTuple):
 
 
 class RoundPanels(NamedTuple):
-    """A panel for each column of the study's matrix, and from where their rounds are counted."""
+    """A panel for each column of the study's matrix, from where their rounds are counted, and the axis of the rows."""
 
     panels: Mapping[str, Panel]
     counted: str
+    axis: str
 
 
 def round_panels(runs: Sequence[Run]) -> RoundPanels:
@@ -56,7 +57,7 @@ def round_panels(runs: Sequence[Run]) -> RoundPanels:
     panels = {
         column: Panel({row: _curve(found) for row, found in rows.items()}, _phases(fired[column], rows)) for column, rows in seeds.items()
     }
-    return RoundPanels(panels, FROM_TRIGGER if aligned else FROM_START)
+    return RoundPanels(panels, FROM_TRIGGER if aligned else FROM_START, row_axis(runs))
 
 
 def _accuracies(run: Run) -> dict[int, float]:
