@@ -126,9 +126,9 @@ def matrix_table(runs: Sequence[Run]) -> Table:
     """The accuracy matrix: mean (least to most) over seeds."""
     matrix = accuracy_matrix(runs)
     table = Table(caption=matrix.what, caption_justify="left")
-    table.add_column(matrix.axis)
+    table.add_column(matrix.axis, overflow="fold")
     for column in matrix.values:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in matrix.rows:
         table.add_row(row, *(over_seeds(column.get(row, [])) for column in matrix.values.values()))
     return table

@@ -126,9 +126,8 @@ def rounds_figure(path: Path, found: RoundPanels) -> None:
         axes.tick_params(labelbottom=lowest)
         axes.set(xlabel=found.counted if number >= across * (down - 1) else "", ylabel="" if number % across else "test accuracy (%)")
     names = [*rows, *(label for label in labelled if label not in rows)]
-    figure.legend(
-        [labelled[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8
-    )
+    entries, title = [labelled[name] for name in names], found.axis or None
+    figure.legend(entries, names, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8, title=title)
     figure.suptitle("mean over seeds, least to most shaded", fontsize=9)
     _save(figure, path)
 
@@ -151,6 +150,7 @@ def heat_figure(path: Path, matrix: Matrix) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(textwrap.fill(title, 60), fontsize=9)
+    axes.set_ylabel(matrix.axis if rows == matrix.rows else "", fontsize=8)
     figure.colorbar(image, ax=axes, label="test accuracy (%)")
     _save(figure, path)
 
