@@ -12,6 +12,15 @@ class Monitor:
         self._settings, self._best, self._low = settings, start_accuracy, 0
 
     @property
+    def state(self) -> tuple[float, int]:
+        """The running best (percent), and rounds in a row below it: what a checkpoint keeps."""
+        return self._best, self._low
+
+    def resume(self, state: tuple[float, int]) -> None:
+        """Go on from a `state`."""
+        self._best, self._low = state
+
+    @property
     def low(self) -> bool:
         """Whether the last accuracy was `drop` points below the running best."""
         return self._low > 0

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,6 +24,9 @@ from experiments.tracking import trackers
 from fl_sim.config import Config
 from fl_sim.config_file import config_hash, to_flat, to_json
 from fl_sim.federation import device_of
+
+if TYPE_CHECKING:
+    from experiments.checkpoint import Found
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "ray")
 
@@ -46,40 +49,52 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of `rounds.jsonl` by track, in the order written."""
     tracks: dict[str, list[dict[str, Any]]] = {}
-    for text in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in _lines(folder):
         tracks.setdefault(line["track"], []).append(line)
     return tracks
 
 
-class RunRecords:
-    """Writes a run's folder. An earlier, incomplete run of the same configuration is replaced."""
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        if folder.exists():
+
+class RunRecords:
+    """Writes a run's folder. An earlier, incomplete run of the same configuration is continued at the checkpoint found, or replaced."""
+
+    def __init__(self, folder: Path, config: Config, found: Found | None = None) -> None:
+        if folder.exists() and not found:
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if found:
+            os.truncate(folder / "rounds.jsonl", found.checkpoint.lines)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self.folder, self._found = folder, found
         self._started = _now()
         write_atomically(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
         self._trackers = trackers(config, folder)
+        for line in self.kept():
+            self._track(line)
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Append one round and flush."""
         self._rounds.write(json.dumps(plain(line)) + "\n")
         self._rounds.flush()
+        self._track(line)
+
+    def _track(self, line: Mapping[str, Any]) -> None:
         for tracker in self._trackers:
             tracker.round(line)
 
-    def checkpoint(self, track: str, round_: int, tensors: Mapping[str, Tensor], keep: int) -> None:
-        """Write `checkpoint/<track>-<round>.safetensors`, keeping the latest `keep` of the track."""
-        folder = self.folder / "checkpoint"
-        folder.mkdir(exist_ok=True)
-        _save(folder / f"{track}-{round_:06d}.safetensors", tensors)
-        for old in sorted(folder.glob(f"{track}-*.safetensors"))[:-keep]:
-            old.unlink()
+    def kept(self) -> list[dict[str, Any]]:
+        """The rounds that a continued run has already."""
+        return _lines(self.folder) if self._found else []
+
+    def size(self) -> int:
+        """Bytes of `rounds.jsonl`, all of them on the disk."""
+        os.fsync(self._rounds.fileno())
+        return self._rounds.tell()
 
     def calibration(self, record: Mapping[str, Any]) -> None:
         """`calibration.json`: DGC's thresholds, and the scores of the clean rounds that they come from."""
@@ -105,6 +120,7 @@ class RunRecords:
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
             "git_commit": _git_commit(),
             "started": self._started,
+            **({"resumed_from": self._found.path.name, "damaged": [path.name for path in self._found.damaged]} if self._found else {}),
             **more,
         }
         write_atomically(self.folder / "meta.json", _pretty(meta))

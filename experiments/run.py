@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.calibration import calibrate
+from experiments.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
 from experiments.figures import accuracy_figure, attack_figure, guard_figure
 from experiments.records import RunRecords, read_rounds, run_folder
 from experiments.schedule import planned_rounds
 from experiments.summary import summarise
-from experiments.track import Evaluator, Progress, Track, TrackName, run_track
+from experiments.track import Evaluator, Position, Progress, Track, TrackName, run_track
 from experiments.twins import shared_twin
 from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
@@ -34,7 +35,14 @@ def execute_run(
     start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
     evaluator = Evaluator(config, federation, start)
     burnt = time.perf_counter()
-    records = RunRecords(run_folder(output_dir, config), config)
+    folder = run_folder(output_dir, config)
+    found = find_checkpoint(folder / "checkpoint", config)
+    resumed = found.checkpoint if found else None
+    records = RunRecords(folder, config, found)
+    tracks: dict[str, Track] = dict(resumed.done) if resumed else {}
+    for line in records.kept():
+        progress(line["track"], line["round"], line["phase"], line.get("accuracy"))
+    earlier = resumed.seconds if resumed else 0.0
     calibration = None
     if config.strategy.name == "dgc":
         calibration, record = calibrate(
@@ -48,10 +56,16 @@ def execute_run(
         )
         records.calibration(record)
 
+    def save(position: Position) -> None:
+        checkpoint = Checkpoint(records.size(), time.perf_counter() - began + earlier, tracks, position)
+        write_checkpoint(folder / "checkpoint", config, checkpoint, start.buffers, config.checkpoint.keep)
+
     def run(name: TrackName, length: int | None = None, reference: Track | None = None) -> Track:
         return run_track(
             name,
             config,
+            position=resumed.position if resumed and resumed.position.track.name == name else None,
+            save=save,
             transport=transport,
             orders=orders,
             start=start,
@@ -65,16 +79,15 @@ def execute_run(
         )
 
     try:
-        attacked = run("attacked")
         acts = bool(malicious_clients(config))
-        twin = None
-        if config.twin and acts:
+        attacked = tracks["attacked"] = tracks.get("attacked") or run("attacked")
+        twin = tracks.get("twin")
+        if config.twin and acts and not twin:
             fresh = partial(run, "twin", attacked.rounds, attacked)
-            shared = twins if config.checkpoint.every == 0 else None  # a twin has checkpoints of its own
-            twin = shared_twin(shared, config, attacked, records, progress, fresh) if shared else fresh()
+            tracks["twin"] = twin = shared_twin(twins, config, attacked, records, progress, fresh) if twins else fresh()
         control = run("control") if config.control and acts and config.attack.name == "accumulative" else None
-        done = time.perf_counter()
-        seconds = {"total": done - began, "burn_in": burnt - began, "rounds": done - burnt}
+        total, before = time.perf_counter() - began + earlier, burnt - began
+        seconds = {"total": total, "burn_in": before, "rounds": total - before}
         summary = summarise(config, evaluator.whole(start.theta), attacked, twin, control, seconds)
         draw_figures(records.folder, config)
         assert attacked.theta is not None

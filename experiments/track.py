@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from flwr.app import ConfigRecord
 from torch import Tensor
@@ -19,6 +19,8 @@ from fl_sim.config_file import to_flat, to_json
 from fl_sim.federation import Federation, new_module
 from fl_sim.flat_model import FlatModel
 from fl_sim.grid import ClientGrid, RoundOutcome
+from fl_sim.messages import AttackState
+from fl_sim.object_state import State, UnsavableError
 from fl_sim.params import to_record
 from fl_sim.sampling import malicious_clients, sample_clients
 from fl_sim.transports import Transport
@@ -59,6 +61,17 @@ class Track:
     @property
     def rounds(self) -> int:
         return len(self.phases)
+
+
+class Position(NamedTuple):
+    """Where a track stands after a round: what it measured, what the strategy remembers, what the coalition, the monitor, and the state
+    to which it would roll back (None: to none)."""
+
+    track: Track
+    strategy: State | None
+    attack: AttackState
+    monitor: tuple[float, int]
+    rollback: State | None
 
 
 class Evaluator:
@@ -119,11 +132,13 @@ def run_track(
     calibration: Calibration | None = None,
     length: int | None = None,
     reference: Track | None = None,
+    position: Position | None = None,
+    save: Callable[[Position], object] | None = None,
 ) -> Track:
-    """Run a track to its end, or for `length` rounds.
+    """Run a track to its end, or for `length` rounds; from a position, if one is given, as if it had never stopped.
 
-    A twin has no acting coalition; it takes the accuracies "at the trigger" in the rounds of its `reference`. A control's
-    coalition does everything but accumulate.
+    Every `checkpoint.every` rounds `save` is told where the track stands. A twin has no acting coalition; it takes the accuracies
+    "at the trigger" in the rounds of its `reference`. A control's coalition does everything but accumulate.
     """
     began = time.perf_counter()
     malicious = malicious_clients(config) if name != "twin" else frozenset[int]()
@@ -138,9 +153,14 @@ def run_track(
     grid = client_grid(config, transport, start, orders, malicious=malicious, accumulate=name != "control")
     track, monitor = Track(name, start=evaluator.start), Monitor(config.monitor, evaluator.probe(start.theta))
     planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
-    arrays, rollback = to_record({"theta": strategy.theta}), config.monitor.action == "rollback"
-    restore = strategy.snapshot() if rollback else None
-    round_ = 0
+    rollback = strategy.save() if config.monitor.action == "rollback" else None
+    if position:
+        track, grid.attack_state, rollback = position.track, position.attack, position.rollback
+        monitor.resume(position.monitor)
+        assert position.strategy is not None
+        strategy.load(position.strategy)
+    began -= track.seconds
+    arrays, round_ = to_record({"theta": strategy.theta}), track.rounds
     while True:
         round_ += 1
         phase = phase_of(config, round_, track.fired, attacked=bool(malicious))
@@ -167,13 +187,13 @@ def run_track(
         if alarm:
             line["alarm"] = True
             track.alarms += (round_,)
-        if alarm and restore:
-            restore()
+        if alarm and rollback:
+            strategy.load(rollback)
             monitor.forget()
             arrays, line["rolled-back"] = to_record({"theta": strategy.theta}), True
             track.rollbacks += 1
-        elif restore and not monitor.low:
-            restore = strategy.snapshot()
+        elif rollback and not monitor.low:
+            rollback = strategy.save()
         theta = strategy.theta
         line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger, alarm)
         line |= _figures(outcome, dict(metrics))
@@ -186,12 +206,15 @@ def run_track(
         line["seconds"] = {name: round(value, 6) for name, value in seconds.items()} | {"waves": outcome.waves}
         records.round(line)
         progress(name, round_, line["phase"], track.evaluated.get(round_))
-        if config.checkpoint.every and round_ % config.checkpoint.every == 0:
-            records.checkpoint(name, round_, {**strategy.tensors(), "buffers": start.buffers}, config.checkpoint.keep)
         if alarm and config.monitor.action == "stop":
             break
-    track.theta = strategy.theta
-    track.final = evaluator.whole(track.theta)
+        if save and config.checkpoint.every and round_ % config.checkpoint.every == 0:
+            track.seconds = time.perf_counter() - began
+            try:
+                save(Position(track, strategy.save(), grid.attack_state, monitor.state, rollback))
+            except UnsavableError as error:  # a strategy of the user's may keep anything
+                print(f"fl-sim: no checkpoint of {config.strategy.name}: {error}", flush=True)
+    track.theta, track.final = strategy.theta, evaluator.whole(strategy.theta)
     track.seconds = time.perf_counter() - began
     return track
 

@@ -168,8 +168,8 @@ class Monitor(Section):
 
 
 class Checkpoint(Section):
-    every: CountOrZero = Field(0, description="rounds between checkpoints (0: none)")
-    keep: Count = Field(2, description="checkpoints kept of each track, the latest")
+    every: CountOrZero = Field(50, description="rounds between checkpoints, from which an interrupted run goes on (0: none)")
+    keep: Count = Field(2, description="checkpoints kept of a run, the latest")
 
 
 class Fault(Section):

@@ -143,9 +143,13 @@ def config_hash(config: Config) -> str:
 
     `data.root` counts only for `image-folder`, where it says which data is meant.
     """
+    return hashlib.sha256(to_json(hashed_keys(config)).encode()).hexdigest()[:12]
+
+
+def hashed_keys(config: Config) -> dict[str, Scalar]:
+    """The keys that can change a result, with values as JSON has them (infinity as the text "inf")."""
     left_out = NOT_HASHED + (() if config.data.name == "image-folder" else ("data.root",))
-    kept = {key: value for key, value in to_flat(config).items() if not key.startswith(left_out)}
-    return hashlib.sha256(to_json(kept).encode()).hexdigest()[:12]
+    return json.loads(to_json({key: value for key, value in to_flat(config).items() if not key.startswith(left_out)}))
 
 
 def to_json(flat: Mapping[str, Any]) -> str:

@@ -56,11 +56,6 @@ class GuardState(NamedTuple):
     parole: int
     bound: float
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        scalars = torch.tensor([self.round, self.lowest, self.probation, self.sentence, self.parole, self.bound], dtype=torch.float64)
-        return {"guard-fixed": self.fixed, "guard-recent": torch.stack(self.recent), "guard-scalars": scalars}
-
 
 class Judged(NamedTuple):
     """The server's next state, the guard's, and what it measured and did."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from logging import WARNING
@@ -17,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fl_sim.object_state import State, restored, saved
 from fl_sim.params import array_record, from_record, to_record
 from fl_sim.randomness import lent_generators
 
@@ -54,18 +54,13 @@ class FlowerHost(Strategy):
         self._sent = theta
         self._unread: frozenset[str] = frozenset()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: the model. The state of the strategy's own optimiser is in no common form."""
-        return {"theta": self.theta}
+    def save(self) -> State:
+        """All that the next round depends on: the model, and what the strategy keeps in its attributes. Raises UnsavableError."""
+        return saved({"theta": self.theta, "inner": self.inner})
 
-    def snapshot(self) -> Callable[[], None]:
-        """A function that brings the present state back."""
-        theta, inner = self.theta, copy.deepcopy(self.inner)
-
-        def restore() -> None:
-            self.theta, self.inner = theta, copy.deepcopy(inner)
-
-        return restore
+    def load(self, state: State) -> None:
+        """Bring a saved state back, also into a strategy that was made anew."""
+        self.theta = restored(state, {"inner": self.inner})["theta"]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """What the strategy sends, as messages for the `ClientGrid`: one shared flat model, `stacked` updates asked for."""

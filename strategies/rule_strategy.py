@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from logging import INFO
@@ -16,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.clipping import Clip
+from fl_sim.object_state import State, restored, saved
 from fl_sim.params import from_record, to_record
 from strategies.dgc import Guard
 from strategies.rules import Rule, finish, stacked_mean
@@ -53,18 +53,14 @@ class RuleStrategy(Strategy):
         """The global model (d,)."""
         return self.state.theta
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        return self.state._asdict() | (self.guard_state.tensors() if self.guard_state else {})
+    def save(self) -> State:
+        """All that the next round depends on: model, velocity, what the guard and a combination with a memory remember."""
+        return saved({**self.state._asdict(), "guard": self.guard_state, "combine": self.rule.combine})
 
-    def snapshot(self) -> Callable[[], None]:
-        """A function that brings the present state back."""
-        state, guard_state, rule = self.state, self.guard_state, copy.deepcopy(self.rule)
-
-        def restore() -> None:
-            self.state, self.guard_state, self.rule = state, guard_state, copy.deepcopy(rule)
-
-        return restore
+    def load(self, state: State) -> None:
+        """Bring a saved state back, also into a strategy that was made anew."""
+        found = restored(state, {"guard": self.guard_state, "combine": self.rule.combine})
+        self.state, self.guard_state = ServerState(found["theta"], found["velocity"]), found["guard"]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message per sampled client, all with the same content; `config` may bring the `phase` of the round."""
