@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.cells import Cell, Sweep, label, preset_path, read_sweep
+from experiments.checkpoint import find_checkpoint
 from experiments.doctor import doctor
 from experiments.launch import checked, cpu_cores, launch
 from experiments.plan import plan_table
@@ -22,6 +23,7 @@ from experiments.results import run_table, runs_table
 from experiments.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.study import Study, complete_runs, read_study, write_study
 from experiments.study_outputs import study_tables, write_outputs, write_parquet
+from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
 
 BAD_INPUT = 2
@@ -49,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="one run: attacked, clean twin and control")
     run.add_argument("presets", nargs="*", metavar="PRESET", help="preset names or TOML files, later ones win (default: digits)")
+    run.add_argument("--resume", action="store_true", help="only go on with an interrupted run, never begin one (without it: either)")
     run.set_defaults(command=_run)
     sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
     sweep.add_argument("spec", type=Path, metavar="SPEC.toml")
@@ -88,6 +91,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if is_complete(folder):
         console.print(f"already complete: {folder}", highlight=False)
     else:
+        if arguments.resume:
+            expect_checkpoint(folder, config)
+        say_where_it_stands(folder, config, console)
         code = launch(flat, arguments.workers, console, title=f"{config.name} · {config.attack.name} against {config.strategy.name}")
         if code:
             return code
@@ -116,6 +122,9 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
             table = plan_table(sweep.cells, configs, folders, workers)
         Console().print(table)
         return 0
+    for folder, config in zip(folders, configs, strict=True):
+        if not is_complete(folder):
+            say_where_it_stands(folder, config, console)
     study = Study(sweep.name, common, sweep.cells, tuple(folder.name for folder in folders), sweep.published)
     write_study(output_dir, study)
     code = 0
@@ -125,6 +134,28 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     if any(map(is_complete, folders)):
         _show(output_dir, study, console)
     return code
+
+
+def say_where_it_stands(folder: Path, config: Config, console: Console) -> None:
+    """Say from where an interrupted run will go on, and which of its checkpoints are damaged.
+
+    Raises ConfigError if its checkpoint is of another configuration."""
+    found = find_checkpoint(folder / "checkpoint", config)
+    if found:
+        track = found.checkpoint.position.track
+        console.print(f"{folder.name} goes on after round {track.rounds} of the {track.name} track", highlight=False)
+        for path in found.damaged:
+            console.print(f"[yellow]warning:[/] {_escape(path.name)} is damaged; the one before is used", highlight=False)
+
+
+def expect_checkpoint(folder: Path, config: Config) -> None:
+    """Raise ConfigError if a run has no checkpoint to go on from; it names the keys in which an interrupted one of the same name differs."""
+    if find_checkpoint(folder / "checkpoint", config):
+        return
+    others = [path for path in folder.parent.glob(f"{config.name}-*/checkpoint") if not is_complete(path.parent)]
+    for other in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        find_checkpoint(other, config)  # raises: it is another's
+    raise ConfigError([f"expected an interrupted run with a checkpoint in {str(folder)!r} with --resume, found none"])
 
 
 def _search(arguments: argparse.Namespace, console: Console) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from experiments.calibration import calibrate
 from experiments.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
 from experiments.figures import accuracy_figure, attack_figure, guard_figure
-from experiments.records import RunRecords, read_rounds, run_folder
+from experiments.records import RunRecords, is_complete, read_rounds, read_summary, run_folder
 from experiments.schedule import planned_rounds
 from experiments.summary import summarise
 from experiments.track import Evaluator, Position, Progress, Track, TrackName, run_track
@@ -21,21 +25,44 @@ from fl_sim.federation import load_federation
 from fl_sim.sampling import malicious_clients
 from fl_sim.transports import Transport
 
+LOCK_WAIT = 60.0  # seconds
+
 
 def execute_run(
     config: Config, output_dir: Path, transport: Transport, progress: Progress, orders: int = 0, twins: Path | None = None
 ) -> dict[str, Any]:
-    """Run one configuration into `output_dir/<name>-<hash>` and return its summary.
+    """Run one configuration into `output_dir/<name>-<hash>` and return its summary; from its last checkpoint, if it was interrupted.
+
+    Raises RuntimeError if another process writes into the folder, and ConfigError if the checkpoint is of another configuration.
 
     Args: transport, the workers, which outlive the run; progress, called after each round; orders, how many orders a wave
     may be split into (0: one a worker); twins, a folder for clean twins that other runs may use too.
     """
+    folder = run_folder(output_dir, config)
+    with run_lock(folder):
+        if is_complete(folder):  # while this process waited
+            return read_summary(folder)
+        return _execute(config, folder, transport, progress, orders, twins)
+
+
+@contextmanager
+def run_lock(folder: Path) -> Generator[None]:
+    """Hold a run's folder for this process. One that was killed may leave workers that write on for some seconds: that is waited for."""
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / f"{folder.name}.lock", timeout=LOCK_WAIT):
+            yield
+    except Timeout:
+        raise RuntimeError(f"another process has been writing into {folder} for {LOCK_WAIT:.0f} s; end it, or use another -o DIR") from None
+
+
+def _execute(config: Config, folder: Path, transport: Transport, progress: Progress, orders: int, twins: Path | None) -> dict[str, Any]:
     began = time.perf_counter()
     federation = load_federation(config)
     start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
     evaluator = Evaluator(config, federation, start)
     burnt = time.perf_counter()
-    folder = run_folder(output_dir, config)
     found = find_checkpoint(folder / "checkpoint", config)
     resumed = found.checkpoint if found else None
     records = RunRecords(folder, config, found)

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from clients.client_app import app
+from experiments import cli
 from experiments.checkpoint import ORDER, find_checkpoint
 from experiments.records import run_folder
-from experiments.run import execute_run
+from experiments.run import execute_run, run_lock
 from fl_sim.config import Config
 from fl_sim.config_file import ConfigError
 from fl_sim.object_state import UnsavableError, restored, saved
@@ -192,3 +193,40 @@ def test_what_cannot_be_saved_is_said_and_not_forgotten(value: Any) -> None:
         value = itself
     with pytest.raises(UnsavableError, match="kept"):
         saved({"kept": value})
+
+
+def test_the_command_says_where_a_run_stands(
+    configure: Configure, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = {
+        "name": "test", "data.num-clients": 12, "data.cache-dir": str(cache_dir), "model.name": "mlp", "client.block": 4, "attack.fire": "schedule",
+        "attack.malicious-fraction": 0.17, "schedule.burn-in-epochs": 2, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 2,
+        "checkpoint.every": 1,
+    }  # fmt: skip
+    preset = tmp_path / "test.toml"
+    preset.write_text("".join(f'"{key}" = {json.dumps(value)}\n' for key, value in flat.items()))
+    command = ["run", str(preset), "--transport", "inline", "-o", str(tmp_path), "--resume"]
+    assert cli.main(command) == 2
+    assert "expected an interrupted run with a checkpoint" in " ".join(capsys.readouterr().err.split())
+    config = configure(checkpoint__every=1)
+    execute(config, tmp_path, ("twin", 3))
+    (run_folder(tmp_path, config) / "checkpoint" / "twin-000002.safetensors").write_bytes(b"")
+    assert cli.main([*command, "-c", "attack.rho=0.9"]) == 2
+    assert "attack.rho = 0.7 there, 0.9 here" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(command) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{run_folder(tmp_path, config).name} goes on after round 1 of the twin track" in said
+    assert "warning: twin-000002.safetensors is damaged" in said
+    assert cli.main(command) == 0
+    assert "already complete" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_write_into_one_folder(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure()
+    monkeypatch.setattr("experiments.run.LOCK_WAIT", 0.1)
+    with run_lock(run_folder(tmp_path, config)), pytest.raises(RuntimeError, match="another process has been writing into"):
+        execute(config, tmp_path)
+    execute(config, tmp_path)
+    before = (run_folder(tmp_path, config) / "rounds.jsonl").stat().st_mtime_ns
+    execute(config, tmp_path)
+    assert (run_folder(tmp_path, config) / "rounds.jsonl").stat().st_mtime_ns == before, "complete while this one waited: nothing to do"
