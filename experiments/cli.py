@@ -149,7 +149,7 @@ def say_where_it_stands(folder: Path, config: Config, console: Console) -> None:
 
 
 def expect_checkpoint(folder: Path, config: Config) -> None:
-    """Raise ConfigError if a run has no checkpoint to go on from; it names the keys in which an interrupted one of the same name differs."""
+    """Raise ConfigError if a run has no checkpoint to go on from, with the keys in which an interrupted one of the same name differs."""
     if find_checkpoint(folder / "checkpoint", config):
         return
     others = [path for path in folder.parent.glob(f"{config.name}-*/checkpoint") if not is_complete(path.parent)]
