@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from clients.coalition import coalition_turn
 from clients.honest import BlockResults, Work, compute_blocks
 from fl_sim.config_file import from_json
-from fl_sim.faults import kill_worker
+from fl_sim.faults import kill_worker, spoiled
 from fl_sim.federation import device_of, load_federation, new_module
 from fl_sim.flat_model import FlatModel
 from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, order_from_content, reply_to_content, rows_sum
@@ -50,7 +50,8 @@ def answer(message: Message) -> Reply:
     if order.coalition:
         coalition = _turn(work, order, order.coalition, results)
     nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
-    return Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - began)
+    reply = Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - began)
+    return spoiled(config.fault, order, reply)
 
 
 def _turn(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:

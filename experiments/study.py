@@ -44,7 +44,7 @@ def write_study(folder: Path, study: Study) -> None:
     record = asdict(study)
     for flats in (record, *record["cells"]):  # to_json: infinity as text, as in config.json
         key = "base" if flats is record else "flat"
-        flats[key] = json.loads(to_json(flats[key]))
+        flats[key] = {name: json.loads(to_json({name: value}))[name] for name, value in flats[key].items()}  # in the spec's order
     write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

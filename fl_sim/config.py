@@ -54,6 +54,7 @@ class Model(Section):
 class Client(Section):
     batch_size: Count = Field(10, description="examples of one local step (a smaller share is used whole)")
     local_steps: Count = Field(1, description="local steps a round; 1 is FedSGD")
+    timeout: float = Field(0.0, ge=0.0, description="seconds after which a worker's reply is given up and asked for elsewhere (0: never)")
     learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
     threads: Count = Field(1, description="CPU threads of one worker's computation")
     block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
@@ -177,6 +178,11 @@ class Fault(Section):
 
     raises: str = Field("", description="client ids, comma-separated, that raise in every round")
     nan: str = Field("", description="client ids, comma-separated, whose update is NaN in every round")
+    reply: Literal[
+        "none", "shape", "dtype", "nan", "inf", "missing", "duplicate", "negative-weight", "huge-weight", "nan-weight", "slow"
+    ] = Field("none", description="what is wrong with the replies that the clients of fault.clients are in, in every round")
+    clients: str = Field("", description="client ids, comma-separated, of fault.reply")
+    attempts: Literal["first", "all"] = Field("all", description="fault.reply: only when first asked, or elsewhere too")
     kill_round: CountOrZero = Field(0, description="round of each track in which the worker of block 0 is killed (0: never; ray only)")
 
 

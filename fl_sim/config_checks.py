@@ -90,7 +90,7 @@ def _dgc(config: Config) -> list[Problem]:
 
 def _faults(config: Config) -> list[Problem]:
     problems: list[Problem] = []
-    for key, text in (("fault.raises", config.fault.raises), ("fault.nan", config.fault.nan)):
+    for key, text in (("fault.raises", config.fault.raises), ("fault.nan", config.fault.nan), ("fault.clients", config.fault.clients)):
         try:
             ids = client_ids(text)
         except ValueError:
@@ -99,6 +99,9 @@ def _faults(config: Config) -> list[Problem]:
         beyond = [i for i in ids if i >= config.data.num_clients]
         if beyond:
             problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
+    if config.fault.reply == "slow" and not config.client.timeout:
+        keys = ("fault.reply", "client.timeout")
+        problems.append((keys, "expected client.timeout > 0 with fault.reply = 'slow', got 0.0"))
     if config.fault.kill_round and config.grid.transport != "ray":
         keys = ("fault.kill-round", "grid.transport")
         problems.append((keys, f"expected grid.transport = 'ray' with fault.kill-round, got {config.grid.transport!r}"))

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fl_sim.clipping import Clip
+from fl_sim.config_file import from_json
 from fl_sim.merging import MergedRound, Result
 from fl_sim.messages import (
     AttackState,
@@ -24,6 +25,7 @@ from fl_sim.messages import (
     reply_from_content,
 )
 from fl_sim.params import from_record
+from fl_sim.reply_checks import reply_problem
 from fl_sim.transports import Answer, Transport
 
 RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
@@ -79,6 +81,8 @@ class ClientGrid(Grid):
         orders: int = 0,
         waves: int = 0,
     ) -> None:
+        client = from_json(config).client
+        self._timeout, self._largest_weight = client.timeout or None, float(client.batch_size * client.local_steps)
         self._transport, self._config, self._num_clients, self._block = transport, config, num_clients, block
         self._buffers, self._malicious, self._omniscient, self._accumulate = buffers, malicious, omniscient, accumulate
         self._orders, self._waves = orders or transport.num_workers, waves
@@ -167,26 +171,41 @@ class ClientGrid(Grid):
         return replace(order, blocks=(), coalition=replace(order.coalition, honest_sum=total, honest_weight=weight))
 
     def _exchange(self, parts: Sequence[Order]) -> list[Result]:
-        """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere."""
+        """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere, each block and the
+        coalition by itself, so that what fails again takes nothing with it."""
         results: list[Result] = []
         again: list[tuple[Order, int]] = []
-        for part, answer in zip(parts, self._transport.exchange([order_to_content(part) for part in parts]), strict=True):
-            reply = _read(answer)
+        for part, answer in zip(parts, self._send(parts), strict=True):
+            reply, failure = self._read(part, answer)
             if reply is None:
-                again.append((replace(part, attempt=1), answer.worker))
                 whose = ", ".join(
                     [f"{clients[0]} to {clients[-1]}" for _, clients in part.blocks] + ["the coalition"] * bool(part.coalition)
                 )
-                results.append((replace(part, blocks=(), coalition=None), None, f"{answer.failure}; asked elsewhere: clients {whose}"))
-                continue
-            results.append((part, reply, ""))
-            if reply.retry:
-                blocks = tuple(block for block in part.blocks if block[0] in reply.retry)
-                again.append((replace(part, blocks=blocks, coalition=None, attempt=1), answer.worker))
+                results.append((replace(part, blocks=(), coalition=None), None, f"{failure}; asked elsewhere: clients {whose}"))
+            else:
+                results.append((part, reply, ""))
+            failed = [block for block in part.blocks if reply is None or block[0] in reply.retry]
+            again += [(replace(part, blocks=(block,), coalition=None, attempt=1), answer.worker) for block in failed]
+            if reply is None and part.coalition:
+                again.append((replace(part, blocks=(), attempt=1), answer.worker))
         for part, worker in again:
-            answer = self._transport.exchange([order_to_content(part)], avoid=worker)[0]
-            results.append((part, _read(answer), answer.failure))
+            reply, failure = self._read(part, self._send([part], avoid=worker)[0])
+            results.append((part, reply, failure))
         return results
+
+    def _send(self, parts: Sequence[Order], avoid: int | None = None) -> list[Answer]:
+        return self._transport.exchange([order_to_content(part) for part in parts], avoid=avoid, timeout=self._timeout)
+
+    def _read(self, order: Order, answer: Answer) -> tuple[Reply | None, str]:
+        """The reply of an answer, or why it has none that can be used."""
+        if answer.content is None:
+            return None, answer.failure
+        try:
+            reply = reply_from_content(answer.content)
+        except Exception as error:  # a reply may hold anything
+            return None, f"the reply cannot be read ({type(error).__name__}: {error})"
+        problem = reply_problem(order, reply, self._largest_weight)
+        return (None, problem) if problem else (reply, "")
 
     # What Flower's Grid asks for beside.
 
@@ -209,7 +228,3 @@ class ClientGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")
-
-
-def _read(answer: Answer) -> Reply | None:
-    return None if answer.content is None else reply_from_content(answer.content)

@@ -98,7 +98,7 @@ class RayTransport(HostingTransport):
     def num_workers(self) -> int:
         return len(self._actors)
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None) -> list[Answer]:
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         shared: dict[int, Any] = {}
         calls: list[tuple[int, Any]] = []
         taken = self._take(len(contents), avoid)
@@ -112,7 +112,8 @@ class RayTransport(HostingTransport):
                 rest = RecordDict({name: record for name, record in content.items() if name != "model"})
                 message = Message(rest, worker + 1, "train")
                 calls.append((worker, self._actors[worker].call.remote(message, worker, **references)))
-            return [self._result(worker, call) for worker, call in calls]
+            until = None if timeout is None else time.monotonic() + timeout
+            return [self._result(worker, call, until) for worker, call in calls]
         finally:
             with self._lock:
                 for worker in taken:
@@ -146,9 +147,14 @@ class RayTransport(HostingTransport):
                 self._busy[worker] += 1
             return taken
 
-    def _result(self, worker: int, call: Any) -> Answer:
+    def _result(self, worker: int, call: Any, until: float | None) -> Answer:
         try:
-            return ray.get(call)
+            return ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
+        except ray.exceptions.GetTimeoutError:
+            with self._lock:
+                ray.kill(self._actors[worker])  # else its next order waits for this one
+                self._actors[worker] = self._start()
+            return Answer(worker, None, f"worker {worker} did not answer in time (client.timeout)")
         except ray.exceptions.RayActorError:
             with self._lock:
                 self._actors[worker] = self._start()  # a call to it waits until it is up

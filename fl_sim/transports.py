@@ -35,10 +35,11 @@ class Transport(ABC):
         """How many workers there are."""
 
     @abstractmethod
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None) -> list[Answer]:
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         """Send at most `num_workers` orders, each to another worker, and wait for all answers, in the order of `contents`.
 
-        `avoid` names a worker that failed and is not to be asked, if there is another.
+        `avoid` names a worker that failed and is not to be asked, if there is another. After `timeout` seconds the answers that are not
+        there are given up.
         """
 
     def close(self) -> None:  # noqa: B027  (most transports start nothing)
@@ -72,7 +73,7 @@ class InlineTransport(Transport):
     def num_workers(self) -> int:
         return 1
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None) -> list[Answer]:
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         return [call_app(self._app, Message(content, 1, "train"), worker=0) for content in contents]
 
 
@@ -94,10 +95,10 @@ class FlowerTransport(Transport):
     def num_workers(self) -> int:
         return len(self._nodes)
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None) -> list[Answer]:
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         workers = [worker for worker in range(len(self._nodes)) if worker != avoid] or [0]
         messages = [Message(content, self._nodes[workers[i]], "train") for i, content in enumerate(contents)]
-        replies = {reply.metadata.src_node_id: reply for reply in self._grid.send_and_receive(messages)}
+        replies = {reply.metadata.src_node_id: reply for reply in self._grid.send_and_receive(messages, timeout=timeout)}
         return [answer_of(replies.get(self._nodes[workers[i]]), workers[i]) for i in range(len(messages))]
 
 

@@ -16,6 +16,7 @@ ALLOWED = {
 }
 FLOWER = {
     "fl_sim/params.py",
+    "fl_sim/object_state.py",
     "fl_sim/messages.py",
     "fl_sim/grid.py",
     "fl_sim/merging.py",

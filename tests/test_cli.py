@@ -211,3 +211,34 @@ def test_progress_lines_can_be_read_back() -> None:
     ]
     assert parse("something else") is None
     assert parse("fl-sim | nonsense") is None
+
+
+def test_changing_a_key_of_the_base_runs_exactly_the_touched_cells_again(tmp_path: Path, cache_dir: Path) -> None:
+    base = {
+        "data.num-clients": 12, "data.cache-dir": str(cache_dir), "model.name": "mlp", "schedule.burn-in-epochs": 1, "attack.fire": "schedule",
+        "schedule.accumulate-rounds": 1, "schedule.recovery-rounds": 1, "attack.malicious-fraction": 0.1, "twin": False, "control": False,
+        "attack.rho": 0.5, "strategy.bound": 5.0,
+    }  # fmt: skip
+    axes = (
+        '[axes]\nstrategy = ["mean", {name = "clip-after", bound = 1.0}, {name = "clip-after", bound = 2.0}]\n"attack.rho" = [0.7, 0.9]\n'
+    )
+
+    def ran(**changed: object) -> set[str]:
+        """The runs that a sweep over a base with these changes makes anew."""
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/summary.json")}
+        lines = "".join(f'"{key}" = {json.dumps(value)}\n' for key, value in {**base, **changed}.items())
+        (tmp_path / "s.toml").write_text(f"[set]\n{lines}{axes}")
+        assert cli.main(["sweep", str(tmp_path / "s.toml"), "--transport", "inline", "-o", str(tmp_path)]) == 0
+        after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/summary.json")}
+        new = {path.parent.name for path, when in after.items() if before.get(path) != when}
+        rows = (tmp_path / "s" / "results.csv").read_text().splitlines()
+        assert len(rows) == 7, "the table holds the cells of the spec as it is now"
+        return new
+
+    assert len(ran()) == 6
+    assert ran() == set()
+    assert len(ran(**{"strategy.bound": 6.0})) == 2, "the cells of clip-after have bounds of their own"
+    assert ran(**{"attack.rho": 0.6}) == ran(), "an axis gives rho: no cell is touched"
+    assert ran(tracking="none", **{"checkpoint.every": 1}) == set(), "these change no result"
+    assert len(ran(**{"server.momentum": 0.5})) == 6
+    assert ran() == set(), "and back: nothing was lost"

@@ -42,7 +42,7 @@ class Workers(Transport):
     def num_workers(self) -> int:
         return self._count
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None) -> list[Answer]:
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         self.sent.append(len(contents))
         workers = [worker for worker in range(self._count) if worker != avoid]
         answers = [

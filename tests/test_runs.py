@@ -266,7 +266,7 @@ def test_a_worker_that_fails_in_a_round_changes_nothing_but_the_record(configure
     class Flaky(InlineTransport):
         calls = 0
 
-        def exchange(self, contents: list[RecordDict], avoid: int | None = None) -> list[Answer]:  # type: ignore[override]
+        def exchange(self, contents: list[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:  # type: ignore[override]
             self.calls += 1
             if self.calls == 2:
                 return [Answer(0, None, "worker 0 died")]
@@ -280,7 +280,7 @@ def test_a_worker_that_fails_in_a_round_changes_nothing_but_the_record(configure
 
 def test_an_interrupted_run_leaves_no_summary_and_is_started_afresh(configure: Configure, tmp_path: Path) -> None:
     class Interrupted(InlineTransport):
-        def exchange(self, contents: list[RecordDict], avoid: int | None = None) -> list[Answer]:  # type: ignore[override]
+        def exchange(self, contents: list[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:  # type: ignore[override]
             raise KeyboardInterrupt
 
     config = configure()

@@ -28,6 +28,7 @@ def test_a_study_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert len(runs) == 12
     write_study(tmp_path, study)
     assert read_study(tmp_path) == study
+    assert [list(cell.flat) for cell in read_study(tmp_path).cells] == [["strategy.name", "attack.poison-ratio", "seed"]] * 12, "in order"
 
 
 def test_runs_without_a_study_are_told_apart_by_the_keys_in_which_they_differ(tmp_path: Path) -> None:
