@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -39,19 +40,20 @@ def execute_run(
     may be split into (0: one a worker); twins, a folder for clean twins that other runs may use too.
     """
     folder = run_folder(output_dir, config)
-    with run_lock(folder):
+    with run_lock(folder, Path(config.data.cache_dir).expanduser()):
         if is_complete(folder):  # while this process waited
             return read_summary(folder)
         return _execute(config, folder, transport, progress, orders, twins)
 
 
 @contextmanager
-def run_lock(folder: Path) -> Generator[None]:
+def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
     """Hold a run's folder for this process. One that was killed may leave workers that write on for some seconds: that is waited for."""
-    locks = folder.parent / ".locks"
+    locks = cache_dir / "locks"
     locks.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     try:
-        with FileLock(locks / f"{folder.name}.lock", timeout=LOCK_WAIT):
+        with FileLock(locks / f"{folder.name}-{name}.lock", timeout=LOCK_WAIT):
             yield
     except Timeout:
         raise RuntimeError(f"another process has been writing into {folder} for {LOCK_WAIT:.0f} s; end it, or use another -o DIR") from None

@@ -129,7 +129,7 @@ class RayTransport(HostingTransport):
         except ray.exceptions.RayError as error:  # dead, out of memory, or out of reach: then it must not go on writing
             with self._lock:
                 ray.kill(self._actors[worker])
-                self._actors[worker] = self._start()
+                self._replace(worker)
             raise WorkerDiedError(f"worker {worker} died ({type(error).__name__})") from None
         finally:
             with self._lock:
@@ -147,17 +147,22 @@ class RayTransport(HostingTransport):
                 self._busy[worker] += 1
             return taken
 
+    def _replace(self, worker: int) -> None:
+        """Start another actor in a worker's place; the next order waits until it is up, so that no timeout runs meanwhile."""
+        self._actors[worker] = self._start()
+        self._starting.append(self._actors[worker].ready.remote())
+
     def _result(self, worker: int, call: Any, until: float | None) -> Answer:
         try:
             return ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
         except ray.exceptions.GetTimeoutError:
             with self._lock:
                 ray.kill(self._actors[worker])  # else its next order waits for this one
-                self._actors[worker] = self._start()
+                self._replace(worker)
             return Answer(worker, None, f"worker {worker} did not answer in time (client.timeout)")
         except ray.exceptions.RayActorError:
             with self._lock:
-                self._actors[worker] = self._start()  # a call to it waits until it is up
+                self._replace(worker)
             return Answer(worker, None, f"worker {worker} died")
         except ray.exceptions.RayError as error:
             return Answer(worker, None, f"worker {worker}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")

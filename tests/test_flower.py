@@ -61,3 +61,17 @@ def test_a_worker_killed_in_mid_round_changes_only_the_record(fl_sim: Run, worke
     assert list(retried) == [2]
     assert retried[2]["order 0"].startswith("worker 0 died; asked elsewhere: clients 0 to ")
     assert all(line["clients"] == 13 for line in killed[1])
+
+
+def test_a_reply_that_is_late_is_asked_for_elsewhere(fl_sim: Run) -> None:
+    short = {"twin": False, "control": False, "schedule__accumulate_rounds": 1, "schedule__recovery_rounds": 0}
+    healthy = fingerprint(fl_sim("--transport", "inline", **short))
+    late = fl_sim(
+        "--workers", "2", fault__reply="slow", fault__clients="0", fault__attempts="first", client__timeout=15.0, **short
+    )  # fmt: skip
+    found = fingerprint(late)
+    assert found[0] == healthy[0]
+    assert [line["clients"] for line in found[1]] == [13, 13]
+    reasons = [reason for line in found[1] for reason in line["retried"].values()]
+    assert all("did not answer in time (client.timeout); asked elsewhere: clients 0 to" in reason for reason in reasons)
+    assert len(reasons) == 2

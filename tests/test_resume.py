@@ -224,7 +224,10 @@ def test_the_command_says_where_a_run_stands(
 def test_two_runs_do_not_write_into_one_folder(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure()
     monkeypatch.setattr("experiments.run.LOCK_WAIT", 0.1)
-    with run_lock(run_folder(tmp_path, config)), pytest.raises(RuntimeError, match="another process has been writing into"):
+    with (
+        run_lock(run_folder(tmp_path, config), Path(config.data.cache_dir)),
+        pytest.raises(RuntimeError, match="another process has been writing into"),
+    ):
         execute(config, tmp_path)
     execute(config, tmp_path)
     before = (run_folder(tmp_path, config) / "rounds.jsonl").stat().st_mtime_ns
