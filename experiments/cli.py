@@ -27,6 +27,7 @@ from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
 
 BAD_INPUT = 2
+FILE_WIDTH = 160  # characters of a table that goes into a file
 PATHS = ("output-dir", "data.root", "data.cache-dir")
 
 
@@ -203,8 +204,9 @@ def _show(folder: Path, study: Study, console: Console) -> None:
     """Write what a study's records give, and print its tables."""
     with console.status("figures and report"):
         written = write_outputs(folder, study)
+    out = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     for table in study_tables(folder, study):
-        Console().print(table)
+        out.print(table)
     kinds = {".csv": "records:", ".png": "figure: ", ".html": "report: "}
     for path in written:
         print(f"{kinds[path.suffix]} {path}")
