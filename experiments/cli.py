@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from experiments.cells import Cell, Sweep, label, preset_path, read_sweep
 from experiments.checkpoint import find_checkpoint
@@ -35,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and return the exit code: 0 done, 1 the run failed, 2 bad input."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     arguments = _parser().parse_args(argv)
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     try:
         return arguments.command(arguments, console)
     except ConfigError as error:
         for problem in error.problems:
-            console.print(f"[red]error:[/] {_escape(problem)}", highlight=False, soft_wrap=True)
+            console.print(Text.assemble(("error: ", "red"), problem), soft_wrap=True)
         return BAD_INPUT
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -146,7 +147,7 @@ def say_where_it_stands(folder: Path, config: Config, console: Console) -> None:
         track = found.checkpoint.position.track
         console.print(f"{folder.name} goes on after round {track.rounds} of the {track.name} track", highlight=False)
         for path in found.damaged:
-            console.print(f"[yellow]warning:[/] {_escape(path.name)} is damaged; the one before is used", highlight=False)
+            console.print(Text.assemble(("warning: ", "yellow"), f"{path.name} is damaged; the one before is used"))
 
 
 def expect_checkpoint(folder: Path, config: Config) -> None:
@@ -176,7 +177,7 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
         code = launch({**common, "search": search.to_json()}, arguments.workers, console, title=what)
         trials = look_up()
     if nonsense := [text for settings, _ in trials if (text := contradiction(common, settings))]:
-        console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {_escape(nonsense[0])}", highlight=False)
+        console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {nonsense[0]}", highlight=False, markup=False)
     tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
     if not tried:
         return code or 1
@@ -261,10 +262,6 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.gpus_per_worker is not None:
         flat["ray.gpus-per-worker"] = arguments.gpus_per_worker
     return flat
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":
