@@ -92,6 +92,10 @@ def _at_scale(path: Path, spec: dict[str, Any], scale: str) -> dict[str, Any]:
     over = cast(dict[str, Any], scales[scale])
     if unknown := sorted(set(over) - {"base", "set", "axes"}):
         raise ConfigError([f"{path}: unknown key 'scales.{scale}.{key}'; a scale has base, set and axes" for key in unknown])
+    for table in (spec, over):
+        for key in ("set", "axes"):
+            if not isinstance(table.get(key, {}), dict):
+                raise ConfigError([f"{path}: expected [{key}] to be a table, got {table[key]!r}"])
     merged = {key: {**flatten(spec.get(key, {})), **flatten(over.get(key, {}))} for key in ("set", "axes")}
     return {**spec, **merged, **({"base": over["base"]} if "base" in over else {})}
 

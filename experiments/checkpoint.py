@@ -35,10 +35,10 @@ class Checkpoint(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The newest checkpoint that can be read, its file, and the damaged ones that are newer."""
+    """The newest checkpoint that can be used and its file, if there is one, and the damaged ones that are newer."""
 
-    checkpoint: Checkpoint
-    path: Path
+    checkpoint: Checkpoint | None
+    path: Path | None
     damaged: Sequence[Path]
 
 
@@ -72,13 +72,15 @@ def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffe
     return path
 
 
-def find_checkpoint(folder: Path, config: Config) -> Found | None:
-    """The newest checkpoint in a folder that is whole; None without one. Damaged ones are passed over.
+def find_checkpoint(folder: Path, config: Config) -> Found:
+    """The newest checkpoint in `folder/checkpoint` that is whole and whose rounds are all in `rounds.jsonl`. Others are passed over.
 
     Raises ConfigError naming the keys in which it is of another configuration.
     """
     damaged: list[Path] = []
-    for path in _newest_first(folder):
+    lines = folder / "rounds.jsonl"
+    size = lines.stat().st_size if lines.exists() else 0
+    for path in _newest_first(folder / "checkpoint"):
         try:
             with safe_open(path, framework="pt") as file:
                 metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -90,8 +92,11 @@ def find_checkpoint(folder: Path, config: Config) -> Found | None:
             continue
         if problems := _differences(path, record["config"], hashed_keys(config)):
             raise ConfigError(problems)
-        return Found(_checkpoint(record["states"], tensors), path, damaged)
-    return None
+        checkpoint = _checkpoint(record["states"], tensors)
+        if checkpoint.lines <= size:
+            return Found(checkpoint, path, damaged)
+        damaged.append(path)
+    return Found(None, None, damaged)
 
 
 def _checkpoint(states: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:

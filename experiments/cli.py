@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--transport", choices=("ray", "flower", "inline"), help="how messages reach the workers")
         command.add_argument("--workers", type=int, metavar="K", help="Ray actors, or SuperNodes with --transport flower")
         command.add_argument("--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker")
+        command.add_argument("--ray-address", metavar="HOST:PORT", help="join this Ray cluster, as RAY_ADDRESS does (docs/cluster.md)")
     check = commands.add_parser("doctor", help="check this installation, and say what is wrong")
     check.set_defaults(command=_doctor)
     return parser
@@ -142,19 +143,21 @@ def say_where_it_stands(folder: Path, config: Config, console: Console) -> None:
     """Say from where an interrupted run will go on, and which of its checkpoints are damaged.
 
     Raises ConfigError if its checkpoint is of another configuration."""
-    found = find_checkpoint(folder / "checkpoint", config)
-    if found:
+    found = find_checkpoint(folder, config)
+    if found.checkpoint:
         track = found.checkpoint.position.track
         console.print(f"{folder.name} goes on after round {track.rounds} of the {track.name} track", highlight=False)
-        for path in found.damaged:
-            console.print(Text.assemble(("warning: ", "yellow"), f"{path.name} is damaged; the one before is used"))
+    for path in found.damaged:
+        instead = "the one before is used" if found.checkpoint else "the run begins anew"
+        console.print(Text.assemble(("warning: ", "yellow"), f"{path.name} is damaged; {instead}"))
 
 
 def expect_checkpoint(folder: Path, config: Config) -> None:
     """Raise ConfigError if a run has no checkpoint to go on from, with the keys in which an interrupted one of the same name differs."""
-    if find_checkpoint(folder / "checkpoint", config):
+    if find_checkpoint(folder, config).checkpoint:
         return
-    others = [path for path in folder.parent.glob(f"{config.name}-*/checkpoint") if not is_complete(path.parent)]
+    hexadecimal = "[0-9a-f]" * 12
+    others = [path for path in folder.parent.glob(f"{config.name}-{hexadecimal}") if not is_complete(path)]
     for other in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         find_checkpoint(other, config)  # raises: it is another's
     raise ConfigError([f"expected an interrupted run with a checkpoint in {str(folder)!r} with --resume, found none"])
@@ -253,6 +256,8 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     flat.setdefault("output-dir", str(arguments.output_dir))
+    if arguments.ray_address:
+        os.environ["RAY_ADDRESS"] = arguments.ray_address
     if arguments.transport:
         flat["grid.transport"] = arguments.transport
     if arguments.workers is not None:

@@ -36,6 +36,11 @@ def run_folder(output_dir: Path, config: Config) -> Path:
     return output_dir / f"{config.name}-{config_hash(config)}"
 
 
+def run_folders(root: Path) -> list[Path]:
+    """The folders of all runs below a folder, itself included."""
+    return sorted(path.parent for path in root.rglob("config.json") if (path.parent / "rounds.jsonl").exists())
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a run ended: its summary is there."""
     return (folder / "summary.json").is_file()
@@ -62,14 +67,16 @@ class RunRecords:
     """Writes a run's folder. An earlier, incomplete run of the same configuration is continued at the checkpoint found, or replaced."""
 
     def __init__(self, folder: Path, config: Config, found: Found | None = None) -> None:
-        if folder.exists() and not found:
+        checkpoint = found.checkpoint if found else None
+        self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if checkpoint else []
+        if folder.exists() and not checkpoint:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if found:
-            os.truncate(folder / "rounds.jsonl", found.checkpoint.lines)
+        if checkpoint:
+            os.truncate(folder / "rounds.jsonl", checkpoint.lines)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self.folder, self._found = folder, found
-        self._started = _now()
+        self.folder, self._goes_on = folder, checkpoint is not None
+        self._sessions.append(_session(config, found))
         write_atomically(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
@@ -89,7 +96,7 @@ class RunRecords:
 
     def kept(self) -> list[dict[str, Any]]:
         """The rounds that a continued run has already."""
-        return _lines(self.folder) if self._found else []
+        return _lines(self.folder) if self._goes_on else []
 
     def size(self) -> int:
         """Bytes of `rounds.jsonl`, all of them on the disk."""
@@ -114,16 +121,23 @@ class RunRecords:
             tracker.close()
 
     def _write_meta(self, config: Config, **more: str) -> None:
-        device = device_of(config)
-        meta = {
-            "versions": _versions(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
-            "git_commit": _git_commit(),
-            "started": self._started,
-            **({"resumed_from": self._found.path.name, "damaged": [path.name for path in self._found.damaged]} if self._found else {}),
-            **more,
-        }
+        """What the run was made with: the last session's, when it began and ended, and each session (one but for interruptions)."""
+        last = {key: value for key, value in self._sessions[-1].items() if key in ("versions", "device", "git_commit")}
+        meta = {**last, "started": self._sessions[0]["started"], **more, "sessions": self._sessions}
         write_atomically(self.folder / "meta.json", _pretty(meta))
+
+
+def _session(config: Config, found: Found | None) -> dict[str, Any]:
+    """One process that worked on a run: when, with what, from which checkpoint on, and which were damaged."""
+    cpu = f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
+    return {
+        "versions": _versions(),
+        "device": torch.cuda.get_device_name() if device_of(config).type == "cuda" else cpu,
+        "git_commit": _git_commit(),
+        "started": _now(),
+        "resumed_from": found.path.name if found and found.path else None,
+        "damaged": [path.name for path in found.damaged] if found else [],
+    }
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
-from experiments.published import beside, published_numbers
+from experiments.published import Pair, published_numbers
 from experiments.records import write_atomically
 from experiments.results import Matrix, accuracy_matrix, over_seeds, worst_cases
 from experiments.round_curves import round_panels
@@ -38,15 +38,15 @@ FIGURES = {  # a cell's columns: from the summary, by path
 }
 
 
-def write_report(path: Path, study: Study, runs: Sequence[Run]) -> None:
-    """Write the page of a study's complete runs; it needs no network and no other file."""
+def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> None:
+    """Write the page of a study's complete runs, with published numbers beside them; it needs no network and no other file."""
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     matrix = accuracy_matrix(runs)
     base = {key: value for key, value in {**default_flat(), **json.loads(to_json(study.base))}.items() if changes_results(key)}
     configs = [read_config(run.folder) for run in runs]
-    charts = _charts(study, runs, matrix)
+    charts = _charts(study, runs, matrix, pairs)
     text = environment.get_template("report.html").render(
         study=study,
         complete=len(runs),
@@ -54,7 +54,7 @@ def write_report(path: Path, study: Study, runs: Sequence[Run]) -> None:
         matrix=matrix,
         rows=[(row, [over_seeds(column.get(row, [])) for column in matrix.values.values()]) for row in matrix.rows],
         charts=charts,
-        pairs=beside(study.published, runs) if study.published else [],
+        pairs=pairs,
         source=published_numbers()[study.published] if study.published else {},
         axes=list(runs[0].cell.labels),
         figures=[name for name in FIGURES if any(_figure_of(run.summary, name) is not None for run in runs)],
@@ -88,11 +88,11 @@ def meta_values(runs: Sequence[Run]) -> dict[str, list[str]]:
     return values
 
 
-def _charts(study: Study, runs: Sequence[Run], matrix: Matrix) -> list[Chart]:
+def _charts(study: Study, runs: Sequence[Run], matrix: Matrix, pairs: Sequence[Pair]) -> list[Chart]:
     charts: list[Chart] = []
     if axis := ratio_axis([run.cell for run in runs]):
         charts.append(ratio_chart(ratio_curves(runs, axis), axis))
-    if study.published and (pairs := beside(study.published, runs)):
+    if pairs:
         charts.append(published_chart(pairs, published_numbers()[study.published]["source"]))
     if study.stealth_limit is None:
         charts += [rounds_chart(round_panels(runs)), heat_chart(worst_cases(runs) or matrix)]

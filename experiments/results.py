@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.cells import Cell
 from experiments.published import Pair
-from experiments.records import is_complete, read_summary, write_atomically
+from experiments.records import is_complete, read_summary, run_folders, write_atomically
 from experiments.search import left_after, stealth_cost
 from experiments.study import Run
 from fl_sim.config_file import flatten
@@ -60,7 +60,7 @@ def runs_table(root: Path) -> Table:
     table = Table(caption_justify="left")
     for column in ("folder", "strategy", "attack", "seed", "rounds", "after trigger (%)", "final (%)", "seconds"):
         table.add_column(column, justify="left" if column in ("folder", "strategy", "attack") else "right", overflow="fold")
-    folders = sorted(path.parent for path in root.rglob("config.json") if (path.parent / "rounds.jsonl").exists())
+    folders = run_folders(root)
     for folder in folders:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         who = [str(folder.relative_to(root)), config["strategy.name"], config["attack.name"], str(config["seed"])]
@@ -106,14 +106,14 @@ def worst_cases(runs: Sequence[Run]) -> Matrix | None:
 
     Source: the heat maps of ByzFL (Gonzalez et al. 2025), there the worst case over attacks.
     """
-    if not all(_axis(run.cell, "strategy") and _axis(run.cell, "attack") for run in runs):
+    if not all(_axis(run.cell, "strategy") and "attack.name" in run.cell.flat for run in runs):
         return None
     settings: dict[str, dict[str, dict[str, list[float]]]] = {}
     for cell, _, summary in runs:
         labels = {axis: text for axis, text in cell.labels.items() if axis != "seed"}
         own = [axis for axis in labels if axis.partition(".")[0] == "attack"]
         row = " · ".join(text for axis, text in labels.items() if axis not in own)
-        column = settings.setdefault(str(cell.flat["attack.name"]), {}).setdefault(row, {})
+        column = settings.setdefault(cell.flat["attack.name"], {}).setdefault(row, {})
         column.setdefault(" · ".join(labels[axis] for axis in own), []).append(left_after(summary))
     worst = {
         attack: {row: [min(sum(left) / len(left) for left in tried.values())] for row, tried in rows.items()}

@@ -6,7 +6,6 @@ Runs fire their trigger in different rounds. So that a mean is one of the same m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,9 @@ import numpy as np
 
 from experiments.records import read_rounds
 from experiments.results import place, row_axis
+from experiments.schedule import accumulate_rounds
 from experiments.study import Run
+from fl_sim.config_file import from_json
 
 FROM_START, FROM_TRIGGER = "round", "round, from that of the trigger"
 Phase = tuple[str, int, int]  # name, first round, last round
@@ -74,8 +75,7 @@ def _accuracies(run: Run) -> dict[int, float]:
 def _trigger_round(run: Run) -> int:
     if run.summary["triggers"]:
         return run.summary["triggers"][0]
-    config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
-    return config["schedule.accumulate-rounds"] + 1
+    return accumulate_rounds(from_json((run.folder / "config.json").read_text(encoding="utf-8"))) + 1
 
 
 def _curve(seeds: Sequence[Mapping[int, float]]) -> Curve:

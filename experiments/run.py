@@ -65,8 +65,8 @@ def _execute(config: Config, folder: Path, transport: Transport, progress: Progr
     start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
     evaluator = Evaluator(config, federation, start)
     burnt = time.perf_counter()
-    found = find_checkpoint(folder / "checkpoint", config)
-    resumed = found.checkpoint if found else None
+    found = find_checkpoint(folder, config)
+    resumed = found.checkpoint
     records = RunRecords(folder, config, found)
     tracks: dict[str, Track] = dict(resumed.done) if resumed else {}
     for line in records.kept():
@@ -113,7 +113,9 @@ def _execute(config: Config, folder: Path, transport: Transport, progress: Progr
         twin = tracks.get("twin")
         if config.twin and acts and not twin:
             fresh = partial(run, "twin", attacked.rounds, attacked)
-            tracks["twin"] = twin = shared_twin(twins, config, attacked, records, progress, fresh) if twins else fresh()
+            begun = resumed is not None and resumed.position.track.name == "twin"  # then its first rounds are in the records
+            shared = None if begun else twins
+            tracks["twin"] = twin = shared_twin(shared, config, attacked, records, progress, fresh) if shared else fresh()
         control = run("control") if config.control and acts and config.attack.name == "accumulative" else None
         total, before = time.perf_counter() - began + earlier, burnt - began
         seconds = {"total": total, "burn_in": before, "rounds": total - before}

@@ -59,7 +59,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     orders, twins = transport.num_workers // parallel, output_dir / ".twins"
 
     def execute(cell: Config, report: Progress) -> None:
-        whole = total > 1 and orders == 1 and not cell.fault.kill_round  # which is about a worker asked by messages
+        whole = total > 1 and orders == 1 and not (cell.fault.kill_round or cell.client.timeout)  # about workers asked by messages
         if whole and isinstance(transport, HostingTransport) and transport.hosts:
             _host(cell, output_dir, twins, transport, report)
         else:

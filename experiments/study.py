@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.cells import Cell, label
-from experiments.records import is_complete, read_summary, write_atomically
+from experiments.records import is_complete, read_summary, run_folders, write_atomically
 from fl_sim.config_file import NOT_HASHED, ConfigError, default_flat, to_json
 
 RECORD = "study.json"
@@ -57,7 +57,7 @@ def read_study(folder: Path) -> Study:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         record |= {"cells": tuple(Cell(**cell) for cell in record["cells"]), "folders": tuple(record["folders"])}
         return Study(**record)
-    found = sorted(path.parent for path in folder.rglob("config.json") if (path.parent / "rounds.jsonl").exists())
+    found = run_folders(folder)
     if not found:
         raise ConfigError([f"expected DIR to be a folder with runs, got {str(folder)!r}"])
     flats = [read_config(run) for run in found]

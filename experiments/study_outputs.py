@@ -11,7 +11,6 @@ from experiments.published import beside, published_numbers
 from experiments.report import write_report
 from experiments.results import accuracy_matrix, matrix_table, published_table, search_table, worst_cases, write_results
 from experiments.round_curves import round_panels
-from experiments.search import STEALTH_LIMIT
 from experiments.study import Study, complete_runs
 from experiments.study_figures import (
     heat_figure,
@@ -32,21 +31,23 @@ def write_outputs(folder: Path, study: Study) -> list[Path]:
     runs = complete_runs(folder, study)
     write_results(folder / "results.csv", runs)
     figures: dict[str, Callable[[Path], None]] = {}
-    if study.stealth_limit is None:
+    limit = study.stealth_limit
+    if limit is None:
         matrix = accuracy_matrix(runs)
         figures["accuracy"] = lambda path: rounds_figure(path, round_panels(runs))
         figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or matrix)
         if axis := ratio_axis([run.cell for run in runs]):
             figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis)
     else:
-        figures["search"] = lambda path: search_figure(path, runs, study.stealth_limit or STEALTH_LIMIT)
+        figures["search"] = lambda path: search_figure(path, runs, limit)
     if groups := stealth_runs(runs):
         figures["stealth"] = lambda path: stealth_figure(path, groups)
-    if study.published and (pairs := beside(study.published, runs)):
+    pairs = beside(study.published, runs) if study.published else []
+    if pairs:
         figures["published"] = lambda path: published_figure(path, pairs, published_numbers()[study.published]["source"])
     for name, draw in figures.items():
         draw(folder / name)
-    write_report(folder / "report.html", study, runs)
+    write_report(folder / "report.html", study, runs, pairs)
     return [folder / "results.csv", *(folder / f"{name}.png" for name in figures), folder / "report.html"]
 
 

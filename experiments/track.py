@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from flwr.app import ConfigRecord
@@ -142,7 +143,8 @@ def run_track(
     """
     began = time.perf_counter()
     malicious = malicious_clients(config) if name != "twin" else frozenset[int]()
-    strategy = build_strategy(
+    fresh = partial(
+        build_strategy,
         config,
         start.theta.cpu(),
         lambda round_: sample_clients(config, round_),
@@ -150,10 +152,15 @@ def run_track(
         federation=federation,
         calibration=calibration,
     )
+    strategy = fresh()
     grid = client_grid(config, transport, start, orders, malicious=malicious, accumulate=name != "control")
     track, monitor = Track(name, start=evaluator.start), Monitor(config.monitor, evaluator.probe(start.theta))
     planned = None if malicious or reference else accumulate_rounds(config) + 1  # where a run without an attack is compared
-    rollback = strategy.save() if config.monitor.action == "rollback" else None
+    try:
+        rollback = strategy.save() if config.monitor.action == "rollback" else None
+    except UnsavableError as error:
+        raise RuntimeError(f"monitor.action = 'rollback' cannot bring back {config.strategy.name}: {error}") from None
+    proven = False  # whether a strategy made anew takes what this one saves
     if position:
         track, grid.attack_state, rollback = position.track, position.attack, position.rollback
         monitor.resume(position.monitor)
@@ -211,7 +218,11 @@ def run_track(
         if save and config.checkpoint.every and round_ % config.checkpoint.every == 0:
             track.seconds = time.perf_counter() - began
             try:
-                save(Position(track, strategy.save(), grid.attack_state, monitor.state, rollback))
+                state = strategy.save()
+                if not proven:
+                    fresh().load(state)
+                    proven = True
+                save(Position(track, state, grid.attack_state, monitor.state, rollback))
             except UnsavableError as error:  # a strategy of the user's may keep anything
                 print(f"fl-sim: no checkpoint of {config.strategy.name}: {error}", flush=True)
     track.theta, track.final = strategy.theta, evaluator.whole(strategy.theta)

@@ -99,9 +99,12 @@ def _faults(config: Config) -> list[Problem]:
         beyond = [i for i in ids if i >= config.data.num_clients]
         if beyond:
             problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
-    if config.fault.reply == "slow" and not config.client.timeout:
-        keys = ("fault.reply", "client.timeout")
-        problems.append((keys, "expected client.timeout > 0 with fault.reply = 'slow', got 0.0"))
+    if config.fault.reply == "slow" and not (config.client.timeout and config.grid.transport == "ray"):
+        keys = ("fault.reply", "client.timeout", "grid.transport")
+        got = f"got {config.client.timeout} and {config.grid.transport!r}"
+        problems.append((keys, f"expected client.timeout > 0 and grid.transport = 'ray' with fault.reply = 'slow', {got}"))
+    if config.fault.reply != "none" and not config.fault.clients.strip():
+        problems.append((("fault.reply", "fault.clients"), f"expected fault.clients with fault.reply = {config.fault.reply!r}, got none"))
     if config.fault.kill_round and config.grid.transport != "ray":
         keys = ("fault.kill-round", "grid.transport")
         problems.append((keys, f"expected grid.transport = 'ray' with fault.kill-round, got {config.grid.transport!r}"))

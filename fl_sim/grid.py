@@ -202,9 +202,9 @@ class ClientGrid(Grid):
             return None, answer.failure
         try:
             reply = reply_from_content(answer.content)
+            problem = reply_problem(order, reply, self._largest_weight)
         except Exception as error:  # a reply may hold anything
             return None, f"the reply cannot be read ({type(error).__name__}: {error})"
-        problem = reply_problem(order, reply, self._largest_weight)
         return (None, problem) if problem else (reply, "")
 
     # What Flower's Grid asks for beside.

@@ -6,6 +6,7 @@ cannot change (functions, classes, loggers) stays what the new object has.
 
 from __future__ import annotations
 
+import enum
 import logging
 import random
 import types
@@ -20,6 +21,7 @@ from torch import Tensor
 from fl_sim.params import array_record, from_record
 
 CONSTANT = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, logging.Logger, np.ufunc)
+OPAQUE = (Mapping, list, tuple, set, random.Random, enum.Enum, torch.nn.Module, Tensor, np.ndarray)  # attributes are not all that they hold
 
 
 class State(NamedTuple):
@@ -40,7 +42,10 @@ def saved(value: Any) -> State:
 
 
 def restored(state: State, like: Any = None) -> Any:
-    """The value of a state. Objects take what they remembered: `like` has them, made anew as the saved value was."""
+    """The value of a state. Objects take what they remembered: `like` has them, made anew as the saved value was.
+
+    Raises UnsavableError for an object that `like` does not have.
+    """
     return _decoded(state.json, state.tensors, like)
 
 
@@ -50,11 +55,9 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
     if type(value) is float:
         return {"float": value.hex()}  # exactly, and infinity too
     if type(value) is Tensor:
-        tensors[path] = value.detach().clone()
-        return {"tensor": path}
-    if isinstance(value, np.ndarray | np.generic):
-        tensors[path] = torch.from_numpy(np.array(value))
-        return {"array" if isinstance(value, np.ndarray) else "scalar": path}
+        return {"tensor": _kept(value.detach().clone(), path, tensors)}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        return {"array" if isinstance(value, np.ndarray) else "scalar": _kept(torch.from_numpy(np.array(value)), path, tensors)}
     if isinstance(value, ArrayRecord):
         return {"record": _encoded(from_record(value), path, tensors, within)}
     if isinstance(value, CONSTANT):
@@ -62,17 +65,26 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
     if id(value) in within:
         raise UnsavableError(f"{path} holds itself")
     within = (*within, id(value))
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple) or hasattr(value, "_fields"):
         names = getattr(value, "_fields", range(len(cast(list[Any], value))))
         items = [_encoded(item, _join(path, name), tensors, within) for name, item in zip(names, cast(list[Any], value), strict=True)]
-        return {"list" if isinstance(value, list) else "tuple": items}
-    if isinstance(value, Mapping):
+        return {"list" if isinstance(value, list) else "fields" if hasattr(value, "_fields") else "tuple": items}
+    if type(value) in (dict, types.MappingProxyType) and all(type(key) in (bool, int, str) for key in cast(Mapping[Any, Any], value)):
         entries = cast(Mapping[Any, Any], value).items()
-        return {"dict": [[_encoded(k, path, tensors, within), _encoded(v, _join(path, k), tensors, within)] for k, v in entries]}
-    if hasattr(value, "__dict__") and not isinstance(value, random.Random | torch.nn.Module | Tensor):
+        return {"dict": [[key, _encoded(item, _join(path, key), tensors, within)] for key, item in entries]}
+    if hasattr(value, "__dict__") and not isinstance(value, OPAQUE):
         attributes = {name: _encoded(item, _join(path, name), tensors, within) for name, item in vars(value).items()}
         return {"object": attributes}
     raise UnsavableError(f"{path} is a {type(value).__name__}")
+
+
+def _kept(value: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    """The name under which a tensor is kept: its path, unless another has it."""
+    name = path
+    while name in tensors:
+        name += "'"
+    tensors[name] = value
+    return name
 
 
 def _join(path: str, name: object) -> str:
@@ -93,17 +105,20 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
             return array if kind == "array" else array[()]
         case "record":
             return array_record({name: tensor.numpy() for name, tensor in _decoded(held, tensors, None).items()})
-        case "list" | "tuple":
+        case "list" | "tuple" | "fields":
             likes = list(like) if isinstance(like, list | tuple) and len(cast(list[Any], like)) == len(held) else [None] * len(held)
             items = [_decoded(item, tensors, known) for item, known in zip(held, likes, strict=True)]
-            if kind == "list":
-                return items
-            return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+            if kind == "fields":
+                if not hasattr(like, "_fields"):
+                    raise UnsavableError("a NamedTuple was not there when its holder was made: nobody knows its class")
+                return type(like)(*items)
+            return items if kind == "list" else tuple(items)
         case "dict":
             known = cast(Mapping[Any, Any], like) if isinstance(like, Mapping) else {}
-            pairs = [(_decoded(key, tensors, None), item) for key, item in held]
-            return {key: _decoded(item, tensors, known.get(key)) for key, item in pairs}
+            return {key: _decoded(item, tensors, known.get(key)) for key, item in held}
         case "object":
+            if not hasattr(like, "__dict__"):
+                raise UnsavableError(f"an object with {', '.join(held)} was not there when its holder was made: nobody knows its class")
             for name, item in held.items():
                 vars(like)[name] = _decoded(item, tensors, vars(like).get(name))
             return like

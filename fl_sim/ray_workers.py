@@ -85,8 +85,8 @@ class RayTransport(HostingTransport):
         resources = ray.cluster_resources()
         count = num_workers or max(1, int(resources.get("CPU", 1)))
         gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
-        # num_cpus=0: Flower's own actors reserve the CPUs.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(actor_class())
+        # num_cpus=0: Flower's own actors reserve the CPUs. SPREAD: over the nodes of a cluster, in turn.
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())
         self._start = lambda: actor.remote(app, sys.path)
         self._actors = [self._start() for _ in range(count)]
         self._busy = [0] * count
@@ -100,7 +100,7 @@ class RayTransport(HostingTransport):
 
     def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         shared: dict[int, Any] = {}
-        calls: list[tuple[int, Any]] = []
+        calls: list[tuple[int, Any, Any]] = []
         taken = self._take(len(contents), avoid)
         try:
             for content, worker in zip(contents, taken, strict=True):
@@ -111,9 +111,10 @@ class RayTransport(HostingTransport):
                 references = {name: shared.get(values.ctypes.data, values) for name, values in model.items()}
                 rest = RecordDict({name: record for name, record in content.items() if name != "model"})
                 message = Message(rest, worker + 1, "train")
-                calls.append((worker, self._actors[worker].call.remote(message, worker, **references)))
+                actor = self._actors[worker]
+                calls.append((worker, actor, actor.call.remote(message, worker, **references)))
             until = None if timeout is None else time.monotonic() + timeout
-            return [self._result(worker, call, until) for worker, call in calls]
+            return [self._result(*call, until) for call in calls]
         finally:
             with self._lock:
                 for worker in taken:
@@ -121,15 +122,16 @@ class RayTransport(HostingTransport):
 
     def host(self, target: str, *arguments: str) -> Iterator[Any]:
         (worker,) = self._take(1, None)
+        actor = self._actors[worker]
         try:
-            for value in self._actors[worker].host.options(num_returns="streaming").remote(target, arguments):
+            for value in actor.host.options(num_returns="streaming").remote(target, arguments):
                 yield ray.get(value)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:  # dead, out of memory, or out of reach: then it must not go on writing
             with self._lock:
-                ray.kill(self._actors[worker])
-                self._replace(worker)
+                ray.kill(actor)
+                self._replace(worker, actor)
             raise WorkerDiedError(f"worker {worker} died ({type(error).__name__})") from None
         finally:
             with self._lock:
@@ -147,22 +149,24 @@ class RayTransport(HostingTransport):
                 self._busy[worker] += 1
             return taken
 
-    def _replace(self, worker: int) -> None:
-        """Start another actor in a worker's place; the next order waits until it is up, so that no timeout runs meanwhile."""
-        self._actors[worker] = self._start()
-        self._starting.append(self._actors[worker].ready.remote())
+    def _replace(self, worker: int, actor: Any) -> None:
+        """Start another actor in a worker's place, unless another thread did; the next order waits until it is up, so that no timeout runs
+        meanwhile."""
+        if self._actors[worker] is actor:
+            self._actors[worker] = self._start()
+            self._starting.append(self._actors[worker].ready.remote())
 
-    def _result(self, worker: int, call: Any, until: float | None) -> Answer:
+    def _result(self, worker: int, actor: Any, call: Any, until: float | None) -> Answer:
         try:
             return ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
         except ray.exceptions.GetTimeoutError:
             with self._lock:
-                ray.kill(self._actors[worker])  # else its next order waits for this one
-                self._replace(worker)
+                ray.kill(actor)  # else its next order waits for this one
+                self._replace(worker, actor)
             return Answer(worker, None, f"worker {worker} did not answer in time (client.timeout)")
         except ray.exceptions.RayActorError:
             with self._lock:
-                self._replace(worker)
+                self._replace(worker, actor)
             return Answer(worker, None, f"worker {worker} died")
         except ray.exceptions.RayError as error:
             return Answer(worker, None, f"worker {worker}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")

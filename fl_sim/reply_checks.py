@@ -19,6 +19,8 @@ def reply_problem(order: Order, reply: Reply, largest_weight: float) -> str:
     Every client that was asked is reported exactly once, or its block is on the retry list; every weight is in (0, largest_weight]; every
     sum and every update has d finite numbers of the model's type, and there is one for every client that is not reported as failed.
     """
+    if not math.isfinite(reply.seconds):
+        return f"expected seconds to be a number, got {reply.seconds}"
     asked = {position: clients for position, clients in order.blocks if position not in reply.retry}
     if stray := set(reply.retry) - {position for position, _ in order.blocks}:
         return f"expected blocks of the order on the retry list, got {sorted(stray)}"

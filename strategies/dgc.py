@@ -56,6 +56,10 @@ class GuardState(NamedTuple):
     parole: int
     bound: float
 
+    def to(self, device: torch.device) -> GuardState:
+        """The state with its tensors on a device."""
+        return self._replace(fixed=self.fixed.to(device), recent=tuple(said.to(device) for said in self.recent))
+
 
 class Judged(NamedTuple):
     """The server's next state, the guard's, and what it measured and did."""

@@ -60,7 +60,9 @@ class RuleStrategy(Strategy):
     def load(self, state: State) -> None:
         """Bring a saved state back, also into a strategy that was made anew."""
         found = restored(state, {"guard": self.guard_state, "combine": self.rule.combine})
-        self.state, self.guard_state = ServerState(found["theta"], found["velocity"]), found["guard"]
+        device, guard = self.state.theta.device, found["guard"]
+        self.state = ServerState(found["theta"].to(device), found["velocity"].to(device))
+        self.guard_state = guard.to(self.guard_state.fixed.device) if guard and self.guard_state else None
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message per sampled client, all with the same content; `config` may bring the `phase` of the round."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from clients.client_app import app
 from experiments.records import read_rounds, run_folder
@@ -127,13 +128,46 @@ def test_wrong_replies(change: dict[str, object], sentence: str) -> None:
     assert sentence in reply_problem(ORDER, replace(REPLY, **change), 2.0)  # type: ignore[arg-type]
 
 
-def test_a_reply_that_cannot_be_read_is_asked_for_elsewhere(configure: Configure) -> None:
+def nothing(content: RecordDict) -> RecordDict:
+    return RecordDict()
+
+
+def odd_node(content: RecordDict) -> RecordDict:
+    nodes = content.array_records["nodes"]
+    content["nodes"] = ArrayRecord({"-1.0": next(iter(nodes.values()))})
+    return content
+
+
+def text_weights(content: RecordDict) -> RecordDict:
+    reports = content.config_records["reports"]
+    reports["0.weights"] = ["heavy"] * len(reports["0.weights"])  # type: ignore[arg-type]
+    return content
+
+
+def text_seconds(content: RecordDict) -> RecordDict:
+    content.config_records["work"]["seconds"] = "long"
+    return content
+
+
+@pytest.mark.parametrize(
+    ("garble", "sentence"),
+    [
+        (nothing, "cannot be read (KeyError"),
+        (odd_node, "cannot be read"),
+        (text_weights, "cannot be read"),
+        (text_seconds, "cannot be read"),
+    ],
+)
+def test_a_reply_that_cannot_be_read_is_asked_for_elsewhere(
+    configure: Configure, garble: Callable[[Any], RecordDict], sentence: str
+) -> None:
     class Garbled(Workers):
         def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
             answers = super().exchange(contents, avoid, timeout)
-            return [Answer(a.worker, RecordDict()) if a.worker == 0 and avoid is None else a for a in answers]
+            return [Answer(a.worker, garble(a.content)) if a.worker == 0 and avoid is None else a for a in answers]
 
     config = configure(attack__name="none")
     content, grid = play(config, Garbled(2))
     assert torch.equal(total(content), total(play(config, Workers(2))[0]))
-    assert "the reply cannot be read (KeyError" in next(iter(grid.outcome.retried.values()))
+    (reason,) = grid.outcome.retried.values()
+    assert sentence in reason

@@ -152,3 +152,19 @@ def test_nothing_of_a_run_is_taken_for_markup(tmp_path: Path) -> None:
     runs[0].cell.labels["strategy"] = evil  # type: ignore[index]
     write_report(tmp_path / "report.html", study, runs)
     assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_chart_shown_is_the_one_that_is_named(browser: Any, tmp_path: Path) -> None:
+    """Where the columns are numbers: JavaScript lists the whole ones first."""
+    runs = write_study_records(tmp_path)
+    labels = {"0": "0.5", "0.1": "1", "0.2": "0.25"}
+    for run in runs:
+        run.cell.labels["attack.poison-ratio"] = labels[run.cell.labels["attack.poison-ratio"]]  # type: ignore[index]
+    write_report(tmp_path / "report.html", read_study(tmp_path), runs)
+    opened = browser.new_page()
+    opened.goto((tmp_path / "report.html").as_uri())
+    opened.wait_for_selector("body[data-ready]")
+    assert opened.locator("select[data-chart]").input_value() == "0.5"
+    assert opened.evaluate("() => document.getElementById('chart-1').layout.shapes.length") == 0, "that of the runs without an attack"
+    opened.close()

@@ -124,6 +124,8 @@ def test_every_published_number_has_its_cell(name: str, scale: str) -> None:
         ("[axes]\nseed = [1]\n[scales.gpu]", "expected --scale to be one of gpu, got 'cpu'"),
         ("[axes]\nseed = [1]", "expected --scale to be one of none (it has no [scales]), got 'cpu'"),
         ("[axes]\nseed = [1]\n[scales.cpu]\nsets = 1", "unknown key 'scales.cpu.sets'"),
+        ("set = 3\n[axes]\nseed = [1]\n[scales.cpu]", "expected [set] to be a table, got 3"),
+        ("[axes]\nseed = [1]\n[scales.cpu]\naxes = 3", "expected [axes] to be a table, got 3"),
     ],
 )
 def test_scales_and_sources_that_are_not_there(text: str, sentence: str, tmp_path: Path) -> None:

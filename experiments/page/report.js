@@ -14,7 +14,7 @@ function themed(figure, width) {
   Object.assign(layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink }, width });
   return layout;
 }
-const shown = report.charts.map((figures) => Object.keys(figures)[0]);
+const shown = report.charts.map((figures, number) => document.querySelector(`select[data-chart="${number}"]`)?.value ?? Object.keys(figures)[0]);
 function draw(number) {
   if (!window.Plotly) return undefined; // drawn as soon as it is there
   const figure = report.charts[number][shown[number]];
