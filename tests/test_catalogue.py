@@ -131,7 +131,7 @@ def host_of(config: Config) -> tuple[FlowerHost, torch.Tensor]:
 
 def one_round(host: FlowerHost, theta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The model after a round in which the clients' updates are rows (n, d)."""
-    grid = ClientGrid(InlineTransport(app), config="", num_clients=len(rows), block=4, buffers=torch.zeros(0))
+    grid = ClientGrid(InlineTransport(app), config="{}", num_clients=len(rows), block=4, buffers=torch.zeros(0))
     messages = list(host.configure_train(1, to_record({"theta": theta}), ConfigRecord({"phase": ""}), grid))
     clients = ConfigRecord({"ids": list(range(len(rows))), "weights": [10.0] * len(rows), "norms": [0.0] * len(rows)})
     reply = Message(RecordDict({"clients": clients, "rows": to_record({"rows": rows})}), reply_to=messages[0])
