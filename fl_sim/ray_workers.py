@@ -19,6 +19,7 @@ from flwr.app import Message, RecordDict
 from fl_sim.params import array_record
 from fl_sim.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_app, claim_identity
 
+STARTS = 3  # times that a worker is started before its next order is sent to it anyway, and fails
 SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
 
 
@@ -91,7 +92,7 @@ class RayTransport(HostingTransport):
         self._actors = [self._start() for _ in range(count)]
         self._busy = [0] * count
         self._lock = threading.Lock()
-        self._starting = [worker.ready.remote() for worker in self._actors]  # meanwhile, the caller reads data and burns in
+        self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # the caller burns in
         self.hosts = sum(node["Alive"] for node in ray.nodes()) == 1  # a hosted run writes its folder where it runs
 
     @property
@@ -140,9 +141,9 @@ class RayTransport(HostingTransport):
     def _take(self, count: int, avoid: int | None) -> list[int]:
         """The least busy workers, one an order; a failed worker only when there is no other."""
         with self._lock:
-            with suppress(ray.exceptions.RayError):  # the first call to a worker that did not start replaces it
-                ray.get(self._starting)
-            self._starting = []
+            for worker in self._starting:
+                self._await(worker)
+            self._starting = {}
             order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
             taken = [order[i % len(order)] for i in range(count)]
             for worker in taken:
@@ -154,7 +155,16 @@ class RayTransport(HostingTransport):
         meanwhile."""
         if self._actors[worker] is actor:
             self._actors[worker] = self._start()
-            self._starting.append(self._actors[worker].ready.remote())
+            self._starting[worker] = self._actors[worker].ready.remote()
+
+    def _await(self, worker: int) -> None:
+        """Wait until a worker is up. Ray may put it on a node that it does not know to be lost yet: then it is started again."""
+        for _ in range(STARTS):
+            with suppress(ray.exceptions.RayError):
+                ray.get(self._starting[worker])
+                return
+            self._actors[worker] = self._start()
+            self._starting[worker] = self._actors[worker].ready.remote()
 
     def _result(self, worker: int, actor: Any, call: Any, until: float | None) -> Answer:
         try:
