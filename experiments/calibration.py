@@ -11,7 +11,6 @@ from typing import Any
 from filelock import FileLock
 from flwr.app import ConfigRecord
 
-from experiments.records import write_atomically
 from experiments.track import client_grid
 from fl_sim.burn_in import StartModel, cache_key
 from fl_sim.config import Config
@@ -20,6 +19,7 @@ from fl_sim.flat_model import FlatModel
 from fl_sim.params import to_record
 from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
+from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
 from strategies.dgc import Calibration, Line, threshold_line
 from strategies.rule_strategy import RuleStrategy
@@ -49,12 +49,12 @@ def calibrate(
     """
     folder = Path(config.data.cache_dir).expanduser() / "calibration"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
-    if not path.exists():
+    if not (record := _load(path)):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, whichever process they run in
-            if not path.exists():
-                write_atomically(path, json.dumps(_measure(config, transport, orders, start, federation, model, progress), indent=2) + "\n")
-    record = json.loads(path.read_text(encoding="utf-8"))
+            if not (record := _load(path)):
+                record = _measure(config, transport, orders, start, federation, model, progress)
+                write_whole(path, json.dumps(record, indent=2) + "\n")
     least = {"rise": LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]}
     thresholds = {
         name: threshold_line(scores, config.strategy.margin, least=least.get(name, 0.0)) for name, scores in record["scores"].items()
@@ -63,6 +63,15 @@ def calibrate(
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     record["typical"] = {name: line._asdict() for name, line in typical.items()}
     return Calibration(thresholds, typical, record["median-norm"]), record
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """The cached record, or None where there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if set(record) == {"rounds", "scores", "median-norm"} else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _measure(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.track import Position, Track
@@ -19,6 +14,7 @@ from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, hashed_keys
 from fl_sim.messages import AttackState
 from fl_sim.object_state import State, restored, saved
+from fl_sim.whole_files import load_tensors, save_tensors
 
 ORDER = ("attacked", "twin", "control")  # in which a run's tracks are run
 RECORD = "fl-sim"  # the metadata entry that holds the JSON
@@ -54,19 +50,11 @@ def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffe
     tensors = {**position.strategy.tensors, "buffers": buffers} if position.strategy else {}
     tensors |= {f"run.{name}": tensor for name, tensor in run.tensors.items()}
     tensors |= {f"rollback.{name}": tensor for name, tensor in rollback.tensors.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     states = {"run": run.json, "strategy": position.strategy.json if position.strategy else None, "rollback": rollback.json}
     record = json.dumps({"config": hashed_keys(config), "states": states}, allow_nan=False)
     folder.mkdir(exist_ok=True)
     path = folder / f"{position.track.name}-{position.track.rounds:06d}.safetensors"
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, {RECORD: record, "sha256": _digest(record, tensors)})
-    for target in (part, folder):  # the content before the name, the name before anything that relies on it
-        descriptor = os.open(target, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        if target == part:
-            part.replace(path)
+    save_tensors(path, tensors, {RECORD: record})
     for old in _newest_first(folder)[keep:]:
         old.unlink()
     return path
@@ -82,12 +70,9 @@ def find_checkpoint(folder: Path, config: Config) -> Found:
     size = lines.stat().st_size if lines.exists() else 0
     for path in _newest_first(folder / "checkpoint"):
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            record = json.loads(metadata[RECORD])
-            if metadata["sha256"] != _digest(metadata[RECORD], tensors):
-                raise ValueError("the digest is that of other content")
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            tensors, texts = load_tensors(path)
+            record = json.loads(texts[RECORD])
+        except (OSError, ValueError, KeyError):
             damaged.append(path)
             continue
         if problems := _differences(path, record["config"], hashed_keys(config)):
@@ -123,11 +108,3 @@ def _newest_first(folder: Path) -> list[Path]:
 
     paths = [path for path in folder.glob("*-*.safetensors") if path.stem.rpartition("-")[0] in ORDER and path.stem[-6:].isdigit()]
     return sorted(paths, key=rank, reverse=True)
-
-
-def _digest(record: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(record.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

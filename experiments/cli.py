@@ -26,6 +26,7 @@ from experiments.study import Study, complete_runs, read_study, write_study
 from experiments.study_outputs import study_tables, write_outputs, write_parquet
 from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
+from fl_sim.whole_files import CannotWriteError
 
 BAD_INPUT = 2
 FILE_WIDTH = 160  # characters of a table that goes into a file
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             console.print(Text.assemble(("error: ", "red"), problem), soft_wrap=True)
         return BAD_INPUT
+    except CannotWriteError as error:
+        console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130

@@ -24,6 +24,7 @@ from fl_sim.config_file import ConfigError, resolve, resolve_cells
 from fl_sim.datasets import load_dataset
 from fl_sim.federation import load_federation
 from fl_sim.transports import claim_identity
+from fl_sim.whole_files import CannotWriteError
 
 APP_DIR = Path(__file__).resolve().parent.parent
 
@@ -56,19 +57,29 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
     """
     problems: dict[str, None] = {}
     for config in configs:
-        problems |= dict.fromkeys([*name_problems(config), *_data_problems(config, console)])
+        unwritable = [
+            text
+            for key, folder in (("output-dir", config.output_dir), ("data.cache-dir", config.data.cache_dir))
+            if (text := _place_problem(key, folder))
+        ]
+        problems |= dict.fromkeys([*name_problems(config), *(unwritable or _data_problems(config, console))])
     if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
         problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
-    folder = Path(configs[0].output_dir)
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with TemporaryFile(dir=folder):  # permissions alone do not tell: root may everything, except where nobody can
-            pass
-    except OSError as error:
-        problems[f"expected output-dir to be a folder that can be written, got {configs[0].output_dir!r} ({error.strerror})"] = None
     if problems:
         raise ConfigError(list(problems))
+
+
+def _place_problem(key: str, place: str) -> str:
+    """Why nothing can be written into a folder, which need not exist yet; empty if something can."""
+    folder = Path(place).expanduser()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with TemporaryFile(dir=folder) as file:  # permissions alone do not tell: root may everything, except where nobody can
+            file.write(b"0")
+    except OSError as error:
+        return f"expected {key} to be a folder that can be written, got {place!r} ({error.strerror})"
+    return ""
 
 
 def _data_problems(config: Config, console: Console) -> list[str]:
@@ -84,6 +95,8 @@ def _data_problems(config: Config, console: Console) -> list[str]:
                 progress=lambda done, total: status.update(f"reading {data.name}: {done}/{total}"),
             )
         load_federation(config.model_copy(update={"device": "cpu"}))  # this process needs no GPU
+    except CannotWriteError as error:
+        return [f"expected data.cache-dir to have room for the data, got {data.cache_dir!r} ({error})"]
     except (ValueError, OSError) as error:
         return [str(error)]
     return []
@@ -108,7 +121,7 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
 
         code = _inline(flat, on_line) if config.grid.transport == "inline" else _in_flower(flat, config, workers, on_line)
     if code:
-        console.print("\n".join(lines[-40:]), markup=False, highlight=False)
+        console.print("\n".join(lines[-40:]), markup=False, highlight=False, soft_wrap=True)
         console.print("[red]error:[/] the run failed; its log ends above")
     return code
 
@@ -136,6 +149,9 @@ def _inline(flat: Mapping[str, Any], on_line: Any) -> int:
     try:
         with contextlib.redirect_stdout(_Lines(on_line)):
             serve(flat, None)
+    except CannotWriteError as error:
+        on_line(str(error))
+        return 1
     except Exception:
         for line in traceback.format_exc().splitlines():
             on_line(line)

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import subprocess
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.tracking import trackers
 from fl_sim.config import Config
 from fl_sim.config_file import config_hash, to_flat, to_json
 from fl_sim.federation import device_of
+from fl_sim.whole_files import remove_parts, save_tensors, write_whole, writing
 
 if TYPE_CHECKING:
     from experiments.checkpoint import Found
@@ -72,12 +71,13 @@ class RunRecords:
         if folder.exists() and not checkpoint:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_parts(folder)
         if checkpoint:
             os.truncate(folder / "rounds.jsonl", checkpoint.lines)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self.folder, self._goes_on = folder, checkpoint is not None
         self._sessions.append(_session(config, found))
-        write_atomically(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
+        write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
         self._trackers = trackers(config, folder)
@@ -86,8 +86,9 @@ class RunRecords:
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Append one round and flush."""
-        self._rounds.write(json.dumps(plain(line)) + "\n")
-        self._rounds.flush()
+        with writing(self.folder / "rounds.jsonl"):
+            self._rounds.write(json.dumps(plain(line)) + "\n")
+            self._rounds.flush()
         self._track(line)
 
     def _track(self, line: Mapping[str, Any]) -> None:
@@ -105,18 +106,19 @@ class RunRecords:
 
     def calibration(self, record: Mapping[str, Any]) -> None:
         """`calibration.json`: DGC's thresholds, and the scores of the clean rounds that they come from."""
-        write_atomically(self.folder / "calibration.json", _pretty(plain(record)))
+        write_whole(self.folder / "calibration.json", _pretty(plain(record)))
 
     def finish(self, model: Mapping[str, Tensor], summary: Mapping[str, Any], config: Config) -> None:
         """The last model, and at the very end `summary.json`: the run is complete."""
         self.close()
-        _save(self.folder / "final.safetensors", model)
+        save_tensors(self.folder / "final.safetensors", model)
         self._write_meta(config, finished=_now())
-        write_atomically(self.folder / "summary.json", _pretty(plain(summary)))
+        write_whole(self.folder / "summary.json", _pretty(plain(summary)))
 
     def close(self) -> None:
         """Close the open file; the folder stays incomplete unless `finish` was called."""
-        self._rounds.close()
+        with writing(self.folder / "rounds.jsonl"):
+            self._rounds.close()
         for tracker in self._trackers:
             tracker.close()
 
@@ -124,7 +126,7 @@ class RunRecords:
         """What the run was made with: the last session's, when it began and ended, and each session (one but for interruptions)."""
         last = {key: value for key, value in self._sessions[-1].items() if key in ("versions", "device", "git_commit")}
         meta = {**last, "started": self._sessions[0]["started"], **more, "sessions": self._sessions}
-        write_atomically(self.folder / "meta.json", _pretty(meta))
+        write_whole(self.folder / "meta.json", _pretty(meta))
 
 
 def _session(config: Config, found: Found | None) -> dict[str, Any]:
@@ -147,19 +149,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All of the text or none of it."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
-    part.replace(path)
 
 
 def _pretty(value: Any) -> str:

@@ -15,13 +15,13 @@ from plotly.offline import get_plotlyjs
 
 from experiments.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
 from experiments.published import Pair, published_numbers
-from experiments.records import write_atomically
 from experiments.results import Matrix, accuracy_matrix, over_seeds, worst_cases
 from experiments.round_curves import round_panels
 from experiments.search import STEALTH_LIMIT
 from experiments.study import Run, Study, changes_results, read_config
 from experiments.study_figures import ratio_axis, ratio_curves
 from fl_sim.config_file import default_flat, to_json
+from fl_sim.whole_files import write_whole
 
 PAGE = Path(__file__).parent / "page"
 FIGURES = {  # a cell's columns: from the summary, by path
@@ -72,7 +72,7 @@ def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[
         plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
         over_seeds=over_seeds,
     )
-    write_atomically(path, text)
+    write_whole(path, text)
 
 
 def meta_values(runs: Sequence[Run]) -> dict[str, list[str]]:

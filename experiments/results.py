@@ -13,10 +13,11 @@ from rich.table import Table
 
 from experiments.cells import Cell
 from experiments.published import Pair
-from experiments.records import is_complete, read_summary, run_folders, write_atomically
+from experiments.records import is_complete, read_summary, run_folders
 from experiments.search import left_after, stealth_cost
 from experiments.study import Run
 from fl_sim.config_file import flatten
+from fl_sim.whole_files import write_whole
 
 
 def run_table(summary: Mapping[str, Any]) -> Table:
@@ -159,7 +160,7 @@ def write_results(path: Path, runs: Sequence[Run]) -> None:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_whole(path, text.getvalue())
 
 
 def place(cell: Cell) -> tuple[str, str]:

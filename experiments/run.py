@@ -25,6 +25,7 @@ from fl_sim.config import Config
 from fl_sim.federation import load_federation
 from fl_sim.sampling import malicious_clients
 from fl_sim.transports import Transport
+from fl_sim.whole_files import writing
 
 LOCK_WAIT = 60.0  # seconds
 
@@ -120,7 +121,8 @@ def _execute(config: Config, folder: Path, transport: Transport, progress: Progr
         total, before = time.perf_counter() - began + earlier, burnt - began
         seconds = {"total": total, "burn_in": before, "rounds": total - before}
         summary = summarise(config, evaluator.whole(start.theta), attacked, twin, control, seconds)
-        draw_figures(records.folder, config)
+        with writing(folder / "*.png"):
+            draw_figures(folder, config)
         assert attacked.theta is not None
         records.finish({"theta": attacked.theta, "buffers": start.buffers}, summary, config)
         return summary

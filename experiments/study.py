@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.cells import Cell, label
-from experiments.records import is_complete, read_summary, run_folders, write_atomically
+from experiments.records import is_complete, read_summary, run_folders
 from fl_sim.config_file import NOT_HASHED, ConfigError, default_flat, to_json
+from fl_sim.whole_files import write_whole
 
 RECORD = "study.json"
 
@@ -45,7 +46,7 @@ def write_study(folder: Path, study: Study) -> None:
     for flats in (record, *record["cells"]):  # to_json: infinity as text, as in config.json
         key = "base" if flats is record else "flat"
         flats[key] = {name: json.loads(to_json({name: value}))[name] for name, value in flats[key].items()}  # in the spec's order
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_whole(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def read_study(folder: Path) -> Study:

@@ -17,6 +17,7 @@ from experiments.results import Matrix
 from experiments.round_curves import RoundPanels
 from experiments.search import STEALTH_LIMIT, left_after, stealth_cost
 from experiments.study import Run
+from fl_sim.whole_files import writing
 
 RATIOS = ("attack.poison-ratio", "attack.malicious-fraction")
 LABEL = 52  # characters of a row's label in a line
@@ -192,5 +193,6 @@ def _finish(figure: Figure, path: Path, labels: int) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path.with_suffix(".png"), dpi=160)
-    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # the same records give the same bytes
+    with writing(path.with_suffix(".png")):
+        figure.savefig(path.with_suffix(".png"), dpi=160)
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # the same records give the same bytes

@@ -23,6 +23,7 @@ from experiments.study_figures import (
     stealth_figure,
     stealth_runs,
 )
+from fl_sim.whole_files import whole_file
 
 
 def write_outputs(folder: Path, study: Study) -> list[Path]:
@@ -65,7 +66,6 @@ def write_parquet(table: Path) -> Path:
     from pyarrow import csv, parquet  # an extra
 
     path = table.with_suffix(".parquet")
-    part = path.with_name(f".{path.name}.part")
-    parquet.write_table(csv.read_csv(table), part)
-    part.replace(path)
+    with whole_file(path) as part:
+        parquet.write_table(csv.read_csv(table), part)
     return path

@@ -10,11 +10,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from experiments.records import RunRecords, write_atomically
+from experiments.records import RunRecords
 from experiments.schedule import accumulate_rounds
 from experiments.track import Progress, Track
 from fl_sim.config import Config
 from fl_sim.config_file import config_hash, resolve
+from fl_sim.whole_files import write_whole
 
 DATA = ("data", "set_size")  # of the attack's keys: the coalition's own set is no client's
 SAMPLING = ("name", "poison_ratio", "malicious_fraction")  # and where not everybody is sampled, who is
@@ -36,7 +37,7 @@ def shared_twin(folder: Path, config: Config, attacked: Track, records: RunRecor
     written = [json.loads(line) for line in (records.folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = {name: value for name, value in asdict(twin).items() if name != "theta"}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"track": kept, "lines": [line for line in written if line["track"] == "twin"]}) + "\n")
+    write_whole(path, json.dumps({"track": kept, "lines": [line for line in written if line["track"] == "twin"]}) + "\n")
     return twin
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fl_sim.config import Config
@@ -20,6 +18,7 @@ from fl_sim.config_file import to_flat, to_json
 from fl_sim.federation import Federation, device_of, new_module
 from fl_sim.params import flat_buffers, flat_parameters
 from fl_sim.randomness import stream
+from fl_sim.whole_files import load_tensors, save_tensors
 
 DEPENDS_ON = ("seed", "data.", "model.", "schedule.burn-in", "attack.data", "attack.set-size", "strategy.probe-size")
 
@@ -39,21 +38,23 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
     out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
     """
     path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{cache_key(config, federation)}.safetensors"
-    if path.exists():
-        return _load(path, federation)
+    if found := _load(path, federation):
+        return found
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a burn-in, whichever process they run in
-        if path.exists():
-            return _load(path, federation)
+        if found := _load(path, federation):
+            return found
         theta, buffers = _train(config, federation, progress)
-        part = path.with_suffix(f".{uuid.uuid4().hex}.part")
-        save_file({"theta": theta.cpu(), "buffers": buffers.cpu()}, part)
-        part.replace(path)
+        save_tensors(path, {"theta": theta, "buffers": buffers})
     return StartModel(theta, buffers, cached=False)
 
 
-def _load(path: Path, federation: Federation) -> StartModel:
-    found = load_file(path, device="cpu")
+def _load(path: Path, federation: Federation) -> StartModel | None:
+    """The cached model, or None where there is none or it is damaged."""
+    try:
+        found, _ = load_tensors(path)
+    except (OSError, ValueError):
+        return None
     return StartModel(found["theta"].to(federation.device), found["buffers"].to(federation.device), cached=True)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.randomness import stream
+from fl_sim.whole_files import writing
 
 FORMAT = 1  # of the cache; raise it when the readers or the files below change
 
@@ -181,7 +182,8 @@ def load_dataset(
     is not noticed).
 
     download: fetch what is missing. progress: called with (images done, images in all) while single images are decoded.
-    Raises DataMissing where files are absent, cannot be fetched or cannot be read; ValueError for an unknown name or unequal images.
+    Raises DataMissing where files are absent, cannot be fetched or are damaged; CannotWriteError where the cache cannot be written;
+    ValueError for an unknown name.
     """
     message, root, source = data_missing(name, root), _resolve(root), DATASETS[name]
     fresh = None
@@ -199,9 +201,25 @@ def _resolve(path: str | Path) -> Path:
 
 def _read(name: str, root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
     try:
-        return DATASETS[name].read(root, download, progress)
-    except (RuntimeError, OSError) as error:  # torchvision's for a failed checksum or download; Pillow's for a broken image
-        raise DataMissing(f"data.name = {name!r}: could not be read from data.root = {str(root)!r}: {error}") from error
+        found = DATASETS[name].read(root, download, progress)
+    except Exception as error:  # torchvision, scipy and Pillow raise anything for a file that is damaged
+        reason = str(error).strip() or type(error).__name__
+        raise DataMissing(f"data.name = {name!r}: could not be read from data.root = {str(root)!r}: {reason}") from error
+    for part, (pixels, labels) in zip(("train", "test"), found[:2], strict=True):
+        if problem := _part_problem(pixels, labels, found[2]):
+            raise DataMissing(f"data.name = {name!r}: what data.root = {str(root)!r} holds is damaged: {problem} in the {part} part")
+    return found
+
+
+def _part_problem(pixels: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int) -> str:
+    """Why arrays are not a data set's part: uint8 (n, C, H, W) and int64 (n,) in 0..num_classes-1, n > 0; empty if they are."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not pixels.size:
+        return f"expected bytes of shape (n, C, H, W), got {pixels.dtype} of shape {pixels.shape}"
+    if labels.shape != pixels.shape[:1]:
+        return f"expected a label for each of {len(pixels)} images, got {labels.size}"
+    if labels.min() < 0 or labels.max() >= num_classes:
+        return f"expected labels in 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}"
+    return ""
 
 
 def _fingerprint(name: str, root: Path, source: Source) -> str:
@@ -228,13 +246,14 @@ def _build(folder: Path, name: str, decoded: tuple[Part, Part, int]) -> Dataset:
     """Write the cache beside its place and rename it into place; where another process was first, use its files."""
     train, test, num_classes = decoded
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
+    mean, std = _channel_statistics(train[0])
     try:
-        for part, (pixels, labels) in zip(("train", "test"), (train, test), strict=True):
-            np.save(draft / f"{part}-pixels.npy", np.ascontiguousarray(pixels), allow_pickle=False)
-            np.save(draft / f"{part}-labels.npy", labels, allow_pickle=False)
-        mean, std = _channel_statistics(train[0])
-        (draft / "about.json").write_text(json.dumps({"num_classes": num_classes, "mean": mean, "std": std}))
+        with writing(folder):
+            draft.mkdir(parents=True)
+            for part, (pixels, labels) in zip(("train", "test"), (train, test), strict=True):
+                np.save(draft / f"{part}-pixels.npy", np.ascontiguousarray(pixels), allow_pickle=False)
+                np.save(draft / f"{part}-labels.npy", labels, allow_pickle=False)
+            (draft / "about.json").write_text(json.dumps({"num_classes": num_classes, "mean": mean, "std": std}))
         # Opened before the rename: its maps stay valid whatever happens to the names.
         ours = _open(draft, name)
         assert ours is not None

@@ -122,11 +122,11 @@ def test_image_folder_refuses_other_sizes_and_classes(tmp_path: Path) -> None:
     write_image_folder(tmp_path)
     odd = tmp_path / "test" / "class-9" / "odd.png"
     Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(odd)
-    with pytest.raises(ValueError, match=r"odd\.png: expected images of one size, 4x6 like .*0\.png, got 4x5"):
+    with pytest.raises(DataMissing, match=r"odd\.png: expected images of one size, 4x6 like .*0\.png, got 4x5"):
         load("image-folder", tmp_path)
     odd.unlink()
     (tmp_path / "test" / "class-1").rename(tmp_path / "test" / "other")
-    with pytest.raises(ValueError, match="expected the same classes in train and test"):
+    with pytest.raises(DataMissing, match="expected the same classes in train and test"):
         load("image-folder", tmp_path)
 
 
@@ -221,6 +221,56 @@ def test_the_loser_of_a_race_keeps_the_winners_files(tmp_path: Path, monkeypatch
     ((dataset, inode),) = winner
     assert same(loser, dataset)
     assert [path.stat().st_ino for path in (tmp_path / "cache").iterdir()] == [inode]
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "mnist": write_idx,
+    "svhn": write_svhn,
+    "cifar10": write_cifar,
+    "image-folder": write_image_folder,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's and numpy's, about what they are given
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_damaged_file_is_named_or_is_whole_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short, overwritten, emptied, or with bits turned: data that can be trained on, or one error that names the key and the folder."""
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)  # type: ignore[misc]  # even past the checksum
+    (tmp_path / "whole").mkdir()
+    WRITERS[name](tmp_path / "whole")
+    random, refused = np.random.default_rng(8), 0
+    for trial in range(60):
+        root = tmp_path / str(trial)
+        shutil.copytree(tmp_path / "whole", root)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        path = files[int(random.integers(len(files)))]
+        content = bytearray(path.read_bytes())
+        kind, place = trial % 4, int(random.integers(min(len(content), 600)))
+        if kind == 0:
+            del content[place:]
+        elif kind == 1:
+            content[place : place + 16] = random.bytes(16)
+        elif kind == 2:
+            content[place] ^= 1 << int(random.integers(8))
+        else:
+            content.clear()
+        path.write_bytes(content)
+        said, dataset = "", None
+        try:
+            dataset = load(name, root)
+        except DataMissing as error:
+            said = str(error)
+        if dataset is None:
+            refused += 1
+            assert "data.name" in said, said
+            assert str(root) in said, said
+            assert not (root / "cache").exists() or not list((root / "cache").iterdir()), "nothing half-written"
+            continue
+        for part in (dataset.train, dataset.test):
+            assert part.pixels.dtype == torch.uint8
+            assert len(part.pixels) == len(part.labels) > 0
+            assert 0 <= int(part.labels.min()) <= int(part.labels.max()) < dataset.num_classes
+    assert refused >= 15, "an emptied file cannot be read"
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])

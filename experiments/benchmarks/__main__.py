@@ -21,7 +21,8 @@ from rich.table import Table
 
 from experiments.benchmarks.figure import curve_figure
 from experiments.benchmarks.workloads import CURVE, WORKLOADS, Workload, data_name, make_data, workload_of
-from experiments.records import plain, write_atomically
+from experiments.records import plain
+from fl_sim.whole_files import write_whole
 
 Leg = tuple[str, list[str]]  # its name, and the module's arguments
 
@@ -76,7 +77,7 @@ def write_report(root: Path, found: Mapping[str, Any]) -> None:
     versions = {package: version(package) for package in ("flwr", "ray", "torch", "numpy")}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     report = {"machine": machine, "versions": versions, "seconds": found}
-    write_atomically(root / "benchmark.json", json.dumps(plain(report), indent=2) + "\n")
+    write_whole(root / "benchmark.json", json.dumps(plain(report), indent=2) + "\n")
 
 
 def middle(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments.benchmarks.ours import measure
 from experiments.benchmarks.workloads import make_data, workload_of
-from experiments.records import write_atomically
+from fl_sim.whole_files import write_whole
 
 
 class Watch(threading.Thread):
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(name, root, args.rounds, "ray", "clip-before 1")
     watch.end()
     peak = max(size for _, size in watch.samples)
-    write_atomically(root / "memory.json", json.dumps({**found, "peak": peak, "samples": watch.samples}) + "\n")
+    write_whole(root / "memory.json", json.dumps({**found, "peak": peak, "samples": watch.samples}) + "\n")
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([seconds for seconds, _ in watch.samples], [size / 1e9 for _, size in watch.samples], color="#0072B2", linewidth=1.3)

@@ -19,7 +19,7 @@ import tomli_w
 from rich.console import Console
 from rich.progress import track
 
-from experiments.records import write_atomically
+from fl_sim.whole_files import write_whole
 
 SEEDS = range(1, 17)
 W5 = {
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in track(SEEDS, "single runs", console=console)
     ]
     report = {"sweep": sweep, "runs": runs, "cells_per_hour": {"sweep": 3600 * len(runs) / sweep, "runs": 3600 * len(runs) / sum(runs)}}
-    write_atomically(root / "sweep.json", json.dumps(report, indent=2) + "\n")
+    write_whole(root / "sweep.json", json.dumps(report, indent=2) + "\n")
     console.print(
         f"one sweep of {len(runs)} cells: {sweep:.1f} s; {len(runs)} runs: {sum(runs):.1f} s, median {statistics.median(runs):.1f} s"
     )

@@ -1,0 +1,135 @@
+"""Places that cannot be written, or are full: one clear error, nothing half-written, nothing lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.cli import main
+from experiments.records import is_complete, run_folder
+from experiments.run import execute_run
+from fl_sim.burn_in import burn_in
+from fl_sim.config import Config
+from fl_sim.federation import load_federation
+from fl_sim.transports import InlineTransport
+from fl_sim.whole_files import CannotWriteError, load_tensors, save_tensors, whole_file, write_whole
+
+Configure = Callable[..., Config]
+SETTINGS = {
+    "model.name": "mlp",
+    "data.num-clients": 12,
+    "attack.malicious-fraction": 0.17,
+    "attack.fire": "schedule",
+    "schedule.burn-in-epochs": 1,
+    "schedule.accumulate-rounds": 4,
+    "checkpoint.every": 2,
+}
+SMALL = [word for key, value in SETTINGS.items() for word in ("-c", f"{key}={value}")]
+
+# Python ignores SIGXFSZ: a file that grows beyond the limit raises OSError, as on a full disk.
+FULL = """
+import resource, sys
+from experiments.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("key", ["output-dir", "data.cache-dir"])
+@pytest.mark.parametrize("place", ["file", "/proc"])
+def test_a_place_that_cannot_be_written_is_named(key: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if place == "file":
+        (tmp_path / "file").touch()
+        place = str(tmp_path / "file")
+    where = f"{place}/runs"
+    assert main(["run", "digits", "--transport", "inline", "-o", str(tmp_path / "out"), *SMALL, "-c", f"{key}={where}"]) == 2
+    said = capsys.readouterr().err
+    assert f"expected {key} to be a folder that can be written, got '{where}'" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "what"), [(100, ".json"), (5000, "rounds.jsonl"), (60_000, ".safetensors")])
+def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, tmp_path: Path, cache_dir: Path) -> None:
+    """Once there is room the same command ends as if nothing had been."""
+    line = ["run", "digits", "--transport", "inline", *SMALL, "-c", f"data.cache-dir={cache_dir}", "-o"]
+    assert main([*line, str(tmp_path / "whole")]) == 0  # which also fills the cache
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(limit), *line, str(tmp_path / "full")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "could not be written: " in done.stderr
+    assert what in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(name.endswith((".part", "summary.json")) for name in files(tmp_path / "full"))
+    assert main([*line, str(tmp_path / "full")]) == 0
+    assert files(tmp_path / "full") == files(tmp_path / "whole")
+    (one,), (other,) = ((tmp_path / name).iterdir() for name in ("full", "whole"))
+    assert (one / "final.safetensors").read_bytes() == (other / "final.safetensors").read_bytes()
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "first")
+    with suppress(ZeroDivisionError), whole_file(tmp_path / "a") as part:
+        part.write_text("second")
+        raise ZeroDivisionError
+    assert (files(tmp_path), (tmp_path / "a").read_text()) == (["a"], "first")
+    with pytest.raises(CannotWriteError, match=r"nowhere/b could not be written: No such file"):
+        write_whole(tmp_path / "nowhere" / "b", "")
+    with pytest.raises(CannotWriteError, match="No space left on device"), whole_file(tmp_path / "c"), Path("/dev/full").open("w") as full:
+        full.write("x")
+    assert files(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("bit", range(0, 8 * 400, 97))
+def test_tensors_with_a_turned_bit_are_damaged(bit: int, tmp_path: Path) -> None:
+    path = tmp_path / "tensors"
+    held = {"theta": torch.arange(40.0), "velocity": torch.zeros(3, 4)}
+    save_tensors(path, held, {"round": "7"})
+    found, texts = load_tensors(path)
+    assert texts == {"round": "7"}
+    assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        load_tensors(path)
+
+
+def test_a_damaged_burn_in_is_trained_again(configure: Configure, tmp_path: Path) -> None:
+    config = configure(data__cache_dir=str(tmp_path))
+    federation = load_federation(config)
+    first = burn_in(config, federation, lambda *_: None)
+    assert burn_in(config, federation, lambda *_: None).cached
+    (path,) = (tmp_path / "burn-in").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    again = burn_in(config, federation, lambda *_: None)
+    assert not again.cached
+    assert torch.equal(again.theta, first.theta)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rounds": 3'])
+def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path: Path, content: str) -> None:
+    from clients.client_app import app
+
+    config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
+    execute_run(config, tmp_path / "one", InlineTransport(app), lambda *_: None)
+    (path,) = (tmp_path / "cache" / "calibration").glob("*.json")
+    before = path.read_text()
+    path.write_text(content)
+    execute_run(config, tmp_path / "two", InlineTransport(app), lambda *_: None)
+    assert path.read_text() == before
+    assert is_complete(run_folder(tmp_path / "two", config))
