@@ -31,7 +31,8 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("control", *_shown(control.get("before_trigger"), control.get("after_trigger"), None))
     table.caption = (
         f"burn-in {_shown(accuracy['burn_in'])[0]} · drop {_shown(summary['drop'])[0]} · gain over control {_shown(summary['gain'])[0]} · "
-        f"stealth gap {_shown(summary['stealth_gap'])[0]} · {summary['client_failures']} client failures · "
+        f"stealth gap {_shown(summary['stealth_gap'])[0]} · {summary['client_failures']} client failures, "
+        f"{summary['retries']} retries · "
         f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s"
     )
     table.caption_justify = "left"

@@ -36,6 +36,7 @@ def summarise(
         "monitor": _monitor(config, attacked),
         "refused": {"attacked": attacked.refused, "twin": twin.refused if twin else None},
         "client_failures": attacked.failures,
+        "retries": attacked.retries,
         "clean_twin": {"final": twin.final, "at_trigger": twin.after_trigger} if twin else None,
         "control": {
             "before_trigger": control.before_trigger,

@@ -54,6 +54,7 @@ class Track:
     rollbacks: int = 0
     refused: int = 0
     failures: int = 0
+    retries: int = 0
     theta: Tensor | None = None
     seconds: float = 0.0
     trained: dict[int, float] = field(default_factory=dict[int, float])
@@ -187,6 +188,7 @@ def run_track(
             reasons = sorted({report.failure for report in outcome.reports})
             raise RuntimeError(f"round {round_} of the {name} track: every client failed ({'; '.join(reasons)})")
         track.failures += sum(bool(report.failure) for report in outcome.reports)
+        track.retries += len(outcome.retried)
         fired = bool(outcome.metrics.get("fired"))
         at_trigger = fired or round_ == (reference.fired[0] if reference and reference.fired else planned)
         line: dict[str, Any] = {"track": name, "round": round_, "phase": "trigger" if fired else phase}

@@ -183,7 +183,9 @@ class Fault(Section):
     ] = Field("none", description="what is wrong with the replies that the clients of fault.clients are in, in every round")
     clients: str = Field("", description="client ids, comma-separated, of fault.reply")
     attempts: Literal["first", "all"] = Field("all", description="fault.reply: only when first asked, or elsewhere too")
-    kill_round: CountOrZero = Field(0, description="round of each track in which the worker of block 0 is killed (0: never; ray only)")
+    kill_round: int = Field(
+        0, ge=-1, description="round of each track in which the worker of block 0 is killed (0: never; -1: every round; ray only)"
+    )
 
 
 class Config(Section):

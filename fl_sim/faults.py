@@ -34,8 +34,8 @@ def has_nan_client(fault: Fault, clients: list[int]) -> bool:
 
 
 def kill_worker(fault: Fault, round_: int, attempt: int, positions: list[int]) -> None:
-    """End this process if it is the worker of block 0 in the round of `fault.kill-round`, at the first attempt."""
-    if fault.kill_round and fault.kill_round == round_ and attempt == 0 and 0 in positions:
+    """End this process if it is the worker of block 0 in the round of `fault.kill-round` (-1: in every round), at the first attempt."""
+    if fault.kill_round in (round_, -1) and attempt == 0 and 0 in positions:
         os._exit(1)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import floor, loop, ours
+from experiments.benchmarks import floor, loop, ours, soak
 from experiments.benchmarks.figure import curve_figure
+from experiments.benchmarks.memory import Sample
 from experiments.benchmarks.workloads import CURVE, WORKLOADS, make_data, workload_of
 from fl_sim.config_file import resolve
 from fl_sim.federation import load_federation
@@ -66,3 +67,17 @@ def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
 def test_the_curve(tmp_path: Path) -> None:
     curve_figure(tmp_path / "clients.png", {workload_of(name).clients: {"ours inline · mean": [{"round": 0.01}]} for name in CURVE})
     assert (tmp_path / "clients.png").stat().st_size > 5000
+
+
+def test_the_soak_sees_what_grows(tmp_path: Path) -> None:
+    steady = [0.010] * 1000
+    slower = [0.010 + 0.00001 * round_ for round_ in range(1000)]
+    flat = [Sample(at * 0.01, 10**9, 2 * 10**9, at) for at in range(0, 1000, 7)]
+    leaking = [Sample(at * 0.01, 10**9, 2 * 10**9 + 10**6 * at, at) for at in range(0, 1000, 7)]
+    assert soak.growth(steady, flat)["seconds ratio"] == pytest.approx(1.0)
+    assert soak.growth(steady, flat)["rss ratio"] == pytest.approx(1.0)
+    assert soak.growth(slower, flat)["seconds ratio"] == pytest.approx((0.01 + 899.5e-5) / (0.01 + 119.5e-5))
+    assert soak.growth(steady, leaking)["rss ratio"] == pytest.approx(2.9 / 2.3, rel=0.01), "of the rounds 200 to 400 and the last 200"
+    assert soak.growth(steady, leaking)["rss largest ratio"] > soak.growth(steady, leaking)["rss ratio"]
+    soak.soak_figure(tmp_path / "soak.png", slower, leaking, "a title")
+    assert (tmp_path / "soak.png").stat().st_size > 5000

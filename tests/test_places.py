@@ -19,18 +19,9 @@ from fl_sim.config import Config
 from fl_sim.federation import load_federation
 from fl_sim.transports import InlineTransport
 from fl_sim.whole_files import CannotWriteError, load_tensors, save_tensors, whole_file, write_whole
+from tests.small_run import SMALL
 
 Configure = Callable[..., Config]
-SETTINGS = {
-    "model.name": "mlp",
-    "data.num-clients": 12,
-    "attack.malicious-fraction": 0.17,
-    "attack.fire": "schedule",
-    "schedule.burn-in-epochs": 1,
-    "schedule.accumulate-rounds": 4,
-    "checkpoint.every": 2,
-}
-SMALL = [word for key, value in SETTINGS.items() for word in ("-c", f"{key}={value}")]
 
 # Python ignores SIGXFSZ: a file that grows beyond the limit raises OSError, as on a full disk.
 FULL = """

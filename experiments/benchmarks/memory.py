@@ -7,9 +7,10 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from matplotlib.figure import Figure
@@ -20,22 +21,32 @@ from experiments.benchmarks.workloads import make_data, workload_of
 from fl_sim.whole_files import write_whole
 
 
-class Watch(threading.Thread):
-    """Samples the resident memory of this process and everything that descends from it, shared pages counted once (PSS)."""
+class Sample(NamedTuple):
+    """Seconds since the watch began, bytes of memory with shared pages counted once, and in each process that has them; what `at` said."""
 
-    def __init__(self) -> None:
+    seconds: float
+    pss: int
+    rss: int
+    at: int
+
+
+class Watch(threading.Thread):
+    """Samples the resident memory of this process and everything that descends from it. `at`: how far the work is."""
+
+    def __init__(self, at: Callable[[], int] = lambda: 0) -> None:
         super().__init__(daemon=True)
-        self.samples: list[tuple[float, int]] = []
-        self._ended = threading.Event()
+        self.samples: list[Sample] = []
+        self._at, self._ended = at, threading.Event()
 
     def run(self) -> None:
         me, began = psutil.Process(), time.perf_counter()
         while not self._ended.wait(0.5):
-            total = 0
+            pss = rss = 0
             for process in [me, *me.children(recursive=True)]:
                 with suppress(psutil.Error):
-                    total += process.memory_full_info().pss
-            self.samples.append((time.perf_counter() - began, total))
+                    memory = process.memory_full_info()
+                    pss, rss = pss + memory.pss, rss + memory.rss
+            self.samples.append(Sample(time.perf_counter() - began, pss, rss, self._at()))
 
     def end(self) -> None:
         self._ended.set()
@@ -54,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     watch.start()
     found = measure(name, root, args.rounds, "ray", "clip-before 1")
     watch.end()
-    peak = max(size for _, size in watch.samples)
+    peak = max(sample.pss for sample in watch.samples)
     write_whole(root / "memory.json", json.dumps({**found, "peak": peak, "samples": watch.samples}) + "\n")
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([seconds for seconds, _ in watch.samples], [size / 1e9 for _, size in watch.samples], color="#0072B2", linewidth=1.3)
+    axes.plot([sample.seconds for sample in watch.samples], [sample.pss / 1e9 for sample in watch.samples], color="#0072B2", linewidth=1.3)
     axes.set(xlabel="seconds", ylabel="memory of all processes (GB)", title=workload_of(name).title, ylim=(0, None))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
