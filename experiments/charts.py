@@ -119,7 +119,7 @@ def search_chart(runs: Sequence[Run], limit: float) -> Chart:
 def published_chart(pairs: Sequence[Pair], source: str) -> Chart:
     """Published accuracies and ours, a line for each setting."""
     settings, theirs = [pair.setting for pair in pairs], [pair.published for pair in pairs]
-    ours = [sum(pair.ours) / len(pair.ours) for pair in pairs]
+    ours = [pair.mean for pair in pairs]
     bars = {
         "array": _rounded([max(pair.ours) - mean for pair, mean in zip(pairs, ours, strict=True)]),
         "arrayminus": _rounded([mean - min(pair.ours) for pair, mean in zip(pairs, ours, strict=True)]),

@@ -47,9 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CannotWriteError as error:
         console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         return 1
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -271,7 +268,3 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.gpus_per_worker is not None:
         flat["ray.gpus-per-worker"] = arguments.gpus_per_worker
     return flat
-
-
-if __name__ == "__main__":
-    sys.exit(main())

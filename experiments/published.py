@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from experiments.study import Run
 
 NUMBERS = Path(__file__).parent / "published.json"
+TOLD_APART = 0.5  # points: about the standard error of a difference of two accuracies on 10,000 examples
 
 
 class Pair(NamedTuple):
@@ -25,9 +26,32 @@ class Pair(NamedTuple):
     ours: Sequence[float]
 
     @property
+    def at(self) -> Mapping[str, str]:
+        """The labels, with the round among them if there is one."""
+        return {**self.labels, "round": str(self.round)} if self.round else self.labels
+
+    @property
+    def mean(self) -> float:
+        """Ours, over seeds."""
+        return sum(self.ours) / len(self.ours)
+
+    @property
     def setting(self) -> str:
         named = [value if axis in ("strategy", "attack") else f"{axis.rpartition('.')[2]} {value}" for axis, value in self.labels.items()]
         return " · ".join([*named, *([f"round {self.round}"] if self.round else [])])
+
+
+class Agreement(NamedTuple):
+    """Of how many neighbouring settings that a paper tells apart ours are in the same order, in the other, or equal."""
+
+    same: int
+    other: int
+    equal: int
+
+    def __str__(self) -> str:
+        told = sum(self)
+        share = f" ({100 * self.same / told:.0f} %)" if told else ""
+        return f"same order in {self.same} of {told} neighbouring pairs{share}"
 
 
 @cache
@@ -55,3 +79,20 @@ def beside(entry: str, runs: Sequence[Run]) -> list[Pair]:
         if found := [value for value in ours if value is not None]:
             pairs.append(Pair(labels, round_, number["accuracy"], found))
     return pairs
+
+
+def agreement(entry: str, pairs: Sequence[Pair]) -> Agreement:
+    """Compare the order of settings that are one step apart on one of the entry's `chains` and alike in all else, where the published
+    accuracies differ by more than `TOLD_APART`."""
+    by_setting = {frozenset(pair.at.items()): pair for pair in pairs}
+    same = other = equal = 0
+    for pair in pairs:
+        for axis, chains in published_numbers()[entry]["chains"].items():
+            steps = [chain[chain.index(pair.at[axis]) + 1] for chain in chains if pair.at[axis] in chain[:-1]]
+            for step in dict.fromkeys(steps):
+                neighbour = by_setting.get(frozenset({**pair.at, axis: step}.items()))
+                if neighbour is None or abs(theirs := neighbour.published - pair.published) <= TOLD_APART:
+                    continue
+                ours = (neighbour.mean - pair.mean) * theirs
+                same, other, equal = same + (ours > 0), other + (ours < 0), equal + (ours == 0)
+    return Agreement(same, other, equal)

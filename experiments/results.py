@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from experiments.cells import Cell
-from experiments.published import Pair
+from experiments.published import Pair, agreement, published_numbers
 from experiments.records import is_complete, read_summary, run_folders
 from experiments.search import left_after, stealth_cost
 from experiments.study import Run
@@ -136,14 +136,14 @@ def matrix_table(runs: Sequence[Run]) -> Table:
     return table
 
 
-def published_table(pairs: Sequence[Pair], source: str) -> Table:
+def published_table(entry: str, pairs: Sequence[Pair]) -> Table:
     """Published accuracies beside ours: mean (least to most) over seeds, and the difference of the means."""
-    table = Table(caption=f"test accuracy (%); published: {source}", caption_justify="left")
+    source = published_numbers()[entry]["source"]
+    table = Table(caption=f"test accuracy (%); published: {source}; {agreement(entry, pairs)}", caption_justify="left")
     for column in ("setting", "published", "ours", "ours - published"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     for pair in pairs:
-        difference = sum(pair.ours) / len(pair.ours) - pair.published
-        table.add_row(pair.setting, f"{pair.published:.1f}", over_seeds(pair.ours), f"{difference:+.1f}")
+        table.add_row(pair.setting, f"{pair.published:.1f}", over_seeds(pair.ours), f"{pair.mean - pair.published:+.1f}")
     return table
 
 

@@ -162,13 +162,12 @@ def published_figure(path: Path, pairs: Sequence[Pair], title: str) -> None:
     figure = Figure(figsize=(7.2, 1.4 + 0.2 * len(pairs)), layout="constrained")
     axes = figure.add_subplot()
     for y, pair in enumerate(pairs):
-        ours = sum(pair.ours) / len(pair.ours)
-        axes.plot([pair.published, ours], [y, y], color="#999999", linewidth=1.0, zorder=1)
+        axes.plot([pair.published, pair.mean], [y, y], color="#999999", linewidth=1.0, zorder=1)
         axes.plot([min(pair.ours), max(pair.ours)], [y, y], color=PALETTE[0], linewidth=2.4, zorder=2)
     rows = range(len(pairs))
     theirs = [pair.published for pair in pairs]
     axes.scatter(theirs, rows, s=28, facecolor="#FFFFFF", edgecolor=PALETTE[2], linewidth=1.3, zorder=3, label="published")
-    axes.scatter([sum(pair.ours) / len(pair.ours) for pair in pairs], rows, s=24, color=PALETTE[0], zorder=4, label="ours")
+    axes.scatter([pair.mean for pair in pairs], rows, s=24, color=PALETTE[0], zorder=4, label="ours")
     axes.set_yticks(rows, [textwrap.shorten(pair.setting, 70) for pair in pairs], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (%)", xlim=(0, 102))

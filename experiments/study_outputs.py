@@ -58,7 +58,7 @@ def study_tables(folder: Path, study: Study) -> list[Table]:
     if study.stealth_limit is not None:
         return [search_table(runs, study.stealth_limit)]
     pairs = beside(study.published, runs) if study.published else []
-    return [matrix_table(runs), *([published_table(pairs, published_numbers()[study.published]["source"])] if pairs else [])]
+    return [matrix_table(runs), *([published_table(study.published, pairs)] if pairs else [])]
 
 
 def write_parquet(table: Path) -> Path:

@@ -49,7 +49,7 @@ def write_run(folder: Path, flat: dict[str, Any]) -> Path:
     place.mkdir(parents=True)
     (place / "config.json").write_text(to_json(to_flat(config)))
     meta = {
-        "versions": {"python": "3.11"},
+        "versions": {"python": "3.11", "torch": "2", "flwr": "1", "ray": "2"},
         "device": "cpu <of a test>",
         "git_commit": "",
         "started": "2026-01-01",
@@ -67,6 +67,7 @@ def write_run(folder: Path, flat: dict[str, Any]) -> Path:
         "stealth_gap": 0.5 if fired else None,
         "gain": None,
         "worst_loss_in_phase": 0.0,
+        "trigger_round": fired,
         "triggers": [fired] if fired else [],
         "clean_twin": None,
         "control": None,

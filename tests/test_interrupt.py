@@ -30,7 +30,7 @@ def mark() -> Generator[Path]:
 
 
 def start(mark: Path, cache_dir: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "experiments.cli", "run", "digits", "-o", str(out), "-c", f"data.cache-dir={cache_dir}", *SMALL, *more]
+    line = [sys.executable, "-m", "experiments", "run", "digits", "-o", str(out), "-c", f"data.cache-dir={cache_dir}", *SMALL, *more]
     environment = {**os.environ, "TMPDIR": str(mark)}
     return subprocess.Popen(line, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -101,3 +101,11 @@ def test_two_commands_at_once_on_one_machine(mark: Path, cache_dir: Path, tmp_pa
     assert left(mark) == []
     assert start(mark, cache_dir, tmp_path / "alone", "--transport", "inline").wait(120) == 0
     assert model_of(tmp_path / "one") == model_of(tmp_path / "two") == model_of(tmp_path / "alone")
+
+
+def test_ctrl_c_while_modules_are_imported_is_quiet(mark: Path, cache_dir: Path, tmp_path: Path) -> None:
+    process = start(mark, cache_dir, tmp_path, "--transport", "inline")
+    time.sleep(0.5)  # importing PyTorch takes longer
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=LIMIT)
+    assert (process.returncode, said.strip()) == (130, "interrupted")

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import cli
 from experiments.cells import STUDIES, Cell, read_sweep
-from experiments.published import beside, published_numbers
+from experiments.published import Pair, agreement, beside, published_numbers
 from experiments.results import accuracy_matrix, worst_cases
 from experiments.round_curves import FROM_START, FROM_TRIGGER, round_panels
 from experiments.study import Run, complete_runs, read_study, write_study
@@ -99,6 +99,35 @@ def test_published_numbers_stand_beside_the_runs_with_their_labels(tmp_path: Pat
     pairs = beside("test", write_study_records(tmp_path))
     assert [(pair.published, pair.ours) for pair in pairs] == [(33.0, [39.0, 38.0]), (44.0, [98.0, 98.0])], "round 5 was not evaluated"
     assert [pair.setting for pair in pairs] == ["mean · poison-ratio 0.1", "dgc · poison-ratio 0.1 · round 4"]
+
+
+def test_orders_are_compared_between_neighbours_that_the_paper_tells_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains = {"strategy": [["mean", "clip 1", "clip 0.1"], ["mean", "linf"]], "round": [["1", "2"]]}
+    monkeypatch.setattr("experiments.published.published_numbers", lambda: {"test": {"chains": chains}})
+
+    def pair(strategy: str, published: float, *ours: float, round_: int = 1) -> Pair:
+        return Pair({"strategy": strategy}, round_, published, ours)
+
+    first = [pair("mean", 10.0, 30.0), pair("clip 1", 20.0, 20.0, 44.0), pair("clip 0.1", 30.0, 31.0), pair("linf", 10.4, 99.0)]
+    second = [pair("mean", 50.0, 30.0, round_=2), pair("clip 1", 20.2, 99.0, round_=2)]
+    found = agreement("test", first + second)
+    # Steps: mean to clip 1 (32 over 30: same), clip 1 to 0.1 (31 under 32: other), mean to linf (not told apart); in round 2 mean to
+    # clip 1 (99 over 30, published the other way); from round 1 to 2: mean (equal), clip 1 (not told apart).
+    assert found == (1, 2, 1)
+    assert str(found) == "same order in 1 of 4 neighbouring pairs (25 %)"
+
+
+@pytest.mark.parametrize("name", ["pang2021-table3", "pang2021-table6", "zhu2023-c10"])
+def test_chains_and_rows_name_what_is_published(name: str) -> None:
+    entry = published_numbers()[name]
+    settings = [{**number["at"], **({"round": str(number["round"])} if "round" in number else {})} for number in entry["numbers"]]
+    assert set(entry["rows"]) < set(settings[0])
+    for axis, chains in entry["chains"].items():
+        assert {value for chain in chains for value in chain} == {setting[axis] for setting in settings}
+    itself = [Pair(number["at"], number.get("round"), number["accuracy"], [number["accuracy"]]) for number in entry["numbers"]]
+    found = agreement(name, itself)
+    assert found.other == found.equal == 0
+    assert found.same >= 17
 
 
 @pytest.mark.parametrize("scale", ["", "cpu"])
