@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.published import Pair, agreement, beside, published_numbers
 from experiments.results import over_seeds
-from experiments.study import Run, changes_results, complete_runs, read_config, read_study
+from experiments.study import changes_results, complete_runs, read_config, read_study
 from experiments.study_figures import published_figure
 from fl_sim.whole_files import write_whole
 
