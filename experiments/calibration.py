@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def calibrate(
         with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, whichever process they run in
             if not (record := _load(path)):
                 record = _measure(config, transport, orders, start, federation, model, progress)
-                write_whole(path, json.dumps(record, indent=2) + "\n")
+                write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     least = {"rise": LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]}
     thresholds = {
         name: threshold_line(scores, config.strategy.margin, least=least.get(name, 0.0)) for name, scores in record["scores"].items()
@@ -68,10 +69,14 @@ def calibrate(
 def _load(path: Path) -> dict[str, Any] | None:
     """The cached record, or None where there is none or it is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record if set(record) == {"rounds", "scores", "median-norm"} else None
-    except (OSError, ValueError, TypeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept["record"] if kept["sha256"] == _digest(kept["record"]) else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _measure(

@@ -14,7 +14,7 @@ from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, hashed_keys
 from fl_sim.messages import AttackState
 from fl_sim.object_state import State, restored, saved
-from fl_sim.whole_files import load_tensors, save_tensors
+from fl_sim.whole_files import load_tensors, save_tensors, writing
 
 ORDER = ("attacked", "twin", "control")  # in which a run's tracks are run
 RECORD = "fl-sim"  # the metadata entry that holds the JSON
@@ -52,18 +52,19 @@ def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffe
     tensors |= {f"rollback.{name}": tensor for name, tensor in rollback.tensors.items()}
     states = {"run": run.json, "strategy": position.strategy.json if position.strategy else None, "rollback": rollback.json}
     record = json.dumps({"config": hashed_keys(config), "states": states}, allow_nan=False)
-    folder.mkdir(exist_ok=True)
     path = folder / f"{position.track.name}-{position.track.rounds:06d}.safetensors"
-    save_tensors(path, tensors, {RECORD: record})
-    for old in _newest_first(folder)[keep:]:
-        old.unlink()
+    with writing(path):
+        folder.mkdir(exist_ok=True)
+        save_tensors(path, tensors, {RECORD: record})
+        for old in _newest_first(folder)[keep:]:
+            old.unlink()
     return path
 
 
 def find_checkpoint(folder: Path, config: Config) -> Found:
     """The newest checkpoint in `folder/checkpoint` that is whole and whose rounds are all in `rounds.jsonl`. Others are passed over.
 
-    Raises ConfigError naming the keys in which it is of another configuration.
+    Raises ConfigError naming the keys in which it is of another configuration, or a file that cannot be read.
     """
     damaged: list[Path] = []
     lines = folder / "rounds.jsonl"
@@ -72,9 +73,11 @@ def find_checkpoint(folder: Path, config: Config) -> Found:
         try:
             tensors, texts = load_tensors(path)
             record = json.loads(texts[RECORD])
-        except (OSError, ValueError, KeyError):
+        except (ValueError, KeyError):
             damaged.append(path)
             continue
+        except OSError as error:  # it may be whole: another user's, or on a disk that is not there
+            raise ConfigError([f"{path} cannot be read ({error.strerror or error}); nothing was changed"]) from error
         if problems := _differences(path, record["config"], hashed_keys(config)):
             raise ConfigError(problems)
         checkpoint = _checkpoint(record["states"], tensors)

@@ -226,11 +226,18 @@ def _list(arguments: argparse.Namespace, _: Console) -> int:
 
 def absolute_paths(flat: dict[str, Any]) -> dict[str, Any]:
     """Flat keys with the paths among them made absolute, that of a strategy in a file too: the run has another working directory."""
-    paths = {key: str(Path(flat[key]).expanduser().absolute()) for key in PATHS if isinstance(flat.get(key), str)}
+    paths = {key: _absolute(key, flat[key]) for key in PATHS if isinstance(flat.get(key), str)}
     place, found, name = str(flat.get("strategy.name", "")).rpartition(".py:")
     if found:
-        paths["strategy.name"] = f"{Path(place).expanduser().absolute()}.py:{name}"
+        paths["strategy.name"] = f"{_absolute('strategy.name', place)}.py:{name}"
     return {**flat, **paths}
+
+
+def _absolute(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # a ~ of nobody
+        raise ConfigError([f"expected {key} to be a path, got {path!r} ({error})"]) from None
 
 
 def offer_own_modules(flats: Sequence[Mapping[str, Any]]) -> None:

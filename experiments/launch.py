@@ -71,14 +71,17 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
 
 def _place_problem(key: str, place: str) -> str:
     """Why nothing can be written into a folder, which need not exist yet; empty if something can."""
-    folder = Path(place).expanduser()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        folder = Path(place).expanduser()
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if "\0" in place:
+            raise ValueError("embedded null byte")
         with TemporaryFile(dir=folder) as file:  # permissions alone do not tell: root may everything, except where nobody can
             file.write(b"0")
-    except OSError as error:
-        return f"expected {key} to be a folder that can be written, got {place!r} ({error.strerror})"
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a NUL; a ~ of nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"expected {key} to be a folder that can be written, got {place!r} ({reason})"
     return ""
 
 

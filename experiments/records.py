@@ -68,13 +68,14 @@ class RunRecords:
     def __init__(self, folder: Path, config: Config, found: Found | None = None) -> None:
         checkpoint = found.checkpoint if found else None
         self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if checkpoint else []
-        if folder.exists() and not checkpoint:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_parts(folder)
-        if checkpoint:
-            os.truncate(folder / "rounds.jsonl", checkpoint.lines)
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        with writing(folder):
+            if folder.exists() and not checkpoint:
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_parts(folder)
+            if checkpoint:
+                os.truncate(folder / "rounds.jsonl", checkpoint.lines)
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self.folder, self._goes_on = folder, checkpoint is not None
         self._sessions.append(_session(config, found))
         write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
@@ -101,8 +102,9 @@ class RunRecords:
 
     def size(self) -> int:
         """Bytes of `rounds.jsonl`, all of them on the disk."""
-        os.fsync(self._rounds.fileno())
-        return self._rounds.tell()
+        with writing(self.folder / "rounds.jsonl"):
+            os.fsync(self._rounds.fileno())
+            return self._rounds.tell()
 
     def calibration(self, record: Mapping[str, Any]) -> None:
         """`calibration.json`: DGC's thresholds, and the scores of the clean rounds that they come from."""

@@ -18,6 +18,7 @@ from experiments.published import Pair, agreement, beside, published_numbers
 from experiments.results import over_seeds
 from experiments.study import changes_results, complete_runs, read_config, read_study
 from experiments.study_figures import published_figure
+from fl_sim.config_file import ConfigError
 from fl_sim.whole_files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,12 +28,14 @@ FIGURES = ("accuracy", "drop", "stealth_gap", "gain", "worst_loss_in_phase", "tr
 
 def kept(folder: Path, data: str) -> dict[str, Any]:
     """What is kept of a study: its base, where it ran and with what, each run's labels and accuracies (percent; differences in points),
-    and the published numbers beside ours.
+    and the published numbers beside ours. Raises ConfigError without a complete run.
 
     Args: folder, the study's; data, the name of the data for a reader ("CIFAR-10 (JPEG copy)").
     """
     study = read_study(folder)
     runs = complete_runs(folder, study)
+    if not runs:
+        raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r}"])
     metas = [json.loads((run.folder / "meta.json").read_text(encoding="utf-8")) for run in runs]
     machines = {json.dumps({key: meta[key] for key in ("device", "versions", "git_commit")}, sort_keys=True) for meta in metas}
     configs = [read_config(run.folder) for run in runs]
@@ -46,7 +49,7 @@ def kept(folder: Path, data: str) -> dict[str, Any]:
         "seeds": sorted({config["seed"] for config in configs}),
         "cells": len(study.cells),
         "seconds": round(sum(run.summary["seconds"]["total"] for run in runs)),
-        "base": {key: value for key, value in study.base.items() if changes_results(key)},
+        "base": {key: value for key, value in study.base.items() if changes_results(key) and key != "data.root"},
         "runs": [{"labels": run.cell.labels, **{name: run.summary[name] for name in FIGURES}} for run in runs],
         "pairs": [{"labels": pair.labels, "round": pair.round, "published": pair.published, "ours": pair.ours} for pair in pairs],
     }
@@ -54,11 +57,12 @@ def kept(folder: Path, data: str) -> dict[str, Any]:
 
 def table_of(record: Mapping[str, Any]) -> str:
     """A record as Markdown: where it comes from, and "published / ours", or before and after the trigger where nothing was published."""
-    machine = record["machines"][0]
-    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "flwr", "ray"))
-    where = (
-        f"{record['data']}, {' and '.join(record['model'])}; {machine['device']}; {versions}; seeds {', '.join(map(str, record['seeds']))}"
+    machines = dict.fromkeys(
+        f"{machine['device']}, " + ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "flwr", "ray"))
+        for machine in record["machines"]
     )
+    what = f"{record['data']}, {' and '.join(record['model'])}"
+    where = f"{what}; {' and '.join(machines)}; seeds {', '.join(map(str, record['seeds']))}"
     done = f"{len(record['runs'])} of {record['cells']} cells in {record['seconds'] / 60:.0f} min of work"
     pairs = [Pair(**pair) for pair in record["pairs"]]
     if not pairs:

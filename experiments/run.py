@@ -51,7 +51,8 @@ def execute_run(
 def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
     """Hold a run's folder for this process. One that was killed may leave workers that write on for some seconds: that is waited for."""
     locks = cache_dir / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    with writing(locks):
+        locks.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     try:
         with FileLock(locks / f"{folder.name}-{name}.lock", timeout=LOCK_WAIT):

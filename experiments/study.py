@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments.cells import Cell, label
 from experiments.records import is_complete, read_summary, run_folders
 from fl_sim.config_file import NOT_HASHED, ConfigError, default_flat, to_json
-from fl_sim.whole_files import write_whole
+from fl_sim.whole_files import write_whole, writing
 
 RECORD = "study.json"
 
@@ -41,7 +41,8 @@ class Study:
 
 def write_study(folder: Path, study: Study) -> None:
     """`study.json` of a study's folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     record = asdict(study)
     for flats in (record, *record["cells"]):  # to_json: infinity as text, as in config.json
         key = "base" if flats is record else "flat"

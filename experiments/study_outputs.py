@@ -66,6 +66,7 @@ def write_parquet(table: Path) -> Path:
     from pyarrow import csv, parquet  # an extra
 
     path = table.with_suffix(".parquet")
+    rows = csv.read_csv(table)
     with whole_file(path) as part:
-        parquet.write_table(csv.read_csv(table), part)
+        parquet.write_table(rows, part)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from fl_sim.augmentation import cropped_and_flipped
 from fl_sim.config import Config
 from fl_sim.config_file import to_flat, to_json
 from fl_sim.federation import Federation, device_of, new_module
 from fl_sim.params import flat_buffers, flat_parameters
 from fl_sim.randomness import stream
-from fl_sim.whole_files import load_tensors, save_tensors
+from fl_sim.whole_files import load_tensors, remove_parts, save_tensors
 
 DEPENDS_ON = ("seed", "data.", "model.", "schedule.burn-in", "attack.data", "attack.set-size", "strategy.probe-size")
 
@@ -44,6 +46,7 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
     with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a burn-in, whichever process they run in
         if found := _load(path, federation):
             return found
+        remove_parts(path)
         theta, buffers = _train(config, federation, progress)
         save_tensors(path, {"theta": theta, "buffers": buffers})
     return StartModel(theta, buffers, cached=False)
@@ -78,12 +81,14 @@ def _train(config: Config, federation: Federation, progress: Callable[[int, int]
     everything = np.sort(np.concatenate(federation.splits.shares))
     for epoch in range(schedule.burn_in_epochs):
         order = stream(config.seed, "burn-in", epoch).permutation(everything)
+        draws = stream(config.seed, "burn-in-augmentation", epoch)
+        augment = partial(cropped_and_flipped, generator=draws) if schedule.burn_in_augmentation == "crop-flip" else None
         for start in range(0, len(order), schedule.burn_in_batch_size):
-            batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size])
+            batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size], augment)
             gradients = torch.autograd.grad(F.cross_entropy(module(batch.inputs), batch.labels), parameters)
             with torch.no_grad():  # SGD with momentum by hand: torch.optim imports the compiler, 2 to 5 s of start-up
                 for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-                    velocity.mul_(schedule.burn_in_momentum).add_(gradient)
+                    velocity.mul_(schedule.burn_in_momentum).add_(gradient).add_(parameter, alpha=schedule.burn_in_weight_decay)
                     parameter.sub_(schedule.burn_in_learning_rate * velocity)
         progress(epoch + 1, schedule.burn_in_epochs)
     torch.set_num_threads(threads)

@@ -149,6 +149,10 @@ class Schedule(Section):
     burn_in_batch_size: Count = Field(100, description="batch of the burn-in")
     burn_in_learning_rate: Positive = Field(0.03, description="learning rate of the burn-in")
     burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
+    burn_in_weight_decay: float = Field(0.0, ge=0.0, description="weight decay of the burn-in")
+    burn_in_augmentation: Literal["none", "crop-flip"] = Field(
+        "none", description="of the burn-in: images at random crops, half of them mirrored"
+    )
     accumulate_rounds: CountOrZero = Field(100, description="T, rounds of the accumulative phase at most")
     recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")
     triggers: CountOrZero = Field(1, description="trigger rounds (0: never fire)")

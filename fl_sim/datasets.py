@@ -208,6 +208,11 @@ def _read(name: str, root: Path, download: bool, progress: Progress) -> tuple[Pa
     for part, (pixels, labels) in zip(("train", "test"), found[:2], strict=True):
         if problem := _part_problem(pixels, labels, found[2]):
             raise DataMissing(f"data.name = {name!r}: what data.root = {str(root)!r} holds is damaged: {problem} in the {part} part")
+    sizes = [part[0].shape[1:] for part in found[:2]]
+    if sizes[0] != sizes[1]:
+        raise DataMissing(
+            f"data.name = {name!r}: data.root = {str(root)!r} holds images of {sizes[0]} to train on and of {sizes[1]} to test"
+        )
     return found
 
 
@@ -282,9 +287,11 @@ def _open(folder: Path, name: str) -> Dataset | None:
         about = json.loads((folder / "about.json").read_text())
         train, test = (Images(*(_map(folder / f"{part}-{kind}.npy") for kind in Images._fields)) for part in ("train", "test"))
         dataset = Dataset(name, train, test, about["num_classes"], tuple(about["mean"]), tuple(about["std"]))
-        sound = dataset.image_shape[0] == len(dataset.mean) and all(
-            (part.pixels.dtype, part.labels.dtype, part.labels.shape) == (torch.uint8, torch.int64, part.pixels.shape[:1])
-            for part in (train, test)
+        sound = (
+            dataset.image_shape[0] == len(dataset.mean)
+            and train.pixels.shape[1:] == test.pixels.shape[1:]
+            and not any(_part_problem(part.pixels.numpy(), part.labels.numpy(), dataset.num_classes) for part in (train, test))
+            and all(part.labels.dtype == torch.int64 for part in (train, test))
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -64,11 +64,12 @@ class Federation:
     def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
         self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
 
-    def batch(self, part: Images, indices: Indices) -> Batch:
-        """The examples of `part` at `indices` (b,), normalised, on the device."""
+    def batch(self, part: Images, indices: Indices, augment: Callable[[Tensor], Tensor] | None = None) -> Batch:
+        """The examples of `part` at `indices` (b,), their pixels augmented and then normalised, on the device."""
         where = torch.from_numpy(indices).to(part.pixels.device)
         pixels, labels = part.pixels.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
-        return Batch(normalised(pixels.to(self.device), self.dataset), labels.to(self.device))
+        pixels = pixels.to(self.device)
+        return Batch(normalised(augment(pixels) if augment else pixels, self.dataset), labels.to(self.device))
 
     def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
         """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
@@ -56,9 +57,9 @@ def write_whole(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left unfinished below a folder that nobody else writes into."""
-    for part in folder.rglob(".*.part"):
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes left unfinished of a file, or of all files below a folder, that nobody else writes now."""
+    for part in [*path.parent.glob(f".{path.name}.*.part"), *path.rglob(".*.part")]:
         part.unlink(missing_ok=True)
 
 
@@ -92,8 +93,12 @@ def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _sync(path: Path) -> None:
+    """Raises OSError; not for a folder on a file system that cannot do it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import psutil
@@ -29,29 +28,46 @@ def mark() -> Generator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(mark: Path, cache_dir: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "experiments", "run", "digits", "-o", str(out), "-c", f"data.cache-dir={cache_dir}", *SMALL, *more]
-    environment = {**os.environ, "TMPDIR": str(mark)}
-    return subprocess.Popen(line, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+Start = Callable[..., subprocess.Popen[str]]
 
 
-def left(mark: Path) -> list[str]:
-    """The processes that have the mark, other than those that are dead."""
-    found: list[str] = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == str(mark) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
+@pytest.fixture
+def start(mark: Path, cache_dir: Path) -> Generator[Start]:
+    """Starts the command with an output folder and further words; whatever still runs at the end is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_one(out: Path, *more: str, cache: Path = cache_dir) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "experiments", "run", "digits", "-o", str(out), *SMALL, "-c", f"data.cache-dir={cache}", *more]
+        pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(mark)}
+        processes.append(subprocess.Popen(line, env=environment, start_new_session=True, stdout=pipe, stderr=pipe, text=True))
+        return processes[-1]
+
+    yield start_one
+    for process in processes:
+        with process:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str], code: int, limit: float = 300.0) -> str:
+    """What a command wrote to stderr until it ended, in time and with this exit code."""
+    _, errors = process.communicate(timeout=limit)
+    assert process.returncode == code, errors
+    return errors
+
+
+def all_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """A command and everything that it started; Ray's workers too, whose environment cannot be read."""
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def living(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def wait_for_rounds(process: subprocess.Popen[str], out: Path, rounds: int) -> None:
-    def there() -> int:
-        return sum(path.read_bytes().count(b"\n") for path in out.glob("*/rounds.jsonl"))
-
     until = time.monotonic() + 120
-    while there() < rounds:
-        assert process.poll() is None, process.stderr and process.stderr.read()
+    while sum(path.read_bytes().count(b"\n") for path in out.glob("*/rounds.jsonl")) < rounds:
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
 
@@ -63,49 +79,79 @@ def model_of(out: Path) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("transport", "number", "code"), [("ray", signal.SIGINT, 130), ("ray", signal.SIGTERM, 143), ("inline", signal.SIGINT, 130)]
+    ("transport", "number", "code"),
+    [
+        ("ray", signal.SIGINT, 130),
+        ("ray", signal.SIGTERM, 143),
+        ("inline", signal.SIGINT, 130),
+        ("ray", signal.SIGKILL, -9),
+        ("inline", signal.SIGKILL, -9),
+    ],
 )
 def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
-    transport: str, number: signal.Signals, code: int, mark: Path, cache_dir: Path, tmp_path: Path
+    transport: str, number: signal.Signals, code: int, start: Start, tmp_path: Path
 ) -> None:
-    options: Sequence[str] = ("--transport", transport, "-c", "schedule.accumulate-rounds=300", "-c", "checkpoint.every=5")
-    process = start(mark, cache_dir, tmp_path / "cut", *options)
+    options = ("-c", "schedule.accumulate-rounds=300", "-c", "checkpoint.every=5")
+    process = start(tmp_path / "cut", *options, "--transport", transport)
     wait_for_rounds(process, tmp_path / "cut", 20)
-    began = time.monotonic()
+    started, began = all_of(process), time.monotonic()
+    assert len(started) > (8 if transport == "ray" else 0)
     # A terminal's Ctrl-C reaches the foreground's whole process group.
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    assert process.wait(LIMIT) == code
-    while left(mark) and time.monotonic() < began + LIMIT:
+    os.killpg(process.pid, number) if number != signal.SIGTERM else process.send_signal(number)
+    assert "Traceback" not in said(process, code, LIMIT)
+    while living(started) and time.monotonic() < began + LIMIT:
         time.sleep(0.05)
-    assert left(mark) == []
-    assert process.stderr is not None
-    said = process.stderr.read()
-    assert "Traceback" not in said
+    assert living(started) == []
+    assert "goes on after round" in said(start(tmp_path / "cut", *options, "--transport", transport), 0)
     assert not list(tmp_path.rglob(".*.part"))
-    again = start(mark, cache_dir, tmp_path / "cut", *options)
-    assert again.wait(300) == 0
-    assert again.stderr is not None
-    assert "goes on after round" in again.stderr.read()
-    assert start(mark, cache_dir, tmp_path / "whole", *options[2:], "--transport", "inline").wait(300) == 0
+    said(start(tmp_path / "whole", *options, "--transport", "inline"), 0)
     assert model_of(tmp_path / "cut") == model_of(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_on_one_machine(mark: Path, cache_dir: Path, tmp_path: Path) -> None:
+def test_two_commands_at_once_on_one_machine(start: Start, tmp_path: Path) -> None:
     """Each with a SuperLink and a Ray of its own, and nothing cached yet: they only share the cache."""
-    cache = tmp_path / "cache"
-    processes = [start(mark, cache, tmp_path / name, "--transport", transport) for name, transport in (("one", "ray"), ("two", "flower"))]
-    for process in processes:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    assert left(mark) == []
-    assert start(mark, cache_dir, tmp_path / "alone", "--transport", "inline").wait(120) == 0
+    ways = {"one": "ray", "two": "flower"}
+    for process in [start(tmp_path / name, "--transport", way, cache=tmp_path / "cache") for name, way in ways.items()]:
+        said(process, 0)
+    said(start(tmp_path / "alone", "--transport", "inline"), 0)
     assert model_of(tmp_path / "one") == model_of(tmp_path / "two") == model_of(tmp_path / "alone")
 
 
-def test_ctrl_c_while_modules_are_imported_is_quiet(mark: Path, cache_dir: Path, tmp_path: Path) -> None:
-    process = start(mark, cache_dir, tmp_path, "--transport", "inline")
-    time.sleep(0.5)  # importing PyTorch takes longer
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=LIMIT)
-    assert (process.returncode, said.strip()) == (130, "interrupted")
+IMPORTING = """
+import sys
+import experiments.__main__ as command
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "experiments.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+sys.exit(command.main())
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_is_quiet() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 7.0])
+def test_a_signal_while_it_starts_leaves_nothing(seconds: float, start: Start, tmp_path: Path) -> None:
+    process = start(tmp_path, "--transport", "ray")
+    time.sleep(seconds)
+    started = all_of(process)
+    os.killpg(process.pid, signal.SIGINT)
+    said(process, 130, LIMIT)
+    assert living(started) == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_every_round_changes_nothing(start: Start, tmp_path: Path) -> None:
+    for name, more in {"killed": ["--transport", "ray", "-c", "fault.kill-round=-1"], "whole": ["--transport", "inline"]}.items():
+        said(start(tmp_path / name, "-c", "twin=false", "-c", "control=false", "-c", "schedule.recovery-rounds=0", *more), 0)
+    assert model_of(tmp_path / "killed") == model_of(tmp_path / "whole")
+    (lines,) = (path.read_text().splitlines() for path in (tmp_path / "killed").glob("*/rounds.jsonl"))
+    assert ["died" in line for line in lines] == [True] * 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("key", ["output-dir", "data.cache-dir"])
-@pytest.mark.parametrize("place", ["file", "/proc"])
+@pytest.mark.parametrize("place", ["file", "/proc", "/tmp/" + 300 * "x", "/tmp/a\0b"])
 def test_a_place_that_cannot_be_written_is_named(key: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if place == "file":
         (tmp_path / "file").touch()
@@ -45,16 +46,22 @@ def test_a_place_that_cannot_be_written_is_named(key: str, place: str, tmp_path:
     where = f"{place}/runs"
     assert main(["run", "digits", "--transport", "inline", "-o", str(tmp_path / "out"), *SMALL, "-c", f"{key}={where}"]) == 2
     said = capsys.readouterr().err
-    assert f"expected {key} to be a folder that can be written, got '{where}'" in said
+    assert f"expected {key} to be a folder that can be written, got {where!r}" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("key", ["output-dir", "data.cache-dir", "data.root"])
+def test_a_home_of_nobody_is_named(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits", *SMALL, "-c", f"{key}=~nobody-of-this-name/x"]) == 2
+    assert f"expected {key} to be a path, got '~nobody-of-this-name/x'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "what"), [(100, ".json"), (5000, "rounds.jsonl"), (60_000, ".safetensors")])
-def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, tmp_path: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize(("limit", "what", "every"), [(100, ".json", 2), (5000, "rounds.jsonl", 100), (60_000, ".safetensors", 2)])
+def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_path: Path, cache_dir: Path) -> None:
     """Once there is room the same command ends as if nothing had been."""
-    line = ["run", "digits", "--transport", "inline", *SMALL, "-c", f"data.cache-dir={cache_dir}", "-o"]
+    line = ["run", "digits", "--transport", "inline", *SMALL, "-c", f"checkpoint.every={every}", "-c", f"data.cache-dir={cache_dir}", "-o"]
     assert main([*line, str(tmp_path / "whole")]) == 0  # which also fills the cache
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(limit), *line, str(tmp_path / "full")], capture_output=True, text=True, check=False
@@ -112,7 +119,7 @@ def test_a_damaged_burn_in_is_trained_again(configure: Configure, tmp_path: Path
     assert torch.equal(again.theta, first.theta)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rounds": 3'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": 3', "one digit"])
 def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path: Path, content: str) -> None:
     from clients.client_app import app
 
@@ -120,7 +127,9 @@ def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path:
     execute_run(config, tmp_path / "one", InlineTransport(app), lambda *_: None)
     (path,) = (tmp_path / "cache" / "calibration").glob("*.json")
     before = path.read_text()
-    path.write_text(content)
+    changed = re.sub(r"(\d)(,|\n)", lambda found: f"{(int(found[1]) + 1) % 10}{found[2]}", before, count=1)
+    assert changed != before
+    path.write_text(changed if content == "one digit" else content)
     execute_run(config, tmp_path / "two", InlineTransport(app), lambda *_: None)
     assert path.read_text() == before
     assert is_complete(run_folder(tmp_path / "two", config))

@@ -35,7 +35,7 @@ W5 = {
 def command(*arguments: str) -> float:
     """Seconds that an `fl-sim` command takes; raises RuntimeError if it fails."""
     began = time.perf_counter()
-    line = [sys.executable, "-m", "experiments.cli", *arguments]
+    line = [sys.executable, "-m", "experiments", *arguments]
     done = subprocess.run(line, env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError("\n".join([f"{' '.join(line)} failed", *(done.stdout + done.stderr).splitlines()[-20:]]))
@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command("run", "digits", *overrides, "-c", f"seed={seed}", *caches["runs"], "-o", str(root / "single" / stamp))
         for seed in track(SEEDS, "single runs", console=console)
     ]
+    for way in ("sweep", "single"):
+        if (complete := len(list((root / way / stamp).rglob("summary.json")))) != len(SEEDS):
+            raise RuntimeError(f"expected {len(SEEDS)} complete runs of {way}, got {complete}")
     report = {"sweep": sweep, "runs": runs, "cells_per_hour": {"sweep": 3600 * len(runs) / sweep, "runs": 3600 * len(runs) / sum(runs)}}
     write_whole(root / "sweep.json", json.dumps(report, indent=2) + "\n")
     console.print(
