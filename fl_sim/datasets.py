@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ FORMAT = 1  # of the cache; raise it when the readers or the files below change
 
 Progress = Callable[[int, int], None]
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+DRAFT_LIFE = 3600.0  # seconds after which nobody writes a cache any more
 
 
 class DataMissing(FileNotFoundError):  # noqa: N818 - read aloud, it says what is wrong
@@ -252,6 +255,9 @@ def _build(folder: Path, name: str, decoded: tuple[Part, Part, int]) -> Dataset:
     train, test, num_classes = decoded
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     mean, std = _channel_statistics(train[0])
+    for old in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+        if time.time() - old.stat().st_mtime > DRAFT_LIFE:
+            shutil.rmtree(old, ignore_errors=True)
     try:
         with writing(folder):
             draft.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import struct
@@ -186,6 +187,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "labels empty": lambda folder: (folder / "test-labels.npy").write_bytes(b""),
     "labels absent": lambda folder: (folder / "train-labels.npy").unlink(),
     "labels of another length": lambda folder: np.save(folder / "train-labels.npy", np.zeros(3, np.int64)),
+    "labels out of range": lambda folder: np.save(folder / "train-labels.npy", np.full(len(FEW), 10, np.int64)),
+    "images of another size": lambda folder: np.save(folder / "test-pixels.npy", np.zeros((len(FEWER), 1, 9, 9), np.uint8)),
     "objects instead of pixels": lambda folder: np.save(folder / "train-pixels.npy", np.array([{}]), allow_pickle=True),
     "about cut short": lambda folder: cut(folder / "about.json"),
 }
@@ -221,6 +224,28 @@ def test_the_loser_of_a_race_keeps_the_winners_files(tmp_path: Path, monkeypatch
     ((dataset, inode),) = winner
     assert same(loser, dataset)
     assert [path.stat().st_ino for path in (tmp_path / "cache").iterdir()] == [inode]
+
+
+def test_parts_with_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    images = np.zeros((len(FEWER), 9, 9), np.uint8)
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    path.write_bytes(struct.pack(">iiii", 0x803, *images.shape) + images.tobytes())
+    with pytest.raises(DataMissing, match=r"holds images of \(1, 28, 28\) to train on and of \(1, 9, 9\) to test"):
+        load("mnist", tmp_path)
+
+
+def test_what_a_killed_process_left_of_a_cache_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    load("mnist", tmp_path)
+    (folder,) = (tmp_path / "cache").iterdir()
+    shutil.rmtree(folder)
+    old, young = ((tmp_path / "cache" / f".{folder.name}-{name}") for name in ("old", "young"))
+    for draft in (old, young):
+        draft.mkdir()
+    os.utime(old, (0, 0))
+    load("mnist", tmp_path)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {folder.name, young.name}, "another process may be at work"
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {

@@ -18,6 +18,7 @@ import pytest
 from tests.small_run import SMALL
 
 LIMIT = 10.0  # seconds in which everything is to be gone
+LONGER = ("schedule.accumulate-rounds=150", "checkpoint.every=5", "twin=false", "control=false")
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def model_of(out: Path) -> bytes:
 def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
     transport: str, number: signal.Signals, code: int, start: Start, tmp_path: Path
 ) -> None:
-    options = ("-c", "schedule.accumulate-rounds=300", "-c", "checkpoint.every=5")
+    options = [word for text in LONGER for word in ("-c", text)]
     process = start(tmp_path / "cut", *options, "--transport", transport)
     wait_for_rounds(process, tmp_path / "cut", 20)
     started, began = all_of(process), time.monotonic()
