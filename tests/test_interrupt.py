@@ -80,14 +80,7 @@ def model_of(out: Path) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("transport", "number", "code"),
-    [
-        ("ray", signal.SIGINT, 130),
-        ("ray", signal.SIGTERM, 143),
-        ("inline", signal.SIGINT, 130),
-        ("ray", signal.SIGKILL, -9),
-        ("inline", signal.SIGKILL, -9),
-    ],
+    ("transport", "number", "code"), [("ray", signal.SIGINT, 130), ("ray", signal.SIGKILL, -9), ("inline", signal.SIGINT, 130)]
 )
 def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
     transport: str, number: signal.Signals, code: int, start: Start, tmp_path: Path
@@ -139,7 +132,7 @@ def test_ctrl_c_while_modules_are_imported_is_quiet() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 4.0, 7.0])
+@pytest.mark.parametrize("seconds", [1.0, 6.0])
 def test_a_signal_while_it_starts_leaves_nothing(seconds: float, start: Start, tmp_path: Path) -> None:
     process = start(tmp_path, "--transport", "ray")
     time.sleep(seconds)
