@@ -171,7 +171,7 @@ def published_figure(path: Path, pairs: Sequence[Pair], title: str) -> None:
     axes.set_yticks(rows, [textwrap.shorten(pair.setting, 70) for pair in pairs], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (%)", xlim=(0, 102))
-    axes.set_title(textwrap.fill(title, 90), fontsize=8)
+    figure.suptitle(textwrap.fill(title, 100, break_on_hyphens=False), fontsize=8)
     _finish(figure, path, 2)
 
 
