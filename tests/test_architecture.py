@@ -59,3 +59,16 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 
 def test_no_catch_all_files() -> None:
     assert not [path for path in FILES if path.stem in ("utils", "base", "common", "helpers", "misc")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_is_read_can_carry_code(path: Path) -> None:
+    """No pickle of ours, no `torch.load`, `numpy.load` without pickles, no `eval` or `exec`; a shelf, a joblib or a dill is a pickle too."""
+    assert not imports(path) & {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in ("torch.load", "eval", "exec")
+        if called in ("np.load", "numpy.load"):
+            assert {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg == "allow_pickle"} == {"allow_pickle": "False"}
