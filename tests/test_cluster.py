@@ -115,7 +115,7 @@ def test_a_node_that_is_lost_changes_only_the_record(
         killed.set()
 
     threading.Thread(target=kill_in_mid_run, daemon=True).start()
-    command = ["run", "-o", str(tmp_path / "cluster"), "--workers", "2", "--ray-address", f"127.0.0.1:{cluster.port}", *options]
+    command = ["run", "-o", str(tmp_path / "cluster"), "--workers", "4", "--ray-address", f"127.0.0.1:{cluster.port}", *options]
     assert cli.main(command) == 0
     assert killed.is_set()
     (whole,), (lost,) = (list((tmp_path / name).iterdir()) for name in ("inline", "cluster"))
