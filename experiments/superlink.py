@@ -58,7 +58,7 @@ def run_in_flower(
     on_line: Callable[[str], None],
     num_supernodes: int = 2,
     ray_cpus: int = 1,
-    grace: float = 5.0,
+    grace: float = 2.0,
 ) -> FlowerRun:
     """Run the Flower app of a folder on a SuperLink of its own and return how it ended.
 
