@@ -1,13 +1,18 @@
 """The way into the command `fl-sim`, also as `python -m experiments`: Ctrl-C ends it quietly even while its modules are imported."""
 
+import signal
 import sys
 
 
 def main() -> int:
     """Run the command line and return its exit code."""
-    try:
-        from experiments.cli import main as run
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # else it is ignored, as in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exception may be lost in the import of a library, and nothing is started yet
+    from experiments.cli import main as run
 
+    signal.signal(signal.SIGINT, usual)
+    try:
         return run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

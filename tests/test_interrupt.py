@@ -113,22 +113,25 @@ def test_two_commands_at_once_on_one_machine(start: Start, tmp_path: Path) -> No
 
 
 IMPORTING = """
-import sys
+import os, signal, sys
 import experiments.__main__ as command
 
 class CtrlC:
     def find_spec(self, name, path=None, target=None):
         if name == "experiments.cli":
-            raise KeyboardInterrupt
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                pass  # as libraries do
 
 sys.meta_path.insert(0, CtrlC())
 sys.exit(command.main())
 """
 
 
-def test_ctrl_c_while_modules_are_imported_is_quiet() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+def test_ctrl_c_while_modules_are_imported_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.slow
@@ -138,7 +141,9 @@ def test_a_signal_while_it_starts_leaves_nothing(seconds: float, start: Start, t
     time.sleep(seconds)
     started = all_of(process)
     os.killpg(process.pid, signal.SIGINT)
-    said(process, 130, LIMIT)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode in (130, -signal.SIGINT), errors  # the latter while modules are imported: a shell calls both 130
+    assert "Traceback" not in errors
     assert living(started) == []
 
 
