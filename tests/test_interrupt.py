@@ -32,6 +32,11 @@ def mark() -> Generator[Path]:
 Start = Callable[..., subprocess.Popen[str]]
 
 
+def heed() -> None:
+    """In a child: Ctrl-C counts, also where the tests run in a script's background, in which it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(mark: Path, cache_dir: Path) -> Generator[Start]:
     """Starts the command with an output folder and further words; whatever still runs at the end is killed."""
@@ -40,7 +45,9 @@ def start(mark: Path, cache_dir: Path) -> Generator[Start]:
     def start_one(out: Path, *more: str, cache: Path = cache_dir) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "experiments", "run", "digits", "-o", str(out), *SMALL, "-c", f"data.cache-dir={cache}", *more]
         pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(mark)}
-        processes.append(subprocess.Popen(line, env=environment, start_new_session=True, stdout=pipe, stderr=pipe, text=True))
+        processes.append(
+            subprocess.Popen(line, env=environment, start_new_session=True, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+        )
         return processes[-1]
 
     yield start_one
@@ -130,7 +137,7 @@ sys.exit(command.main())
 
 
 def test_ctrl_c_while_modules_are_imported_is_not_lost() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=60, check=False, preexec_fn=heed)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
