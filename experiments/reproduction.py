@@ -136,7 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep.add_argument("--data", required=True, metavar="NAME", help="the data's name for a reader")
     args = parser.parse_args(argv)
     if args.command == "keep":
-        record = kept(args.folder, args.data)
+        try:
+            record = kept(args.folder, args.data)
+        except ConfigError as error:
+            parser.error("; ".join(error.problems))
         RESULTS.mkdir(exist_ok=True)
         write_whole(RESULTS / f"{record['study']}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
         return 0

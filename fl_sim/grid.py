@@ -174,7 +174,7 @@ class ClientGrid(Grid):
         """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere, each block and the
         coalition by itself, so that what fails again takes nothing with it."""
         results: list[Result] = []
-        again: list[tuple[Order, int]] = []
+        again: list[tuple[Order, int | None]] = []
         for part, answer in zip(parts, self._send(parts), strict=True):
             reply, failure = self._read(part, answer)
             if reply is None:

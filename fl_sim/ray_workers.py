@@ -152,10 +152,13 @@ class RayTransport(HostingTransport):
 
     def _replace(self, worker: int, actor: Any) -> None:
         """Start another actor in a worker's place, unless another thread did; the next order waits until it is up, so that no timeout runs
-        meanwhile."""
+        meanwhile. A lost node takes several workers with it, so the idle ones must say that they are still there."""
         if self._actors[worker] is actor:
             self._actors[worker] = self._start()
             self._starting[worker] = self._actors[worker].ready.remote()
+        for other, busy in enumerate(self._busy):
+            if not busy and other not in self._starting:
+                self._starting[other] = self._actors[other].ready.remote()
 
     def _await(self, worker: int) -> None:
         """Wait until a worker is up. Ray may put it on a node that it does not know to be lost yet: then it is started again."""
@@ -177,7 +180,7 @@ class RayTransport(HostingTransport):
         except ray.exceptions.RayActorError:
             with self._lock:
                 self._replace(worker, actor)
-            return Answer(worker, None, f"worker {worker} died")
+            return Answer(None, None, f"worker {worker} died")
         except ray.exceptions.RayError as error:
             return Answer(worker, None, f"worker {worker}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 

@@ -17,9 +17,9 @@ App = Callable[[Message, Context], Message]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one order: content, or the reason why there is none; and the worker that was asked."""
+    """What came back for one order: content, or the reason why there is none; and the worker that was asked (None: it is gone)."""
 
-    worker: int
+    worker: int | None
     content: RecordDict | None
     failure: str = ""
 

@@ -1,0 +1,54 @@
+"""Ray actors that die several at once, as when their node is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+pytestmark = pytest.mark.slow
+
+
+def tell(message: Message, _: Context) -> Message:
+    """A ClientApp that answers with its process."""
+    return Message(RecordDict({"told": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+
+
+LOST = """
+import os, signal
+import numpy as np
+import psutil
+import ray
+from flwr.app import RecordDict
+from fl_sim.params import array_record
+from fl_sim.ray_workers import RayTransport
+from fl_sim.transports import claim_identity
+
+claim_identity()
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+transport = RayTransport("tests.test_ray_workers:tell", 4, 0.0)
+
+def ask(count, avoid=None):
+    order = RecordDict({"model": array_record({"w": np.zeros(1, dtype=np.float32)})})
+    return transport.exchange([order] * count, avoid=avoid)
+
+pids = [answer.content["told"]["pid"] for answer in ask(4)]
+assert len(set(pids)) == 4
+for pid in pids[:3]:
+    os.kill(pid, signal.SIGKILL)
+psutil.wait_procs([psutil.Process(pid) for pid in pids[:3] if psutil.pid_exists(pid)], timeout=10)
+(first,) = ask(1)
+assert first.content is None and first.failure == "worker 0 died" and first.worker is None, first
+again = ask(4, avoid=first.worker)
+assert all(answer.content for answer in again), again
+assert again[3].content["told"]["pid"] == pids[3]
+"""
+
+
+def test_who_asks_again_after_a_death_does_not_meet_the_next_dead_worker() -> None:
+    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = subprocess.run([sys.executable, "-c", LOST], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
