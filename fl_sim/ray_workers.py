@@ -92,6 +92,7 @@ class RayTransport(HostingTransport):
         self._actors = [self._start() for _ in range(count)]
         self._busy = [0] * count
         self._lock = threading.Lock()
+        self._doubtful = False
         self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # the caller burns in
         self.hosts = sum(node["Alive"] for node in ray.nodes()) == 1  # a hosted run writes its folder where it runs
 
@@ -141,6 +142,10 @@ class RayTransport(HostingTransport):
     def _take(self, count: int, avoid: int | None) -> list[int]:
         """The least busy workers, one an order; a failed worker only when there is no other."""
         with self._lock:
+            if self._doubtful:  # a worker died, and a lost node takes several with it: the idle ones must say that they are there
+                idle = [worker for worker, busy in enumerate(self._busy) if not busy and worker not in self._starting]
+                self._starting |= {worker: self._actors[worker].ready.remote() for worker in idle}
+                self._doubtful = False
             for worker in self._starting:
                 self._await(worker)
             self._starting = {}
@@ -152,13 +157,11 @@ class RayTransport(HostingTransport):
 
     def _replace(self, worker: int, actor: Any) -> None:
         """Start another actor in a worker's place, unless another thread did; the next order waits until it is up, so that no timeout runs
-        meanwhile. A lost node takes several workers with it, so the idle ones must say that they are still there."""
+        meanwhile."""
         if self._actors[worker] is actor:
             self._actors[worker] = self._start()
             self._starting[worker] = self._actors[worker].ready.remote()
-        for other, busy in enumerate(self._busy):
-            if not busy and other not in self._starting:
-                self._starting[other] = self._actors[other].ready.remote()
+            self._doubtful = True
 
     def _await(self, worker: int) -> None:
         """Wait until a worker is up. Ray may put it on a node that it does not know to be lost yet: then it is started again."""
