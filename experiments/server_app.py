@@ -24,6 +24,7 @@ from fl_sim.config import Config
 from fl_sim.config_file import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.federation import device_of
 from fl_sim.transports import FlowerTransport, HostingTransport, InlineTransport, Transport, WorkerDiedError
+from fl_sim.whole_files import CannotWriteError
 
 CLIENT_APP = "clients.client_app:app"
 HOSTED_RUN = "experiments.hosted:hosted_run"
@@ -41,7 +42,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     """Run what the flat keys describe: a run, the cells of a sweep, or a search. `grid` is Flower's; None only with
     `grid.transport = "inline"`.
 
-    Raises `ConfigError` for a bad configuration and RuntimeError when a cell failed, after the others ended.
+    Raises `ConfigError` for a bad configuration, `CannotWriteError` at once, and RuntimeError when a cell failed, after the others ended.
     """
     search = Search.from_json(str(flat["search"])) if flat.get("search") else None
     common = {key: value for key, value in flat.items() if key != "search"}
@@ -75,7 +76,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
                 execute(cell, progress.of_run(folder.name))
                 used = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
             except Exception as error:
-                if total == 1:
+                if total == 1 or isinstance(error, CannotWriteError):  # the other cells could not write either
                     raise
                 traceback.print_exc()
                 failure = f"{folder.name}: {type(error).__name__}: {error}"

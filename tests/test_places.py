@@ -17,6 +17,7 @@ from experiments.records import is_complete, run_folder
 from experiments.run import execute_run
 from fl_sim.burn_in import burn_in
 from fl_sim.config import Config
+from fl_sim.datasets import load_dataset
 from fl_sim.federation import load_federation
 from fl_sim.transports import InlineTransport
 from fl_sim.whole_files import CannotWriteError, load_tensors, save_tensors, whole_file, write_whole
@@ -75,6 +76,19 @@ def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_p
     assert files(tmp_path / "full") == files(tmp_path / "whole")
     (one,), (other,) = ((tmp_path / name).iterdir() for name in ("full", "whole"))
     assert (one / "final.safetensors").read_bytes() == (other / "final.safetensors").read_bytes()
+
+
+def test_a_sweep_on_a_full_disk_ends_with_one_error(tmp_path: Path, cache_dir: Path) -> None:
+    spec = tmp_path / "two.toml"
+    spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n')
+    line = ["sweep", str(spec), "--transport", "inline", *SMALL, "-c", f"data.cache-dir={cache_dir}", "-o", str(tmp_path / "out")]
+    load_dataset("digits", "", download=False, cache_dir=cache_dir)  # the cache has its room
+    done = subprocess.run([sys.executable, "-c", FULL, "60000", *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("could not be written: ") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert main(line) == 0
+    assert sum(name.endswith("summary.json") for name in files(tmp_path / "out")) == 2
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
