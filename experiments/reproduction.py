@@ -23,6 +23,14 @@ from fl_sim.whole_files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "reproduction.md"
+COLUMNS = {
+    "before the trigger": ("accuracy", "before_trigger"),
+    "after": ("accuracy", "after_trigger"),
+    "drop": ("drop",),
+    "stealth gap": ("stealth_gap",),
+    "gain over control": ("gain",),
+    "at the end": ("accuracy", "final"),
+}
 FIGURES = ("accuracy", "drop", "stealth_gap", "gain", "worst_loss_in_phase", "trigger_round")  # of a summary, that are kept
 
 
@@ -65,9 +73,13 @@ def table_of(record: Mapping[str, Any]) -> str:
     where = f"{what}; {' and '.join(machines)}; seeds {', '.join(map(str, record['seeds']))}"
     done = f"{len(record['runs'])} of {record['cells']} cells in {record['seconds'] / 60:.0f} min of work"
     pairs = [Pair(**pair) for pair in record["pairs"]]
-    if not pairs:
-        return f"{where}; {done}\n\n{_runs_table(record['runs'])}"
-    return f"{where}; {done}; **{agreement(record['published'], pairs)}**\n\n{_grid(record['published'], pairs)}"
+    ours = [run for run in record["runs"] if not any(pair.labels.items() <= run["labels"].items() for pair in pairs)]
+    parts = [f"{where}; {done}"]
+    if pairs:
+        parts = [f"{parts[0]}; **{agreement(record['published'], pairs)}**", _grid(record["published"], pairs)]
+    if ours:
+        parts.append(_runs_table(ours))
+    return "\n\n".join(parts)
 
 
 def _grid(entry: str, pairs: Sequence[Pair]) -> str:
@@ -95,11 +107,10 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
         values = [entry["accuracy"][path[1]] if path[0] == "accuracy" else entry[path[0]] for entry in run]
         return over_seeds([value for value in values if value is not None])
 
-    lines = [["", "before the trigger", "after", "drop", "stealth gap", "gain over control"], ["---"] * 6]
-    for name, group in groups.items():
-        accuracies = [shown(group, "accuracy", "before_trigger"), f"**{shown(group, 'accuracy', 'after_trigger')}**"]
-        lines.append([name, *accuracies, *(shown(group, key) for key in ("drop", "stealth_gap", "gain"))])
-    return _markdown(lines)
+    columns = {title: [shown(group, *path) for group in groups.values()] for title, path in COLUMNS.items()}
+    columns = {title: values for title, values in columns.items() if set(values) != {"-"}}
+    lines = [["", *columns], ["---"] * (1 + len(columns))]
+    return _markdown([*lines, *([name, *values] for name, *values in zip(groups, *columns.values(), strict=True))])
 
 
 def _named(axis: str, value: str) -> str:

@@ -40,11 +40,14 @@ def test_a_table_has_published_numbers_and_ours() -> None:
     ]
     machine = {"device": "a machine", "versions": {"torch": "1", "flwr": "2", "ray": "3"}}
     record = {"study": "s", "published": "pang2021-table6", "data": "D", "model": ["cnn, group norm"], "machines": [machine], "seeds": [4]}
-    text = table_of({**record, "cells": 3, "seconds": 600, "runs": [0, 0], "pairs": pairs})
+    unpublished = {"labels": {"attack.lambda": "9"}, "accuracy": {"before_trigger": None, "after_trigger": None, "final": 71.0}}
+    runs = [{"labels": pairs[0]["labels"]}, {**unpublished, "drop": None, "stealth_gap": 1.0, "gain": None}]
+    text = table_of({**record, "cells": 3, "seconds": 600, "runs": runs, "pairs": pairs})
     assert "D, cnn, group norm; a machine, torch 1, flwr 2, ray 3; seeds 4; 2 of 3 cells in 10 min of work" in text
     assert "same order in 2 of 2 neighbouring pairs (100 %)" in text
     assert "| accumulate-rounds 50 | 85.0 / **81.0 (80.0 to 82.0)** | 78.0 / **60.0** |" in text
     assert "| accumulate-rounds 100 | 83.0 / **70.0** | - |" in text
+    assert text.endswith("\n\n|  | stealth gap | at the end |\n| --- | --- | --- |\n| lambda 9 | 1.0 | 71.0 |")
     page = "a\n<!-- s -->\nold\n<!-- end -->\nb\n"
     assert with_tables(page, {"s": {**record, "cells": 3, "seconds": 600, "runs": [], "pairs": pairs}}).startswith("a\n<!-- s -->\nD, cnn")
     with pytest.raises(KeyError):
