@@ -17,7 +17,7 @@ from typing import Any
 from experiments.published import Pair, agreement, beside, published_numbers
 from experiments.results import over_seeds
 from experiments.study import changes_results, complete_runs, read_config, read_study
-from experiments.study_figures import published_figure
+from experiments.study_figures import published_figure, stealth_figure
 from fl_sim.config_file import ConfigError
 from fl_sim.whole_files import write_whole
 
@@ -121,6 +121,13 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _by_attack(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["labels"]["attack"], []).append(run)
+    return groups
+
+
 def with_tables(page: str, records: Mapping[str, Mapping[str, Any]]) -> str:
     """A page with what stands between `<!-- NAME -->` and `<!-- end -->` replaced by the table of the record NAME.
 
@@ -156,11 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     write_whole(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), records()))
     for name, record in records().items():
+        figure = PAGE.parent / f"reproduction_{name}"
         if record["pairs"]:
             source = published_numbers()[record["published"]]["source"]
-            published_figure(
-                PAGE.parent / f"reproduction_{name}", [Pair(**pair) for pair in record["pairs"]], f"{source}; {record['data']}"
-            )
+            published_figure(figure, [Pair(**pair) for pair in record["pairs"]], f"{source}; {record['data']}")
+        else:
+            stealth_figure(figure, _by_attack(record["runs"]))
     return 0
 
 

@@ -42,7 +42,8 @@ def write_outputs(folder: Path, study: Study) -> list[Path]:
     else:
         figures["search"] = lambda path: search_figure(path, runs, limit)
     if groups := stealth_runs(runs):
-        figures["stealth"] = lambda path: stealth_figure(path, groups)
+        summaries = {label: [run.summary for run in found] for label, found in groups.items()}
+        figures["stealth"] = lambda path: stealth_figure(path, summaries)
     pairs = beside(study.published, runs) if study.published else []
     if pairs:
         figures["published"] = lambda path: published_figure(path, pairs, published_numbers()[study.published]["source"])

@@ -48,7 +48,7 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_again(tmp_path: Path) -> Non
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         ratio_figure(tmp_path / folder / "poison_ratio", ratio_curves(RUNS, "attack.poison-ratio"), "attack.poison-ratio")
-        stealth_figure(tmp_path / folder / "stealth", stealth_runs(RUNS))
+        stealth_figure(tmp_path / folder / "stealth", {name: [run.summary for run in runs] for name, runs in stealth_runs(RUNS).items()})
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["poison_ratio.pdf", "poison_ratio.png", "stealth.pdf", "stealth.png"]
     for name in names:
