@@ -99,9 +99,7 @@ def _grid(entry: str, pairs: Sequence[Pair]) -> str:
 
 
 def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(" · ".join(_named(axis, value) for axis, value in run["labels"].items() if axis != "seed"), []).append(run)
+    groups = _grouped(runs, "seed")
 
     def shown(run: Sequence[Mapping[str, Any]], *path: str) -> str:
         values = [entry["accuracy"][path[1]] if path[0] == "accuracy" else entry[path[0]] for entry in run]
@@ -121,10 +119,11 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _by_attack(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _grouped(runs: Sequence[Mapping[str, Any]], *without: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs by their labels but those of the axes `without`."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(run["labels"]["attack"], []).append(run)
+        groups.setdefault(" · ".join(_named(axis, value) for axis, value in run["labels"].items() if axis not in without), []).append(run)
     return groups
 
 
@@ -167,8 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if record["pairs"]:
             source = published_numbers()[record["published"]]["source"]
             published_figure(figure, [Pair(**pair) for pair in record["pairs"]], f"{source}; {record['data']}")
-        else:
-            stealth_figure(figure, _by_attack(record["runs"]))
+        elif told := [run for run in record["runs"] if run["stealth_gap"] is not None and run["drop"] is not None]:
+            stealth_figure(figure, _grouped(told, "seed", "strategy"))
     return 0
 
 
