@@ -22,7 +22,7 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
-from strategies.dgc import Calibration, Line, threshold_line
+from strategies.dgc import ANY_LEVEL, Calibration, Line, growth_of, level_of, threshold_line
 from strategies.rule_strategy import RuleStrategy
 
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
@@ -30,6 +30,7 @@ FIRST = 1_000_000  # rounds of a calibration are numbered from here: other sampl
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
 LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
+GROWING = ("fixed",)  # with the rounds, as a clean model learns: only the distance from the burnt-in model
 
 
 def calibrate(
@@ -56,14 +57,19 @@ def calibrate(
             if not (record := _load(path)):
                 record = _measure(config, transport, orders, start, federation, model, progress)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
+    ordinary = [round_ for round_ in range(1, record["rounds"] + 1) if round_ not in record["probation"]]
     least = {"rise": LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]}
-    thresholds = {
-        name: threshold_line(scores, config.strategy.margin, least=least.get(name, 0.0)) for name, scores in record["scores"].items()
-    }
-    typical = {name: threshold_line(scores, 1.0, quantile=0.5) for name, scores in record["scores"].items()}
+    thresholds, typical = dict[str, Line](), dict[str, Line]()
+    for name, scores in record["scores"].items():
+        growth = growth_of({round_: scores[round_ - 1] for round_ in ordinary}) if name in GROWING else 0.0
+        thresholds[name] = threshold_line(scores, config.strategy.margin, growth=growth, least=least.get(name, 0.0))
+        typical[name] = threshold_line(scores, 1.0, growth=growth, quantile=0.5)
+    history = record["scores"].get("history")
+    level = level_of([history[round_ - 1] for round_ in ordinary], config.strategy.drift) if history else ANY_LEVEL
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     record["typical"] = {name: line._asdict() for name, line in typical.items()}
-    return Calibration(thresholds, typical, record["median-norm"]), record
+    record["level"] = level._asdict()
+    return Calibration(thresholds, typical, record["median-norm"], level), record
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -120,4 +126,5 @@ def _measure(
                 scores.setdefault(name, []).append(float(metrics[name]))  # pyright: ignore[reportArgumentType]
         norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
-    return {"rounds": rounds, "scores": scores, "median-norm": median if probation else statistics.median(norms)}
+    rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
+    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "median-norm": median if probation else statistics.median(norms)}

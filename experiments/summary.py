@@ -35,6 +35,7 @@ def summarise(
         "alarms": list(attacked.alarms),
         "monitor": _monitor(config, attacked),
         "refused": {"attacked": attacked.refused, "twin": twin.refused if twin else None},
+        "drifted": {"attacked": attacked.drifted, "twin": twin.drifted if twin else None},
         "client_failures": attacked.failures,
         "retries": attacked.retries,
         "clean_twin": {"final": twin.final, "at_trigger": twin.after_trigger} if twin else None,

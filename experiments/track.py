@@ -53,6 +53,7 @@ class Track:
     alarms: tuple[int, ...] = ()
     rollbacks: int = 0
     refused: int = 0
+    drifted: int = 0
     failures: int = 0
     retries: int = 0
     theta: Tensor | None = None
@@ -207,6 +208,7 @@ def run_track(
         line |= _evaluate(track, evaluator, config, round_, theta, before, fired, at_trigger, alarm)
         line |= _figures(outcome, dict(metrics))
         track.refused += bool(metrics.get("refused"))
+        track.drifted += bool(metrics.get("drifted"))
         track.phases[round_] = line["phase"]
         track.ratios.append(outcome.poison_ratio)
         track.trained[round_], track.aggregated[round_] = trained - clock, trained - received

@@ -93,9 +93,15 @@ class Strategy(Section):
         60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; then forgotten"
     )
     margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
+    drift: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+        1.5,
+        description="dgc, scope aggregate: running mean of the history's discrepancy, in multiples of its highest in clean rounds, from "
+        "which a probation follows (inf: never)",
+    )
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
     probation: CountOrZero = Field(
-        20, description="dgc, scope aggregate: rounds after a refusal with each update clipped at the median client norm (0: none)"
+        20,
+        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the median client norm (0: none)",
     )
 
 

@@ -1,12 +1,12 @@
 """DGC, discrepancy-aware gradient clipping: leave updates alone until the model that they lead to says something else.
 
 Source: Zhu et al. 2023, App. C.10, which names it and does not spell it out. Ours (MATH section 5): two references, the
-rise of the loss, the backtracking step, probation and parole, the rehearsing guard.
+rise of the loss, the drift, the backtracking step, probation and parole, the rehearsing guard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from strategies.discrepancy import DIVERGENCES, log_probabilities
 from strategies.server_sgd import ServerState, server_step
 
 HALVINGS = 6  # of a refused step, before it is dropped
+MEMORY = 20  # rounds that a running mean looks back on: two memories of a server momentum of 0.9
 
 
 class Line(NamedTuple):
@@ -34,18 +35,31 @@ class Line(NamedTuple):
         return self.start + self.growth * round_
 
 
+class Level(NamedTuple):
+    """A running mean of a score: what it is on average, and the most that is no drift."""
+
+    usual: float
+    most: float
+
+
+ANY_LEVEL = Level(0.0, float("inf"))
+
+
 class Calibration(NamedTuple):
-    """What clean rounds told: by score a threshold and what is typical, and the median norm of a client's update."""
+    """What clean rounds told: by score a threshold and what is typical, the median norm of a client's update, and the level of the
+    discrepancy in the history."""
 
     thresholds: Mapping[str, Line]
     typical: Mapping[str, Line]
     median_norm: float
+    level: Level = ANY_LEVEL
 
 
 class GuardState(NamedTuple):
     """What a guard remembers: rounds so far; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
     `strategy.lag` models, oldest first, but no old model; the lowest probe loss of them all; rounds of probation left, how long it was
-    when it began, and rounds of parole left after it; the bound of a client's update during probation."""
+    when it began, and rounds of parole left after it; the bound of a client's update during probation; the running mean of the
+    discrepancy in the history."""
 
     round: int
     fixed: Tensor
@@ -55,6 +69,7 @@ class GuardState(NamedTuple):
     sentence: int
     parole: int
     bound: float
+    level: float
 
     def to(self, device: torch.device) -> GuardState:
         """The state with its tensors on a device."""
@@ -86,8 +101,8 @@ class Guard:
 
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
-        said = self._said(theta)
-        return GuardState(0, said, (said,), self._loss(said), 0, self.settings.probation, 0, self.calibration.median_norm)
+        said, known = self._said(theta), self.calibration
+        return GuardState(0, said, (said,), self._loss(said), 0, self.settings.probation, 0, known.median_norm, known.level.usual)
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -129,9 +144,12 @@ class Guard:
         velocity becomes 0, so that nothing of a refused push comes back through momentum, at 0.9 ten times the part that was taken.
         clip: clip the update to `strategy.small-bound` and go on.
 
-        Then comes a probation: rounds in which each client is clipped at the median norm of the last round, or of the calibration
-        where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a persistent
-        attack. As many rounds of parole follow: a refusal during parole brings a probation twice as long.
+        Many small pushes that each pass are a drift: the running mean of the discrepancy in the history, over rounds that are not
+        of a probation, is more than `strategy.drift` times its highest in clean rounds. The step is taken.
+
+        After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the last round, or of
+        the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a
+        persistent attack. As many rounds of parole follow: a refusal or a drift during parole brings a probation twice as long.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -149,9 +167,14 @@ class Guard:
             taken = ServerState(theta, torch.zeros_like(theta))
         if refused:
             said = self._said(taken.theta)
+        level, drifted = state.level, False
+        if "history" in first and not state.probation:
+            level += (first["history"] - level) / MEMORY
+            drifted = not level <= self.calibration.level.most  # not-a-number too
         if state.probation:
             probation, sentence, parole = state.probation - 1, state.sentence, state.sentence
-        elif refused:
+        elif refused or drifted:
+            level = self.calibration.level.usual
             sentence = 2 * state.sentence if state.parole else settings.probation
             probation, parole = sentence, sentence
         else:
@@ -159,8 +182,9 @@ class Guard:
         known = client_norms[torch.isfinite(client_norms)]
         bound = min(float(known.median()), self.calibration.median_norm) if len(known) else state.bound
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
-        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound)
+        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound, level)
         metrics = dict(first)
+        metrics |= {"level": level, "level-threshold": self.calibration.level.most, "drifted": float(drifted)}
         metrics |= {f"{name}-threshold": self.calibration.thresholds[name].at(round_) for name in first}
         metrics |= {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
         return Judged(taken, guard, metrics)
@@ -213,13 +237,26 @@ def within(scores: Mapping[str, float], lines: Mapping[str, Line], round_: int) 
     return all(score <= lines[name].at(round_) for name, score in scores.items())
 
 
-def threshold_line(scores: list[float], margin: float, quantile: float = 1.0, least: float = 0.0) -> Line:
+def growth_of(scores: Mapping[int, float]) -> float:
+    """The least-squares slope of scores by round, at least 0."""
+    t, y = torch.tensor(list(scores), dtype=torch.float64), torch.tensor(list(scores.values()), dtype=torch.float64)
+    return max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
+
+
+def threshold_line(scores: Sequence[float], margin: float, *, growth: float = 0.0, quantile: float = 1.0, least: float = 0.0) -> Line:
     """A line for a score that clean rounds 1..R had: `margin * (P0 + growth * t)`.
 
-    `growth` is the least-squares slope over the rounds, at least 0; P0 such that the share `quantile` of the clean rounds lies on or under
-    the line without its margin: 1 for a threshold, 0.5 for what is typical; but P0 is at least `least`.
-    Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
+    P0 is such that the share `quantile` of the clean rounds lies on or under the line without its margin: 1 for a threshold, 0.5 for what
+    is typical; but at least `least`. Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
     """
     t, y = torch.arange(1, len(scores) + 1, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
-    slope = max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
-    return Line(margin * max(float((y - slope * t).quantile(quantile)), least), margin * slope)
+    return Line(margin * max(float((y - growth * t).quantile(quantile)), least), margin * growth)
+
+
+def level_of(scores: Sequence[float], margin: float) -> Level:
+    """The level of a score that clean rounds had: their mean, and `margin` times the highest running mean over them that starts there."""
+    usual = level = most = sum(scores) / len(scores)
+    for score in scores:
+        level += (score - level) / MEMORY
+        most = max(most, level)
+    return Level(usual, margin * most)

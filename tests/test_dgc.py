@@ -22,7 +22,7 @@ from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
 from fl_sim.params import flat_parameters
 from fl_sim.transports import InlineTransport
-from strategies.dgc import Calibration, Guard, GuardState, Line, threshold_line, within
+from strategies.dgc import MEMORY, Calibration, Guard, GuardState, Judged, Level, Line, growth_of, level_of, threshold_line, within
 from strategies.discrepancy import memorization_discrepancy
 from strategies.server_sgd import ServerState
 from tests import oracles
@@ -221,19 +221,61 @@ def test_the_scope_client_clips_only_the_suspicious() -> None:
 
 def test_a_threshold_is_a_margin_times_a_line_above_all_clean_rounds() -> None:
     rising = [0.1 + 0.02 * t for t in range(1, 11)]
-    line = threshold_line(rising, 3.0)
+    growth = growth_of(dict(enumerate(rising, start=1)))
+    assert growth == pytest.approx(0.02)
+    assert growth_of({1: 0.12, 2: 0.14, 9: 0.28}) == pytest.approx(0.02), "rounds may be missing"
+    assert growth_of({1: 5.0, 2: 4.0}) == 0.0, "what falls does not grow"
+    line = threshold_line(rising, 3.0, growth=growth)
     assert line.start == pytest.approx(0.3)
     assert line.growth == pytest.approx(0.06)
-    falling = threshold_line([5.0, 4.0, 3.0, 3.5], 2.0)
-    assert falling == Line(10.0, 0.0), "a falling score keeps its highest value"
+    steady = threshold_line([5.0, 4.0, 3.0, 3.5], 2.0)
+    assert steady == Line(10.0, 0.0), "a score that does not grow keeps its highest value"
     assert threshold_line([5.0, 4.0, 3.0, 3.5], 1.0, quantile=0.5) == Line(3.75, 0.0)
     assert threshold_line([0.0] * 20, 3.0, least=0.1) == Line(pytest.approx(0.3), 0.0), "steady learning leaves room"
-    assert threshold_line(rising, 3.0, least=0.01) == line
-    assert threshold_line([0.0, 0.0, 0.0, 1.0, 2.0], 1.0, quantile=0.5).start == 0.0, "never below 0"
+    assert threshold_line(rising, 3.0, growth=growth, least=0.01) == line
+    assert threshold_line([0.0, 0.0, 0.0, 1.0, 2.0], 1.0, growth=0.5, quantile=0.5).start == 0.0, "never below 0"
     noisy = [0.3, 0.1, 0.5, 0.2, 0.6]
-    tight = threshold_line(noisy, 1.0)
+    tight = threshold_line(noisy, 1.0, growth=0.07)
     above = [tight.at(t) - y for t, y in enumerate(noisy, start=1)]
     assert min(above) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_level_is_the_mean_and_a_margin_over_the_highest_running_mean() -> None:
+    assert level_of([0.2] * 30, 1.5) == Level(pytest.approx(0.2), pytest.approx(0.3))
+    bump = [0.0] * 40 + [1.0] * 20 + [0.0] * 40
+    weights = [(1 - 1 / MEMORY) ** k / MEMORY for k in range(len(bump))]
+    running = [0.2 * (1 - 1 / MEMORY) ** t + sum(w * y for w, y in zip(weights, bump[t - 1 :: -1], strict=False)) for t in range(1, 101)]
+    assert level_of(bump, 2.0) == Level(pytest.approx(0.2), pytest.approx(2.0 * max(running)))
+
+
+def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Judged]:
+    """Rounds of a guard that sees these scores of the history, under a threshold of 1."""
+    guard, server, state = guard_of({"history": Line(1.0, 0.0)}, reference="history", **settings)
+    guard, found = replace(guard, calibration=guard.calibration._replace(level=level)), list[Judged]()
+    state = state._replace(level=level.usual)
+    remaining = iter(scores)
+    monkeypatch.setattr(Guard, "scores", lambda *_: {"history": next(remaining)})
+    for _ in scores:
+        found.append(guard.judge(server, torch.zeros_like(server.theta), state, NO_NORMS))
+        state = found[-1].guard
+    return found
+
+
+def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = Level(0.1, 0.15)
+    found = judged_rounds([0.1] * 5 + [0.3] * 6 + [0.9] * 2 + [0.1] * 3, level, monkeypatch, probation=2)
+    drifted = [judged.metrics["drifted"] for judged in found]
+    assert drifted == [0.0] * 10 + [1.0] + [0.0] * 5, "0.1 + 0.2 * (1 - 0.95^6) > 0.15; of the probation nothing counts"
+    assert [judged.metrics["probation"] for judged in found] == [0.0] * 11 + [1.0] * 2 + [0.0] * 3
+    assert [judged.metrics["refused"] for judged in found] == [0.0] * 16, "no step was refused"
+    assert [judged.guard.level for judged in found[10:13]] == [0.1] * 3, "it begins anew"
+    assert judged_rounds([0.9], Level(0.1, 0.12), monkeypatch)[0].metrics["drifted"] == 1.0
+    assert judged_rounds([float("nan")], level, monkeypatch, action="skip")[0].guard.level == 0.1, "not-a-number is forgotten"
+
+
+def test_a_drift_during_parole_brings_a_longer_probation(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judged_rounds([0.9] * 12, Level(0.1, 0.11), monkeypatch, probation=1)
+    assert "".join("-c"[int(judged.metrics["probation"])] for judged in found) == "-c-cc-cccc-c"
 
 
 DGC: dict[str, Any] = {"strategy__name": "dgc", "strategy__calibration_rounds": 20, "strategy__probation": 10}
