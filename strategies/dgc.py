@@ -153,7 +153,7 @@ class Guard:
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
-        round_, settings = state.round + 1, self.settings
+        round_, settings, known = state.round + 1, self.settings, self.calibration
         proposal = server_step(server, combined, self.learning_rate, self.momentum)
         said = self._said(proposal.theta)
         first = self.scores(proposal.theta, state, said)
@@ -167,27 +167,30 @@ class Guard:
             taken = ServerState(theta, torch.zeros_like(theta))
         if refused:
             said = self._said(taken.theta)
+        metrics = {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
+        metrics |= first | {f"{name}-threshold": known.thresholds[name].at(round_) for name in first}
         level, drifted = state.level, False
-        if "history" in first and not state.probation:
-            level += (first["history"] - level) / MEMORY
-            drifted = not level <= self.calibration.level.most  # not-a-number too
-        if state.probation:
-            probation, sentence, parole = state.probation - 1, state.sentence, state.sentence
-        elif refused or drifted:
-            level = self.calibration.level.usual
-            sentence = 2 * state.sentence if state.parole else settings.probation
-            probation, parole = sentence, sentence
-        else:
-            probation, sentence, parole = 0, state.sentence, max(0, state.parole - 1)
-        known = client_norms[torch.isfinite(client_norms)]
-        bound = min(float(known.median()), self.calibration.median_norm) if len(known) else state.bound
+        if "history" in first:
+            if not (refused or state.probation):
+                level += (first["history"] - level) / MEMORY
+                drifted = level > known.level.most
+            metrics |= {"level": level, "level-threshold": known.level.most, "drifted": float(drifted)}
+        probation, sentence, parole = self._sentenced(state, refused or drifted)
+        norms = client_norms[torch.isfinite(client_norms)]
+        bound = min(float(norms.median()), known.median_norm) if len(norms) else state.bound
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
+        level = known.level.usual if probation else level
         guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound, level)
-        metrics = dict(first)
-        metrics |= {"level": level, "level-threshold": self.calibration.level.most, "drifted": float(drifted)}
-        metrics |= {f"{name}-threshold": self.calibration.thresholds[name].at(round_) for name in first}
-        metrics |= {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
         return Judged(taken, guard, metrics)
+
+    def _sentenced(self, state: GuardState, alarmed: bool) -> tuple[int, int, int]:
+        """Rounds of probation left after this one, how long it was when it began, and rounds of parole left after it."""
+        if state.probation:
+            return state.probation - 1, state.sentence, state.sentence
+        if not alarmed:
+            return 0, state.sentence, max(0, state.parole - 1)
+        sentence = 2 * state.sentence if state.parole else self.settings.probation
+        return sentence, sentence, sentence
 
     def sift(self, theta: Tensor, updates: Tensor, state: GuardState) -> tuple[Tensor, dict[str, float]]:
         """Scope `client`: updates (n, d) with each one clipped to `strategy.bound` whose own candidate `theta - server_lr * g_i` is not

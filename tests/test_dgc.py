@@ -270,7 +270,8 @@ def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest
     assert [judged.metrics["refused"] for judged in found] == [0.0] * 16, "no step was refused"
     assert [judged.guard.level for judged in found[10:13]] == [0.1] * 3, "it begins anew"
     assert judged_rounds([0.9], Level(0.1, 0.12), monkeypatch)[0].metrics["drifted"] == 1.0
-    assert judged_rounds([float("nan")], level, monkeypatch, action="skip")[0].guard.level == 0.1, "not-a-number is forgotten"
+    spike = judged_rounds([5.0], level, monkeypatch, action="skip", probation=0)[0]
+    assert (spike.metrics["refused"], spike.metrics["drifted"], spike.guard.level) == (1.0, 0.0, 0.1), "what was refused is no drift"
 
 
 def test_a_drift_during_parole_brings_a_longer_probation(monkeypatch: pytest.MonkeyPatch) -> None:
