@@ -22,7 +22,7 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
-from strategies.dgc import ANY_LEVEL, Calibration, Line, growth_of, level_of, threshold_line
+from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line
 from strategies.rule_strategy import RuleStrategy
 
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
@@ -30,6 +30,7 @@ FIRST = 1_000_000  # rounds of a calibration are numbered from here: other sampl
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
 LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
+DISCREPANCIES = ("history", "fixed")
 GROWING = ("fixed",)  # with the rounds, as a clean model learns: only the distance from the burnt-in model
 
 
@@ -57,19 +58,24 @@ def calibrate(
             if not (record := _load(path)):
                 record = _measure(config, transport, orders, start, federation, model, progress)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
-    ordinary = [round_ for round_ in range(1, record["rounds"] + 1) if round_ not in record["probation"]]
-    least = {"rise": LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]}
-    thresholds, typical = dict[str, Line](), dict[str, Line]()
+    settings, rehearsed = config.strategy, set(record["probation"])
+    thresholds, during_probation, typical, levels = dict[str, Line](), dict[str, Line](), dict[str, Line](), dict[str, Level]()
+    least_rise = LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]
     for name, scores in record["scores"].items():
-        growth = growth_of({round_: scores[round_ - 1] for round_ in ordinary}) if name in GROWING else 0.0
-        thresholds[name] = threshold_line(scores, config.strategy.margin, growth=growth, least=least.get(name, 0.0))
-        typical[name] = threshold_line(scores, 1.0, growth=growth, quantile=0.5)
-    history = record["scores"].get("history")
-    level = level_of([history[round_ - 1] for round_ in ordinary], config.strategy.drift) if history else ANY_LEVEL
+        by_round = dict(enumerate(scores, start=1))
+        outside = {round_: score for round_, score in by_round.items() if round_ not in rehearsed}
+        growth, least = growth_of(outside) if name in GROWING else 0.0, least_rise if name == "rise" else 0.0
+        thresholds[name] = threshold_line(outside, settings.margin, growth=growth, least=least)
+        during_probation[name] = threshold_line(by_round, settings.margin, growth=growth, least=least)
+        typical[name] = threshold_line(outside, 1.0, growth=growth, quantile=0.5)
+        if name in DISCREPANCIES and settings.drift < float("inf"):
+            most = threshold_line(running_means(outside), settings.drift, growth=growth)
+            levels[name] = Level(sum(outside.values()) / len(outside), most)
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
+    record["during-probation"] = {name: line._asdict() for name, line in during_probation.items()}
     record["typical"] = {name: line._asdict() for name, line in typical.items()}
-    record["level"] = level._asdict()
-    return Calibration(thresholds, typical, record["median-norm"], level), record
+    record["levels"] = {name: {"usual": level.usual, "most": level.most._asdict()} for name, level in levels.items()}
+    return Calibration(thresholds, during_probation, typical, levels, record["median-norm"]), record
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -103,7 +109,7 @@ def _measure(
         lambda round_: sample_clients(nobody, round_),
         model=model,
         federation=federation,
-        calibration=Calibration(endless, endless, float("inf")),
+        calibration=Calibration(endless, endless, endless, {}, float("inf")),
         calibrating=True,
     )
     grid = client_grid(config, transport, start, orders)

@@ -79,7 +79,7 @@ SCORES = {
 
 def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     """What DGC saw: each score of the attacked run's and of the clean twin's candidate models over the rounds, with the threshold,
-    and the running mean whose own threshold is a drift's.
+    and the attacked run's running means with theirs.
 
     After Zhu et al. 2023, Figs. 2 and 4: theirs are clean and poisoned samples, ours clean and poisoned candidate models.
     """
@@ -96,10 +96,9 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
             alarmed = [round_ for round_, value in _series(tracks["attacked"], "strategy", what) if value]
             for round_ in alarmed:
                 axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
-        if name == "history":
-            _plot(axes, _series(tracks["attacked"], "strategy", "level"), "#D55E00", "attacked, running mean")
-            for _, threshold in _series(tracks["attacked"], "strategy", "level-threshold")[:1]:
-                axes.axhline(threshold, color="#000000", linewidth=0.8, linestyle="--", label="threshold of the running mean")
+        if levels := _series(tracks["attacked"], "strategy", f"{name}-level"):
+            _plot(axes, levels, "#D55E00", "attacked, running mean")
+            _plot(axes, _series(tracks["attacked"], "strategy", f"{name}-level-threshold"), "#999999", "threshold of the running mean")
         log_axis(axes)
         axes.set_ylabel(SCORES[name], fontsize=8)
         axes.grid(alpha=0.25)

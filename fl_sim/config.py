@@ -95,8 +95,8 @@ class Strategy(Section):
     margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
     drift: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
         1.5,
-        description="dgc, scope aggregate: running mean of the history's discrepancy, in multiples of its highest in clean rounds, from "
-        "which a probation follows (inf: never)",
+        description="dgc, scope aggregate: running mean of a discrepancy, in multiples of its highest in clean rounds, from which a "
+        "probation follows (inf: never)",
     )
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
     probation: CountOrZero = Field(

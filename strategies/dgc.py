@@ -6,7 +6,7 @@ rise of the loss, the drift, the backtracking step, probation and parole, the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,30 +36,28 @@ class Line(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A running mean of a score: what it is on average, and the most that is no drift."""
+    """A running mean of a score: where it begins, and the most that is no drift."""
 
     usual: float
-    most: float
-
-
-ANY_LEVEL = Level(0.0, float("inf"))
+    most: Line
 
 
 class Calibration(NamedTuple):
-    """What clean rounds told: by score a threshold and what is typical, the median norm of a client's update, and the level of the
-    discrepancy in the history."""
+    """What clean rounds told: by score a threshold, one during a probation, and what is typical; by discrepancy the level of its running
+    mean; the median norm of a client's update."""
 
     thresholds: Mapping[str, Line]
+    during_probation: Mapping[str, Line]
     typical: Mapping[str, Line]
+    levels: Mapping[str, Level]
     median_norm: float
-    level: Level = ANY_LEVEL
 
 
 class GuardState(NamedTuple):
     """What a guard remembers: rounds so far; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
     `strategy.lag` models, oldest first, but no old model; the lowest probe loss of them all; rounds of probation left, how long it was
-    when it began, and rounds of parole left after it; the bound of a client's update during probation; the running mean of the
-    discrepancy in the history."""
+    when it began, and rounds of parole left after it; the bound of a client's update during probation; the running means of
+    the discrepancies."""
 
     round: int
     fixed: Tensor
@@ -69,7 +67,7 @@ class GuardState(NamedTuple):
     sentence: int
     parole: int
     bound: float
-    level: float
+    levels: Mapping[str, float]
 
     def to(self, device: torch.device) -> GuardState:
         """The state with its tensors on a device."""
@@ -102,7 +100,7 @@ class Guard:
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said, known = self._said(theta), self.calibration
-        return GuardState(0, said, (said,), self._loss(said), 0, self.settings.probation, 0, known.median_norm, known.level.usual)
+        return GuardState(0, said, (said,), self._loss(said), 0, self.settings.probation, 0, known.median_norm, _usual(known.levels))
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -133,10 +131,6 @@ class Guard:
             found["fragility"] = hurt - self._loss(said)
         return found
 
-    def tolerates(self, scores: Mapping[str, float], round_: int) -> bool:
-        """Whether every score is within its threshold; a score that is not a number is not."""
-        return within(scores, self.calibration.thresholds, round_)
-
     def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judged:
         """Apply a combined update (d,) if the model that it leads to is tolerated, else `strategy.action`.
 
@@ -144,8 +138,8 @@ class Guard:
         velocity becomes 0, so that nothing of a refused push comes back through momentum, at 0.9 ten times the part that was taken.
         clip: clip the update to `strategy.small-bound` and go on.
 
-        Many small pushes that each pass are a drift: the running mean of the discrepancy in the history, over rounds that are not
-        of a probation, is more than `strategy.drift` times its highest in clean rounds. The step is taken.
+        Many small pushes that each pass are a drift: the running mean of a discrepancy, over rounds outside a probation, is more than
+        `strategy.drift` times its highest in clean rounds. The step is taken.
 
         After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the last round, or of
         the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a
@@ -157,7 +151,8 @@ class Guard:
         proposal = server_step(server, combined, self.learning_rate, self.momentum)
         said = self._said(proposal.theta)
         first = self.scores(proposal.theta, state, said)
-        refused = not self.tolerates(first, round_)
+        thresholds = known.during_probation if state.probation else known.thresholds
+        refused = not within(first, thresholds, round_)
         scale, taken = 1.0, proposal
         if refused and settings.action == "clip":
             clipped = clip(combined, Clip("l2", settings.small_bound))[0].nan_to_num(0.0, 0.0, 0.0)
@@ -168,19 +163,19 @@ class Guard:
         if refused:
             said = self._said(taken.theta)
         metrics = {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
-        metrics |= first | {f"{name}-threshold": known.thresholds[name].at(round_) for name in first}
-        level, drifted = state.level, False
-        if "history" in first:
-            if not (refused or state.probation):
-                level += (first["history"] - level) / MEMORY
-                drifted = level > known.level.most
-            metrics |= {"level": level, "level-threshold": known.level.most, "drifted": float(drifted)}
+        metrics |= first | {f"{name}-threshold": thresholds[name].at(round_) for name in first}
+        levels, drifted = state.levels, False
+        if not (refused or state.probation):
+            levels = {name: level + (first[name] - level) / MEMORY for name, level in levels.items()}
+            drifted = not within(levels, {name: known.levels[name].most for name in levels}, round_)
+        metrics |= {f"{name}-level": level for name, level in levels.items()} | {"drifted": float(drifted)}
+        metrics |= {f"{name}-level-threshold": known.levels[name].most.at(round_) for name in levels}
         probation, sentence, parole = self._sentenced(state, refused or drifted)
         norms = client_norms[torch.isfinite(client_norms)]
         bound = min(float(norms.median()), known.median_norm) if len(norms) else state.bound
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
-        level = known.level.usual if probation else level
-        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound, level)
+        levels = _usual(known.levels) if probation else levels
+        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound, levels)
         return Judged(taken, guard, metrics)
 
     def _sentenced(self, state: GuardState, alarmed: bool) -> tuple[int, int, int]:
@@ -201,7 +196,7 @@ class Guard:
             candidate = theta - self.learning_rate * update
             scores = self.scores(candidate, state, self._said(candidate))
             worst = {name: max(value, worst.get(name, value)) for name, value in scores.items()}
-            if not self.tolerates(scores, round_):
+            if not within(scores, self.calibration.thresholds, round_):
                 rows[i], clipped = clip(update, Clip(self.settings.norm, self.settings.bound))[0], clipped + 1
         metrics = {
             **worst,
@@ -246,20 +241,24 @@ def growth_of(scores: Mapping[int, float]) -> float:
     return max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
 
 
-def threshold_line(scores: Sequence[float], margin: float, *, growth: float = 0.0, quantile: float = 1.0, least: float = 0.0) -> Line:
-    """A line for a score that clean rounds 1..R had: `margin * (P0 + growth * t)`.
+def threshold_line(scores: Mapping[int, float], margin: float, *, growth: float = 0.0, quantile: float = 1.0, least: float = 0.0) -> Line:
+    """A line for a score, by round, of clean rounds: `margin * (P0 + growth * t)`.
 
     P0 is such that the share `quantile` of the clean rounds lies on or under the line without its margin: 1 for a threshold, 0.5 for what
     is typical; but at least `least`. Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
     """
-    t, y = torch.arange(1, len(scores) + 1, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64)
-    return Line(margin * max(float((y - growth * t).quantile(quantile)), least), margin * growth)
+    start = torch.tensor([score - growth * round_ for round_, score in scores.items()], dtype=torch.float64).quantile(quantile)
+    return Line(margin * max(float(start), least), margin * growth)
 
 
-def level_of(scores: Sequence[float], margin: float) -> Level:
-    """The level of a score that clean rounds had: their mean, and `margin` times the highest running mean over them that starts there."""
-    usual = level = most = sum(scores) / len(scores)
-    for score in scores:
+def running_means(scores: Mapping[int, float]) -> dict[int, float]:
+    """The running mean after each round of a score; it begins at the mean of all."""
+    level, found = sum(scores.values()) / len(scores), dict[int, float]()
+    for round_, score in scores.items():
         level += (score - level) / MEMORY
-        most = max(most, level)
-    return Level(usual, margin * most)
+        found[round_] = level
+    return found
+
+
+def _usual(levels: Mapping[str, Level]) -> dict[str, float]:
+    return {name: level.usual for name, level in levels.items()}

@@ -267,7 +267,7 @@ def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(con
         lambda round_: sample_clients(config, round_),
         model=model,
         federation=federation,
-        calibration=Calibration(lines, lines, 1.0) if name == "dgc" else None,
+        calibration=Calibration(lines, lines, lines, {}, 1.0) if name == "dgc" else None,
     )
     strategy = make()
     grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)

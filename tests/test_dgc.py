@@ -22,7 +22,7 @@ from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
 from fl_sim.params import flat_parameters
 from fl_sim.transports import InlineTransport
-from strategies.dgc import MEMORY, Calibration, Guard, GuardState, Judged, Level, Line, growth_of, level_of, threshold_line, within
+from strategies.dgc import MEMORY, Calibration, Guard, GuardState, Judged, Level, Line, growth_of, running_means, threshold_line, within
 from strategies.discrepancy import memorization_discrepancy
 from strategies.server_sgd import ServerState
 from tests import oracles
@@ -70,7 +70,7 @@ def guard_of(
     theta = flat_parameters(module)
     probe = Batch(torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3)
     strategy = Strategy.model_validate({"rise": False, **{key.replace("_", "-"): value for key, value in settings.items()}})
-    guard = Guard(strategy, FlatModel(module), probe, Calibration(thresholds, typical or thresholds, 2.0), 0.5, 0.9)
+    guard = Guard(strategy, FlatModel(module), probe, Calibration(thresholds, thresholds, typical or thresholds, {}, 2.0), 0.5, 0.9)
     return guard, ServerState(theta, torch.ones_like(theta)), guard.begin(theta)
 
 
@@ -144,7 +144,7 @@ def test_the_reference_in_the_history_is_lag_rounds_back_and_the_fixed_one_stays
 
 def test_the_rise_is_that_of_the_probe_loss_over_its_lowest() -> None:
     guard, server, state = guard_of({"rise": NEVER}, guard="rehearsing", rise=True, bound=1.0)
-    guard = replace(guard, calibration=Calibration({"rise": NEVER, "fragility": NEVER}, {}, 2.0))
+    guard = replace(guard, calibration=Calibration({"rise": NEVER, "fragility": NEVER}, {}, {}, {}, 2.0))
     server = server._replace(velocity=torch.zeros_like(server.theta))
     losses = [float(guard.model.loss(server.theta, *guard.probe))]
     rises = list[float]()
@@ -220,39 +220,39 @@ def test_the_scope_client_clips_only_the_suspicious() -> None:
 
 
 def test_a_threshold_is_a_margin_times_a_line_above_all_clean_rounds() -> None:
-    rising = [0.1 + 0.02 * t for t in range(1, 11)]
-    growth = growth_of(dict(enumerate(rising, start=1)))
+    rising = {t: 0.1 + 0.02 * t for t in (1, 2, 3, 4, 8, 9, 10)}
+    growth = growth_of(rising)
     assert growth == pytest.approx(0.02)
-    assert growth_of({1: 0.12, 2: 0.14, 9: 0.28}) == pytest.approx(0.02), "rounds may be missing"
     assert growth_of({1: 5.0, 2: 4.0}) == 0.0, "what falls does not grow"
     line = threshold_line(rising, 3.0, growth=growth)
     assert line.start == pytest.approx(0.3)
     assert line.growth == pytest.approx(0.06)
-    steady = threshold_line([5.0, 4.0, 3.0, 3.5], 2.0)
-    assert steady == Line(10.0, 0.0), "a score that does not grow keeps its highest value"
-    assert threshold_line([5.0, 4.0, 3.0, 3.5], 1.0, quantile=0.5) == Line(3.75, 0.0)
-    assert threshold_line([0.0] * 20, 3.0, least=0.1) == Line(pytest.approx(0.3), 0.0), "steady learning leaves room"
+    falling = {1: 5.0, 2: 4.0, 3: 3.0, 4: 3.5}
+    assert threshold_line(falling, 2.0) == Line(10.0, 0.0), "a score that does not grow keeps its highest value"
+    assert threshold_line(falling, 1.0, quantile=0.5) == Line(3.75, 0.0)
+    assert threshold_line(dict.fromkeys(range(20), 0.0), 3.0, least=0.1) == Line(pytest.approx(0.3), 0.0), "steady learning leaves room"
     assert threshold_line(rising, 3.0, growth=growth, least=0.01) == line
-    assert threshold_line([0.0, 0.0, 0.0, 1.0, 2.0], 1.0, growth=0.5, quantile=0.5).start == 0.0, "never below 0"
-    noisy = [0.3, 0.1, 0.5, 0.2, 0.6]
+    assert threshold_line({1: 0.0, 2: 0.0, 3: 1.0}, 1.0, growth=0.5, quantile=0.5).start == 0.0, "never below 0"
+    noisy = {1: 0.3, 2: 0.1, 3: 0.5, 4: 0.2, 5: 0.6}
     tight = threshold_line(noisy, 1.0, growth=0.07)
-    above = [tight.at(t) - y for t, y in enumerate(noisy, start=1)]
+    above = [tight.at(t) - score for t, score in noisy.items()]
     assert min(above) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_level_is_the_mean_and_a_margin_over_the_highest_running_mean() -> None:
-    assert level_of([0.2] * 30, 1.5) == Level(pytest.approx(0.2), pytest.approx(0.3))
-    bump = [0.0] * 40 + [1.0] * 20 + [0.0] * 40
-    weights = [(1 - 1 / MEMORY) ** k / MEMORY for k in range(len(bump))]
-    running = [0.2 * (1 - 1 / MEMORY) ** t + sum(w * y for w, y in zip(weights, bump[t - 1 :: -1], strict=False)) for t in range(1, 101)]
-    assert level_of(bump, 2.0) == Level(pytest.approx(0.2), pytest.approx(2.0 * max(running)))
+def test_a_running_mean_begins_at_the_mean_and_forgets() -> None:
+    bump = dict(enumerate([0.0] * 40 + [1.0] * 20 + [0.0] * 40, start=1))
+    found = running_means(bump)
+    assert list(found) == list(bump)
+    for t in (1, 30, 50, 60, 100):
+        within = sum((1 - 1 / MEMORY) ** (t - k) / MEMORY * bump[k] for k in range(1, t + 1))
+        assert found[t] == pytest.approx(0.2 * (1 - 1 / MEMORY) ** t + within)
 
 
 def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Judged]:
     """Rounds of a guard that sees these scores of the history, under a threshold of 1."""
     guard, server, state = guard_of({"history": Line(1.0, 0.0)}, reference="history", **settings)
-    guard, found = replace(guard, calibration=guard.calibration._replace(level=level)), list[Judged]()
-    state = state._replace(level=level.usual)
+    guard, found = replace(guard, calibration=guard.calibration._replace(levels={"history": level})), list[Judged]()
+    state = state._replace(levels={"history": level.usual})
     remaining = iter(scores)
     monkeypatch.setattr(Guard, "scores", lambda *_: {"history": next(remaining)})
     for _ in scores:
@@ -262,20 +262,33 @@ def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyP
 
 
 def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    level = Level(0.1, 0.15)
+    level = Level(0.1, Line(0.15, 0.0))
     found = judged_rounds([0.1] * 5 + [0.3] * 6 + [0.9] * 2 + [0.1] * 3, level, monkeypatch, probation=2)
     drifted = [judged.metrics["drifted"] for judged in found]
     assert drifted == [0.0] * 10 + [1.0] + [0.0] * 5, "0.1 + 0.2 * (1 - 0.95^6) > 0.15; of the probation nothing counts"
     assert [judged.metrics["probation"] for judged in found] == [0.0] * 11 + [1.0] * 2 + [0.0] * 3
     assert [judged.metrics["refused"] for judged in found] == [0.0] * 16, "no step was refused"
-    assert [judged.guard.level for judged in found[10:13]] == [0.1] * 3, "it begins anew"
-    assert judged_rounds([0.9], Level(0.1, 0.12), monkeypatch)[0].metrics["drifted"] == 1.0
+    assert [judged.guard.levels["history"] for judged in found[10:13]] == [0.1] * 3, "it begins anew"
+    assert judged_rounds([0.9], Level(0.1, Line(0.12, 0.0)), monkeypatch)[0].metrics["drifted"] == 1.0
     spike = judged_rounds([5.0], level, monkeypatch, action="skip", probation=0)[0]
-    assert (spike.metrics["refused"], spike.metrics["drifted"], spike.guard.level) == (1.0, 0.0, 0.1), "what was refused is no drift"
+    assert (spike.metrics["refused"], spike.metrics["drifted"], spike.guard.levels["history"]) == (1.0, 0.0, 0.1), (
+        "what was refused is no drift"
+    )
+
+
+def test_a_probation_has_thresholds_of_its_own() -> None:
+    guard, server, state = guard_of({"history": ALWAYS}, reference="history", probation=2)
+    guard = replace(guard, calibration=guard.calibration._replace(during_probation={"history": NEVER}))
+    refused = list[float]()
+    for _ in range(5):
+        judged = guard.judge(server, torch.ones_like(server.theta), state, NO_NORMS)
+        refused.append(judged.metrics["refused"])
+        state = judged.guard
+    assert refused == [1.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_a_drift_during_parole_brings_a_longer_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = judged_rounds([0.9] * 12, Level(0.1, 0.11), monkeypatch, probation=1)
+    found = judged_rounds([0.9] * 12, Level(0.1, Line(0.11, 0.0)), monkeypatch, probation=1)
     assert "".join("-c"[int(judged.metrics["probation"])] for judged in found) == "-c-cc-cccc-c"
 
 
