@@ -139,11 +139,12 @@ class Guard:
         clip: clip the update to `strategy.small-bound` and go on.
 
         Many small pushes that each pass are a drift: the running mean of a discrepancy, over rounds outside a probation, is more than
-        `strategy.drift` times its highest in clean rounds. The step is taken.
+        `strategy.drift` times its highest in clean rounds. The step is taken; the velocity, in which more of them wait, becomes 0.
 
-        After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the last round, or of
-        the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under a
-        persistent attack. As many rounds of parole follow: a refusal or a drift during parole brings a probation twice as long.
+        After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the first of them, or
+        of the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under
+        a persistent attack. Not of the last one: of updates clipped at their median the median falls, until nothing is learned. As many
+        rounds of parole follow: a refusal or a drift during parole brings a probation twice as long.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -168,11 +169,16 @@ class Guard:
         if not (refused or state.probation):
             levels = {name: level + (first[name] - level) / MEMORY for name, level in levels.items()}
             drifted = not within(levels, {name: known.levels[name].most for name in levels}, round_)
+        if drifted:
+            taken = taken._replace(velocity=torch.zeros_like(taken.velocity))
         metrics |= {f"{name}-level": level for name, level in levels.items()} | {"drifted": float(drifted)}
         metrics |= {f"{name}-level-threshold": known.levels[name].most.at(round_) for name in levels}
         probation, sentence, parole = self._sentenced(state, refused or drifted)
-        norms = client_norms[torch.isfinite(client_norms)]
-        bound = min(float(norms.median()), known.median_norm) if len(norms) else state.bound
+        bound, norms = state.bound, client_norms[torch.isfinite(client_norms)]
+        if not state.probation:
+            bound = known.median_norm
+        elif state.probation == state.sentence and len(norms):
+            bound = min(float(norms.median()), known.median_norm)
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
         levels = _usual(known.levels) if probation else levels
         guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound, levels)

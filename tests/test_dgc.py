@@ -184,16 +184,17 @@ def test_fragility_is_what_one_reversed_step_would_cost() -> None:
 def test_probation_clips_each_client_at_the_median_norm_and_doubles_when_it_did_not_help() -> None:
     guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     update, wary, clips = torch.ones_like(server.theta), list[bool](), list[Clip | None]()
-    medians = iter([1.0, 7.0, 1.5] * 9)
+    medians = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, 7.0] + [1.0] * 9)
     for _ in range(14):
         clips.append(guard.before(state))
         wary.append(clips[-1] is not None)
         norms = torch.tensor([0.1, next(medians), 99.0]) if wary[-1] else NO_NORMS
         state = guard.judge(server, update, state, norms).guard
     assert "".join("-c"[was] for was in wary) == "-cc-cccc-ccccc", "2 rounds of probation, then 4, then 8"
-    assert clips[1] == Clip("l2", 2.0), "of the calibration"
-    assert clips[2] == Clip("l2", 1.0), "of the last round in which norms were known"
-    assert clips[4] == Clip("l2", 2.0), "never above the calibration's"
+    bounds = [clip.bound if clip else 0.0 for clip in clips]
+    assert bounds[1:3] == [2.0, 1.0], "of the calibration, then of the first round of it"
+    assert bounds[4:8] == [2.0, 1.5, 1.5, 1.5], "not of the last"
+    assert bounds[9:] == [2.0] * 5, "never above the calibration's"
 
 
 @pytest.mark.parametrize(("calm_rounds", "sentence"), [(0, 4), (1, 4), (2, 2), (5, 2)])
@@ -268,6 +269,7 @@ def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest
     assert drifted == [0.0] * 10 + [1.0] + [0.0] * 5, "0.1 + 0.2 * (1 - 0.95^6) > 0.15; of the probation nothing counts"
     assert [judged.metrics["probation"] for judged in found] == [0.0] * 11 + [1.0] * 2 + [0.0] * 3
     assert [judged.metrics["refused"] for judged in found] == [0.0] * 16, "no step was refused"
+    assert [bool(judged.server.velocity.any()) for judged in found[9:11]] == [True, False], "what waits in the velocity goes"
     assert [judged.guard.levels["history"] for judged in found[10:13]] == [0.1] * 3, "it begins anew"
     assert judged_rounds([0.9], Level(0.1, Line(0.12, 0.0)), monkeypatch)[0].metrics["drifted"] == 1.0
     spike = judged_rounds([5.0], level, monkeypatch, action="skip", probation=0)[0]
