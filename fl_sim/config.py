@@ -94,14 +94,15 @@ class Strategy(Section):
     )
     margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
     drift: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
-        1.5,
+        1.25,
         description="dgc, scope aggregate: running mean of a discrepancy, in multiples of its highest in clean rounds, from which a "
         "probation follows (inf: never)",
     )
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
     probation: CountOrZero = Field(
         20,
-        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the median client norm (0: none)",
+        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the median client norm, each time "
+        "twice as many (0: none)",
     )
 
 

@@ -1,7 +1,7 @@
 """DGC, discrepancy-aware gradient clipping: leave updates alone until the model that they lead to says something else.
 
 Source: Zhu et al. 2023, App. C.10, which names it and does not spell it out. Ours (MATH section 5): two references, the
-rise of the loss, the drift, the backtracking step, probation and parole, the rehearsing guard.
+rise of the loss, the drift, the backtracking step, the probation, the rehearsing guard.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ class Calibration(NamedTuple):
 
 class GuardState(NamedTuple):
     """What a guard remembers: rounds so far; log-probabilities (e, c) on the probe set of the burnt-in model and of the last
-    `strategy.lag` models, oldest first, but no old model; the lowest probe loss of them all; rounds of probation left, how long it was
-    when it began, and rounds of parole left after it; the bound of a client's update during probation; the running means of
-    the discrepancies."""
+    `strategy.lag` models, oldest first, but no old model; the lowest probe loss of them all; rounds of probation left, and how long
+    the last probation was when it began; the bound of a client's update during probation; the running means of the discrepancies."""
 
     round: int
     fixed: Tensor
@@ -65,7 +64,6 @@ class GuardState(NamedTuple):
     lowest: float
     probation: int
     sentence: int
-    parole: int
     bound: float
     levels: Mapping[str, float]
 
@@ -100,7 +98,7 @@ class Guard:
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said, known = self._said(theta), self.calibration
-        return GuardState(0, said, (said,), self._loss(said), 0, self.settings.probation, 0, known.median_norm, _usual(known.levels))
+        return GuardState(0, said, (said,), self._loss(said), 0, 0, known.median_norm, _usual(known.levels))
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -143,8 +141,8 @@ class Guard:
 
         After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the first of them, or
         of the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under
-        a persistent attack. Not of the last one: of updates clipped at their median the median falls, until nothing is learned. As many
-        rounds of parole follow: a refusal or a drift during parole brings a probation twice as long.
+        a persistent attack. Not of the last one: of updates clipped at their median the median falls, until nothing is learned. Each
+        probation is twice as long as the one before.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -173,25 +171,25 @@ class Guard:
             taken = taken._replace(velocity=torch.zeros_like(taken.velocity))
         metrics |= {f"{name}-level": level for name, level in levels.items()} | {"drifted": float(drifted)}
         metrics |= {f"{name}-level-threshold": known.levels[name].most.at(round_) for name in levels}
-        probation, sentence, parole = self._sentenced(state, refused or drifted)
+        probation, sentence = self._sentenced(state, refused or drifted)
         bound, norms = state.bound, client_norms[torch.isfinite(client_norms)]
         if not state.probation:
             bound = known.median_norm
         elif state.probation == state.sentence and len(norms):
             bound = min(float(norms.median()), known.median_norm)
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
-        levels = _usual(known.levels) if probation else levels
-        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, parole, bound, levels)
+        levels = _usual(known.levels) if refused or drifted else levels
+        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, levels)
         return Judged(taken, guard, metrics)
 
-    def _sentenced(self, state: GuardState, alarmed: bool) -> tuple[int, int, int]:
-        """Rounds of probation left after this one, how long it was when it began, and rounds of parole left after it."""
+    def _sentenced(self, state: GuardState, alarmed: bool) -> tuple[int, int]:
+        """Rounds of probation left after this one, and how long the last probation was when it began."""
         if state.probation:
-            return state.probation - 1, state.sentence, state.sentence
+            return state.probation - 1, state.sentence
         if not alarmed:
-            return 0, state.sentence, max(0, state.parole - 1)
-        sentence = 2 * state.sentence if state.parole else self.settings.probation
-        return sentence, sentence, sentence
+            return 0, state.sentence
+        sentence = 2 * state.sentence or self.settings.probation
+        return sentence, sentence
 
     def sift(self, theta: Tensor, updates: Tensor, state: GuardState) -> tuple[Tensor, dict[str, float]]:
         """Scope `client`: updates (n, d) with each one clipped to `strategy.bound` whose own candidate `theta - server_lr * g_i` is not
