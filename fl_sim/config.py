@@ -102,7 +102,7 @@ class Strategy(Section):
     probation: CountOrZero = Field(
         20,
         description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the median client norm, each time "
-        "twice as many (0: none)",
+        "four times as many (0: none)",
     )
 
 

@@ -22,6 +22,7 @@ from strategies.discrepancy import DIVERGENCES, log_probabilities
 from strategies.server_sgd import ServerState, server_step
 
 HALVINGS = 6  # of a refused step, before it is dropped
+LONGER = 4  # times, a probation than the one before
 MEMORY = 20  # rounds that a running mean looks back on: two memories of a server momentum of 0.9
 
 
@@ -142,7 +143,7 @@ class Guard:
         After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the first of them, or
         of the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under
         a persistent attack. Not of the last one: of updates clipped at their median the median falls, until nothing is learned. Each
-        probation is twice as long as the one before.
+        probation is four times as long as the one before.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -188,7 +189,7 @@ class Guard:
             return state.probation - 1, state.sentence
         if not alarmed:
             return 0, state.sentence
-        sentence = 2 * state.sentence or self.settings.probation
+        sentence = LONGER * state.sentence or self.settings.probation
         return sentence, sentence
 
     def sift(self, theta: Tensor, updates: Tensor, state: GuardState) -> tuple[Tensor, dict[str, float]]:

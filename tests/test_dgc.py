@@ -197,7 +197,7 @@ def test_probation_clips_each_client_at_the_median_norm_and_doubles() -> None:
     assert bounds[9:] == [2.0] * 5, "never above the calibration's"
 
 
-def test_a_probation_is_twice_as_long_as_the_one_before_however_calm_it_was_in_between() -> None:
+def test_a_probation_is_four_times_as_long_as_the_one_before_however_calm_it_was_in_between() -> None:
     strict, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     tolerant, _, _ = guard_of({"history": NEVER, "fixed": NEVER}, probation=2)
     update, lengths = torch.ones_like(server.theta), list[int]()
@@ -206,7 +206,7 @@ def test_a_probation_is_twice_as_long_as_the_one_before_however_calm_it_was_in_b
         lengths.append(state.probation)
         for _ in range(lengths[-1] + 30):
             state = tolerant.judge(server, update, state, NO_NORMS).guard
-    assert lengths == [2, 4, 8]
+    assert lengths == [2, 8, 32]
 
 
 def test_the_scope_client_clips_only_the_suspicious() -> None:
