@@ -181,20 +181,20 @@ def test_fragility_is_what_one_reversed_step_would_cost() -> None:
     assert judged.metrics["fragility"] > 0.0
 
 
-def test_probation_clips_each_client_at_the_median_norm_and_doubles() -> None:
+def test_probation_clips_each_client_at_the_median_norm_of_its_first_round() -> None:
     guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     update, wary, clips = torch.ones_like(server.theta), list[bool](), list[Clip | None]()
-    medians = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, 7.0] + [1.0] * 9)
-    for _ in range(14):
+    medians = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0])
+    for _ in range(15):
         clips.append(guard.before(state))
         wary.append(clips[-1] is not None)
         norms = torch.tensor([0.1, next(medians), 99.0]) if wary[-1] else NO_NORMS
         state = guard.judge(server, update, state, norms).guard
-    assert "".join("-c"[was] for was in wary) == "-cc-cccc-ccccc", "2 rounds of probation, then 4, then 8"
+    assert "".join("-c"[was] for was in wary) == "-cc-cccccccc-cc", "2 rounds of probation, then 8, then 32"
     bounds = [clip.bound if clip else 0.0 for clip in clips]
     assert bounds[1:3] == [2.0, 1.0], "of the calibration, then of the first round of it"
-    assert bounds[4:8] == [2.0, 1.5, 1.5, 1.5], "not of the last"
-    assert bounds[9:] == [2.0] * 5, "never above the calibration's"
+    assert bounds[4:12] == [2.0] + [1.5] * 7, "not of the last"
+    assert bounds[13:] == [2.0, 2.0], "never above the calibration's"
 
 
 def test_a_probation_is_four_times_as_long_as_the_one_before_however_calm_it_was_in_between() -> None:
@@ -291,7 +291,7 @@ def test_a_probation_has_thresholds_of_its_own() -> None:
 
 def test_a_second_drift_brings_a_longer_probation(monkeypatch: pytest.MonkeyPatch) -> None:
     found = judged_rounds([0.9] * 12, Level(0.1, Line(0.11, 0.0)), monkeypatch, probation=1)
-    assert "".join("-c"[int(judged.metrics["probation"])] for judged in found) == "-c-cc-cccc-c"
+    assert "".join("-c"[int(judged.metrics["probation"])] for judged in found) == "-c-cccc-cccc"
 
 
 DGC: dict[str, Any] = {"strategy__name": "dgc", "strategy__calibration_rounds": 20, "strategy__probation": 10}
