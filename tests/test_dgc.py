@@ -184,7 +184,7 @@ def test_fragility_is_what_one_reversed_step_would_cost() -> None:
 def test_probation_clips_each_client_at_the_median_norm_of_its_first_round() -> None:
     guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     update, wary, clips = torch.ones_like(server.theta), list[bool](), list[Clip | None]()
-    medians = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0])
+    medians = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, *[7.0] * 9])
     for _ in range(15):
         clips.append(guard.before(state))
         wary.append(clips[-1] is not None)
