@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
-from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line
+from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line, upper_quartile
 from strategies.rule_strategy import RuleStrategy
 
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
 LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
+LEAST_LEVEL = 0.003  # nats: a well-trained model goes on becoming surer of what it says
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
 DISCREPANCIES = ("history", "fixed")
 GROWING = ("fixed",)  # with the rounds, as a clean model learns: only the distance from the burnt-in model
@@ -69,13 +69,13 @@ def calibrate(
         during_probation[name] = threshold_line(by_round, settings.margin, growth=growth, least=least)
         typical[name] = threshold_line(outside, 1.0, growth=growth, quantile=0.5)
         if name in DISCREPANCIES and settings.drift < float("inf"):
-            most = threshold_line(running_means(outside), settings.drift, growth=growth)
+            most = settings.drift * max(*running_means(outside).values(), LEAST_LEVEL)
             levels[name] = Level(sum(outside.values()) / len(outside), most)
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     record["during-probation"] = {name: line._asdict() for name, line in during_probation.items()}
     record["typical"] = {name: line._asdict() for name, line in typical.items()}
-    record["levels"] = {name: {"usual": level.usual, "most": level.most._asdict()} for name, level in levels.items()}
-    return Calibration(thresholds, during_probation, typical, levels, record["median-norm"]), record
+    record["levels"] = {name: level._asdict() for name, level in levels.items()}
+    return Calibration(thresholds, during_probation, typical, levels, record["norm"]), record
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -100,7 +100,7 @@ def _measure(
     model: FlatModel,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """The scores of clean rounds by name, and the median norm of a client's update before the rehearsed probation."""
+    """The scores of clean rounds by name, and the upper quartile of the norms of clients' updates before the rehearsed probation."""
     nobody = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
     endless: dict[str, Line] = dict.fromkeys(SCORES, Line(float("inf"), 0.0))
     strategy = build_strategy(
@@ -115,13 +115,13 @@ def _measure(
     grid = client_grid(config, transport, start, orders)
     assert isinstance(strategy, RuleStrategy)
     arrays, scores, norms = to_record({"theta": strategy.theta}), dict[str, list[float]](), list[float]()
-    settings, median = config.strategy, float("inf")
+    settings, norm = config.strategy, float("inf")
     probation = settings.probation if settings.scope == "aggregate" else 0
     rounds = settings.calibration_rounds + 2 * probation
     for number in range(1, rounds + 1):
         if number == settings.calibration_rounds + 1:
-            median = statistics.median(norms)
-            strategy.begin_probation(probation, median)
+            norm = upper_quartile(norms)
+            strategy.begin_probation(probation, norm)
         messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
         found, metrics = strategy.aggregate_train(FIRST + number, grid.send_and_receive(messages))
         assert found is not None
@@ -133,4 +133,4 @@ def _measure(
         norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
     rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
-    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "median-norm": median if probation else statistics.median(norms)}
+    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "norm": norm if probation else upper_quartile(norms)}

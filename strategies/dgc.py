@@ -6,7 +6,7 @@ rise of the loss, the drift, the backtracking step, the probation, the rehearsin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,18 +40,18 @@ class Level(NamedTuple):
     """A running mean of a score: where it begins, and the most that is no drift."""
 
     usual: float
-    most: Line
+    most: float
 
 
 class Calibration(NamedTuple):
     """What clean rounds told: by score a threshold, one during a probation, and what is typical; by discrepancy the level of its running
-    mean; the median norm of a client's update."""
+    mean; the upper quartile of the norms of clients' updates."""
 
     thresholds: Mapping[str, Line]
     during_probation: Mapping[str, Line]
     typical: Mapping[str, Line]
     levels: Mapping[str, Level]
-    median_norm: float
+    norm: float
 
 
 class GuardState(NamedTuple):
@@ -86,7 +86,7 @@ class Guard:
     """Judges candidate models on the server's own probe set.
 
     Args: settings, `strategy.*`; probe, examples (e, C, H, W) with labels (e,), on the device where models are run; calibration,
-    thresholds by the name of a score, see `scores`, and the median norm of a client's update; learning_rate and momentum, the server's.
+    thresholds by the name of a score, see `scores`, and the rest that clean rounds told; learning_rate and momentum, the server's.
     """
 
     settings: Strategy
@@ -99,7 +99,7 @@ class Guard:
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said, known = self._said(theta), self.calibration
-        return GuardState(0, said, (said,), self._loss(said), 0, 0, known.median_norm, _usual(known.levels))
+        return GuardState(0, said, (said,), self._loss(said), 0, 0, known.norm, _usual(known.levels))
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -140,10 +140,10 @@ class Guard:
         Many small pushes that each pass are a drift: the running mean of a discrepancy, over rounds outside a probation, is more than
         `strategy.drift` times its highest in clean rounds. The step is taken; the velocity, in which more of them wait, becomes 0.
 
-        After a refusal or a drift comes a probation: rounds in which each client is clipped at the median norm of the first of them, or
-        of the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes on learning under
-        a persistent attack. Not of the last one: of updates clipped at their median the median falls, until nothing is learned. Each
-        probation is four times as long as the one before.
+        After a refusal or a drift comes a probation: rounds in which each client is clipped at the upper quartile of the norms in the
+        first of them, or in the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes
+        on learning under a persistent attack. Not in the last one: of updates that are clipped the norms fall, until nothing is learned.
+        Each probation is four times as long as the one before.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -167,17 +167,17 @@ class Guard:
         levels, drifted = state.levels, False
         if not (refused or state.probation):
             levels = {name: level + (first[name] - level) / MEMORY for name, level in levels.items()}
-            drifted = not within(levels, {name: known.levels[name].most for name in levels}, round_)
+            drifted = any(level > known.levels[name].most for name, level in levels.items())
         if drifted:
             taken = taken._replace(velocity=torch.zeros_like(taken.velocity))
         metrics |= {f"{name}-level": level for name, level in levels.items()} | {"drifted": float(drifted)}
-        metrics |= {f"{name}-level-threshold": known.levels[name].most.at(round_) for name in levels}
+        metrics |= {f"{name}-level-threshold": known.levels[name].most for name in levels}
         probation, sentence = self._sentenced(state, refused or drifted)
         bound, norms = state.bound, client_norms[torch.isfinite(client_norms)]
         if not state.probation:
-            bound = known.median_norm
+            bound = known.norm
         elif state.probation == state.sentence and len(norms):
-            bound = min(float(norms.median()), known.median_norm)
+            bound = min(upper_quartile(norms.tolist()), known.norm)
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
         levels = _usual(known.levels) if refused or drifted else levels
         guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, levels)
@@ -263,6 +263,11 @@ def running_means(scores: Mapping[int, float]) -> dict[int, float]:
         level += (score - level) / MEMORY
         found[round_] = level
     return found
+
+
+def upper_quartile(norms: Sequence[float]) -> float:
+    """The upper quartile. Of a well-trained model most updates are next to nothing: a clip at their median stops learning."""
+    return float(torch.tensor(norms).quantile(0.75))
 
 
 def _usual(levels: Mapping[str, Level]) -> dict[str, float]:

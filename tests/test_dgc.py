@@ -181,14 +181,14 @@ def test_fragility_is_what_one_reversed_step_would_cost() -> None:
     assert judged.metrics["fragility"] > 0.0
 
 
-def test_probation_clips_each_client_at_the_median_norm_of_its_first_round() -> None:
+def test_probation_clips_each_client_at_the_upper_quartile_of_its_first_round() -> None:
     guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     update, wary, clips = torch.ones_like(server.theta), list[bool](), list[Clip | None]()
-    medians = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, *[7.0] * 9])
+    quartiles = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, *[7.0] * 9])
     for _ in range(15):
         clips.append(guard.before(state))
         wary.append(clips[-1] is not None)
-        norms = torch.tensor([0.1, next(medians), 99.0]) if wary[-1] else NO_NORMS
+        norms = torch.tensor([0.0, 0.0, 0.0, next(quartiles), 99.0]) if wary[-1] else NO_NORMS
         state = guard.judge(server, update, state, norms).guard
     assert "".join("-c"[was] for was in wary) == "-cc-cccccccc-cc", "2 rounds of probation, then 8, then 32"
     bounds = [clip.bound if clip else 0.0 for clip in clips]
@@ -263,7 +263,7 @@ def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyP
 
 
 def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    level = Level(0.1, Line(0.15, 0.0))
+    level = Level(0.1, 0.15)
     found = judged_rounds([0.1] * 5 + [0.3] * 6 + [0.9] * 2 + [0.1] * 3, level, monkeypatch, probation=2)
     drifted = [judged.metrics["drifted"] for judged in found]
     assert drifted == [0.0] * 10 + [1.0] + [0.0] * 5, "0.1 + 0.2 * (1 - 0.95^6) > 0.15; of the probation nothing counts"
@@ -271,7 +271,7 @@ def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest
     assert [judged.metrics["refused"] for judged in found] == [0.0] * 16, "no step was refused"
     assert [bool(judged.server.velocity.any()) for judged in found[9:11]] == [True, False], "what waits in the velocity goes"
     assert [judged.guard.levels["history"] for judged in found[10:13]] == [0.1] * 3, "it begins anew"
-    assert judged_rounds([0.9], Level(0.1, Line(0.12, 0.0)), monkeypatch)[0].metrics["drifted"] == 1.0
+    assert judged_rounds([0.9], Level(0.1, 0.12), monkeypatch)[0].metrics["drifted"] == 1.0
     spike = judged_rounds([5.0], level, monkeypatch, action="skip", probation=0)[0]
     assert (spike.metrics["refused"], spike.metrics["drifted"], spike.guard.levels["history"]) == (1.0, 0.0, 0.1), (
         "what was refused is no drift"
@@ -290,7 +290,7 @@ def test_a_probation_has_thresholds_of_its_own() -> None:
 
 
 def test_a_second_drift_brings_a_longer_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = judged_rounds([0.9] * 12, Level(0.1, Line(0.11, 0.0)), monkeypatch, probation=1)
+    found = judged_rounds([0.9] * 12, Level(0.1, 0.11), monkeypatch, probation=1)
     assert "".join("-c"[int(judged.metrics["probation"])] for judged in found) == "-c-cccc-cccc"
 
 
