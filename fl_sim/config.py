@@ -101,8 +101,8 @@ class Strategy(Section):
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
     probation: CountOrZero = Field(
         20,
-        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the norms' upper quartile, each time "
-        "four times as many (0: none)",
+        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the norms' upper quartile, "
+        "each time four times as many (0: none)",
     )
 
 
