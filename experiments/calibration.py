@@ -24,6 +24,7 @@ from strategies.catalogue import build_strategy
 from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line, upper_quartile
 from strategies.rule_strategy import RuleStrategy
 
+VERSION = 2  # of what a calibration does: caches of others are not read
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
@@ -50,7 +51,7 @@ def calibrate(
     probation is rehearsed, and as many rounds after it, because what the clip held back comes at once when it ends; else one false alarm
     would bring the next. Then the model is forgotten: the run begins where it begins under any other strategy. Cached like the burn-in.
     """
-    folder = Path(config.data.cache_dir).expanduser() / "calibration"
+    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
     if not (record := _load(path)):
         folder.mkdir(parents=True, exist_ok=True)
