@@ -139,7 +139,7 @@ def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path:
 
     config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
     execute_run(config, tmp_path / "one", InlineTransport(app), lambda *_: None)
-    (path,) = (tmp_path / "cache" / "calibration").glob("*.json")
+    (path,) = (tmp_path / "cache").glob("calibration-*/*.json")
     before = path.read_text()
     changed = re.sub(r"(\d)(,|\n)", lambda found: f"{(int(found[1]) + 1) % 10}{found[2]}", before, count=1)
     assert changed != before
