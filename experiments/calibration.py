@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from flwr.app import ConfigRecord
 
@@ -21,7 +22,7 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
-from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line, upper_quartile
+from strategies.dgc import UPPER, Calibration, Level, Line, growth_of, running_means, threshold_line
 from strategies.rule_strategy import RuleStrategy
 
 VERSION = 2  # of what a calibration does: caches of others are not read
@@ -121,7 +122,7 @@ def _measure(
     rounds = settings.calibration_rounds + 2 * probation
     for number in range(1, rounds + 1):
         if number == settings.calibration_rounds + 1:
-            norm = upper_quartile(norms)
+            norm = _upper(norms)
             strategy.begin_probation(probation, norm)
         messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
         found, metrics = strategy.aggregate_train(FIRST + number, grid.send_and_receive(messages))
@@ -134,4 +135,8 @@ def _measure(
         norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
     rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
-    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "norm": norm if probation else upper_quartile(norms)}
+    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "norm": norm if probation else _upper(norms)}
+
+
+def _upper(norms: list[float]) -> float:
+    return float(torch.tensor(norms).quantile(UPPER))

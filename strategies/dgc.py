@@ -6,7 +6,7 @@ rise of the loss, the drift, the backtracking step, the probation, the rehearsin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,9 @@ from strategies.discrepancy import DIVERGENCES, log_probabilities
 from strategies.server_sgd import ServerState, server_step
 
 HALVINGS = 6  # of a refused step, before it is dropped
+UPPER = (
+    0.75  # quantile of the clients' norms. Of a well-trained model most updates are next to nothing: a clip at their median stops learning
+)
 LONGER = 4  # times, a probation than the one before
 MEMORY = 20  # rounds that a running mean looks back on: two memories of a server momentum of 0.9
 
@@ -143,7 +146,8 @@ class Guard:
         After a refusal or a drift comes a probation: rounds in which each client is clipped at the upper quartile of the norms in the
         first of them, or in the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes
         on learning under a persistent attack. Not in the last one: of updates that are clipped the norms fall, until nothing is learned.
-        Each probation is four times as long as the one before.
+        A refusal during a probation tightens it to the median of that round's norms. Each probation is four times as long as the one
+        before.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -173,11 +177,11 @@ class Guard:
         metrics |= {f"{name}-level": level for name, level in levels.items()} | {"drifted": float(drifted)}
         metrics |= {f"{name}-level-threshold": known.levels[name].most for name in levels}
         probation, sentence = self._sentenced(state, refused or drifted)
-        bound, norms = state.bound, client_norms[torch.isfinite(client_norms)]
-        if not state.probation:
-            bound = known.norm
-        elif state.probation == state.sentence and len(norms):
-            bound = min(upper_quartile(norms.tolist()), known.norm)
+        bound, norms = state.bound if state.probation else known.norm, client_norms[torch.isfinite(client_norms)]
+        if len(norms) and state.probation == state.sentence:
+            bound = min(bound, float(norms.quantile(UPPER)))
+        if len(norms) and state.probation and refused:
+            bound = min(bound, float(norms.median()))
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
         levels = _usual(known.levels) if refused or drifted else levels
         guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, levels)
@@ -263,11 +267,6 @@ def running_means(scores: Mapping[int, float]) -> dict[int, float]:
         level += (score - level) / MEMORY
         found[round_] = level
     return found
-
-
-def upper_quartile(norms: Sequence[float]) -> float:
-    """The upper quartile. Of a well-trained model most updates are next to nothing: a clip at their median stops learning."""
-    return float(torch.tensor(norms).quantile(0.75))
 
 
 def _usual(levels: Mapping[str, Level]) -> dict[str, float]:

@@ -182,7 +182,8 @@ def test_fragility_is_what_one_reversed_step_would_cost() -> None:
 
 
 def test_probation_clips_each_client_at_the_upper_quartile_of_its_first_round() -> None:
-    guard, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
+    guard, server, state = guard_of({"history": ALWAYS}, reference="history", probation=2)
+    guard = replace(guard, calibration=guard.calibration._replace(during_probation={"history": NEVER}))
     update, wary, clips = torch.ones_like(server.theta), list[bool](), list[Clip | None]()
     quartiles = iter([1.0, 7.0, 1.5, 0.1, 0.2, 7.0, *[7.0] * 9])
     for _ in range(15):
@@ -195,6 +196,15 @@ def test_probation_clips_each_client_at_the_upper_quartile_of_its_first_round() 
     assert bounds[1:3] == [2.0, 1.0], "of the calibration, then of the first round of it"
     assert bounds[4:12] == [2.0] + [1.5] * 7, "not of the last"
     assert bounds[13:] == [2.0, 2.0], "never above the calibration's"
+
+
+def test_a_refusal_during_a_probation_tightens_it_to_the_median() -> None:
+    guard, server, state = guard_of({"history": ALWAYS}, reference="history", probation=9)
+    bounds = list[float]()
+    for norms in (NO_NORMS, *(torch.tensor([0.5, median, 99.0]) for median in (1.5, 0.7, 1.0))):
+        state = guard.judge(server, torch.ones_like(server.theta), state, norms).guard
+        bounds.append(state.bound)
+    assert bounds == pytest.approx([2.0, 1.5, 0.7, 0.7])
 
 
 def test_a_probation_is_four_times_as_long_as_the_one_before_however_calm_it_was_in_between() -> None:
