@@ -146,8 +146,7 @@ class Guard:
         After a refusal or a drift comes a probation: rounds in which each client is clipped at the upper quartile of the norms in the
         first of them, or in the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes
         on learning under a persistent attack. Not in the last one: of updates that are clipped the norms fall, until nothing is learned.
-        A refusal during a probation tightens it to the median of that round's norms. Each probation is four times as long as the one
-        before.
+        Each probation is four times as long as the one before.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -180,8 +179,6 @@ class Guard:
         bound, norms = state.bound if state.probation else known.norm, client_norms[torch.isfinite(client_norms)]
         if len(norms) and state.probation == state.sentence:
             bound = min(bound, float(norms.quantile(UPPER)))
-        if len(norms) and state.probation and refused:
-            bound = min(bound, float(norms.median()))
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
         levels = _usual(known.levels) if refused or drifted else levels
         guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, levels)

@@ -198,15 +198,6 @@ def test_probation_clips_each_client_at_the_upper_quartile_of_its_first_round() 
     assert bounds[13:] == [2.0, 2.0], "never above the calibration's"
 
 
-def test_a_refusal_during_a_probation_tightens_it_to_the_median() -> None:
-    guard, server, state = guard_of({"history": ALWAYS}, reference="history", probation=9)
-    bounds = list[float]()
-    for norms in (NO_NORMS, *(torch.tensor([0.5, median, 99.0]) for median in (1.5, 0.7, 1.0))):
-        state = guard.judge(server, torch.ones_like(server.theta), state, norms).guard
-        bounds.append(state.bound)
-    assert bounds == pytest.approx([2.0, 1.5, 0.7, 0.7])
-
-
 def test_a_probation_is_four_times_as_long_as_the_one_before_however_calm_it_was_in_between() -> None:
     strict, server, state = guard_of({"history": ALWAYS, "fixed": ALWAYS}, probation=2)
     tolerant, _, _ = guard_of({"history": NEVER, "fixed": NEVER}, probation=2)
