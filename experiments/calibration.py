@@ -22,7 +22,7 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
-from strategies.dgc import UPPER, Calibration, Level, Line, growth_of, running_means, threshold_line
+from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line, upper_quartile
 from strategies.rule_strategy import RuleStrategy
 
 VERSION = 2  # of what a calibration does: caches of others are not read
@@ -30,7 +30,7 @@ FIRST = 1_000_000  # rounds of a calibration are numbered from here: other sampl
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
 LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
-LEAST_LEVEL = 0.003  # nats: a well-trained model goes on becoming surer of what it says
+LEAST_LEVEL = {"kl": 0.003, "js": 0.0004}  # nats, about the same change: a well-trained model goes on becoming surer of what it says
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
 DISCREPANCIES = ("history", "fixed")
 GROWING = ("fixed",)  # with the rounds, as a clean model learns: only the distance from the burnt-in model
@@ -71,7 +71,7 @@ def calibrate(
         during_probation[name] = threshold_line(by_round, settings.margin, growth=growth, least=least)
         typical[name] = threshold_line(outside, 1.0, growth=growth, quantile=0.5)
         if name in DISCREPANCIES and settings.drift < float("inf"):
-            most = settings.drift * max(*running_means(outside).values(), LEAST_LEVEL)
+            most = settings.drift * max(*running_means(outside).values(), LEAST_LEVEL[settings.divergence])
             levels[name] = Level(sum(outside.values()) / len(outside), most)
     record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
     record["during-probation"] = {name: line._asdict() for name, line in during_probation.items()}
@@ -122,10 +122,12 @@ def _measure(
     rounds = settings.calibration_rounds + 2 * probation
     for number in range(1, rounds + 1):
         if number == settings.calibration_rounds + 1:
-            norm = _upper(norms)
+            norm = upper_quartile(torch.tensor(norms))
             strategy.begin_probation(probation, norm)
         messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
         found, metrics = strategy.aggregate_train(FIRST + number, grid.send_and_receive(messages))
+        if not grid.outcome.combined:
+            raise RuntimeError(f"calibration, round {number}: every client failed")
         assert found is not None
         assert metrics is not None
         arrays = found
@@ -135,8 +137,4 @@ def _measure(
         norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
     rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
-    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "norm": norm if probation else _upper(norms)}
-
-
-def _upper(norms: list[float]) -> float:
-    return float(torch.tensor(norms).quantile(UPPER))
+    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "norm": norm if probation else upper_quartile(torch.tensor(norms))}

@@ -93,7 +93,7 @@ class Strategy(Section):
         60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; then forgotten"
     )
     margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
-    drift: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+    drift: Annotated[float, Field(ge=1.0, allow_inf_nan=True)] = Field(
         1.25,
         description="dgc, scope aggregate: running mean of a discrepancy, in multiples of its highest in clean rounds, from which a "
         "probation follows (inf: never)",

@@ -22,9 +22,6 @@ from strategies.discrepancy import DIVERGENCES, log_probabilities
 from strategies.server_sgd import ServerState, server_step
 
 HALVINGS = 6  # of a refused step, before it is dropped
-UPPER = (
-    0.75  # quantile of the clients' norms. Of a well-trained model most updates are next to nothing: a clip at their median stops learning
-)
 LONGER = 4  # times, a probation than the one before
 MEMORY = 20  # rounds that a running mean looks back on: two memories of a server momentum of 0.9
 
@@ -177,8 +174,8 @@ class Guard:
         metrics |= {f"{name}-level-threshold": known.levels[name].most for name in levels}
         probation, sentence = self._sentenced(state, refused or drifted)
         bound, norms = state.bound if state.probation else known.norm, client_norms[torch.isfinite(client_norms)]
-        if len(norms) and state.probation == state.sentence:
-            bound = min(bound, float(norms.quantile(UPPER)))
+        if len(norms) and state.probation and state.probation == state.sentence:
+            bound = min(bound, upper_quartile(norms))
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
         levels = _usual(known.levels) if refused or drifted else levels
         guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, levels)
@@ -264,6 +261,13 @@ def running_means(scores: Mapping[int, float]) -> dict[int, float]:
         level += (score - level) / MEMORY
         found[round_] = level
     return found
+
+
+def upper_quartile(norms: Tensor) -> float:
+    """The upper quartile of norms (n,), above 0. Of a well-trained model most updates are next to nothing: a clip at their median stops
+    learning.
+    """
+    return max(float(norms.quantile(0.75)), torch.finfo(torch.float32).tiny)
 
 
 def _usual(levels: Mapping[str, Level]) -> dict[str, float]:

@@ -189,11 +189,13 @@ def test_probation_clips_each_client_at_the_upper_quartile_of_its_first_round() 
     for _ in range(15):
         clips.append(guard.before(state))
         wary.append(clips[-1] is not None)
-        norms = torch.tensor([0.0, 0.0, 0.0, next(quartiles), 99.0]) if wary[-1] else NO_NORMS
+        norms = torch.tensor([0.0, 0.0, 0.0, next(quartiles), 99.0]) if wary[-1] else torch.tensor([float("nan"), 1e-3])
         state = guard.judge(server, update, state, norms).guard
     assert "".join("-c"[was] for was in wary) == "-cc-cccccccc-cc", "2 rounds of probation, then 8, then 32"
     bounds = [clip.bound if clip else 0.0 for clip in clips]
-    assert bounds[1:3] == [2.0, 1.0], "of the calibration, then of the first round of it"
+    assert bounds[1:3] == [2.0, 1.0], (
+        "of the calibration, then of the first round of it; not of malicious ones, whose norms are always known"
+    )
     assert bounds[4:12] == [2.0] + [1.5] * 7, "not of the last"
     assert bounds[13:] == [2.0, 2.0], "never above the calibration's"
 
