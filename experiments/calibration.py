@@ -22,18 +22,15 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import Transport
 from fl_sim.whole_files import write_whole
 from strategies.catalogue import build_strategy
-from strategies.dgc import Calibration, Level, Line, growth_of, running_means, threshold_line, upper_quartile
 from strategies.rule_strategy import RuleStrategy
+from strategies.thresholds import Calibration, Line, fitted, upper_quartile
 
-VERSION = 2  # of what a calibration does: caches of others are not read
+VERSION = 3  # of what a calibration does: caches of others are not read
 FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
 # where a client's share is no larger than its batch and every round trains on all of it
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
 LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
-LEAST_LEVEL = {"kl": 0.003, "js": 0.0004}  # nats, about the same change: a well-trained model goes on becoming surer of what it says
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
-DISCREPANCIES = ("history", "fixed")
-GROWING = ("fixed",)  # with the rounds, as a clean model learns: only the distance from the burnt-in model
 
 
 def calibrate(
@@ -60,24 +57,12 @@ def calibrate(
             if not (record := _load(path)):
                 record = _measure(config, transport, orders, start, federation, model, progress)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
-    settings, rehearsed = config.strategy, set(record["probation"])
-    thresholds, during_probation, typical, levels = dict[str, Line](), dict[str, Line](), dict[str, Line](), dict[str, Level]()
-    least_rise = LEAST_RISE * model.score(start.theta.to(federation.device), *federation.probe())[1]
-    for name, scores in record["scores"].items():
-        by_round = dict(enumerate(scores, start=1))
-        outside = {round_: score for round_, score in by_round.items() if round_ not in rehearsed}
-        growth, least = growth_of(outside) if name in GROWING else 0.0, least_rise if name == "rise" else 0.0
-        thresholds[name] = threshold_line(outside, settings.margin, growth=growth, least=least)
-        during_probation[name] = threshold_line(by_round, settings.margin, growth=growth, least=least)
-        typical[name] = threshold_line(outside, 1.0, growth=growth, quantile=0.5)
-        if name in DISCREPANCIES and settings.drift < float("inf"):
-            most = settings.drift * max(*running_means(outside).values(), LEAST_LEVEL[settings.divergence])
-            levels[name] = Level(sum(outside.values()) / len(outside), most)
-    record["thresholds"] = {name: line._asdict() for name, line in thresholds.items()}
-    record["during-probation"] = {name: line._asdict() for name, line in during_probation.items()}
-    record["typical"] = {name: line._asdict() for name, line in typical.items()}
-    record["levels"] = {name: level._asdict() for name, level in levels.items()}
-    return Calibration(thresholds, during_probation, typical, levels, record["norm"]), record
+    loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
+    known = fitted(config.strategy, record["scores"], record["probation"], least_rise=LEAST_RISE * loss, upper_norm=record["upper-norm"])
+    for kind, lines in (("thresholds", known.thresholds), ("during-probation", known.during_probation), ("typical", known.typical)):
+        record[kind] = {name: line._asdict() for name, line in lines.items()}
+    record["levels"] = {name: level._asdict() for name, level in known.levels.items()}
+    return known, record
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -137,4 +122,9 @@ def _measure(
         norms += [report.norm for report in grid.outcome.reports if not report.failure]
         progress(number, rounds)
     rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
-    return {"rounds": rounds, "probation": rehearsed, "scores": scores, "norm": norm if probation else upper_quartile(torch.tensor(norms))}
+    return {
+        "rounds": rounds,
+        "probation": rehearsed,
+        "scores": scores,
+        "upper-norm": norm if probation else upper_quartile(torch.tensor(norms)),
+    }

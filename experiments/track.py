@@ -26,7 +26,7 @@ from fl_sim.params import to_record
 from fl_sim.sampling import malicious_clients, sample_clients
 from fl_sim.transports import Transport
 from strategies.catalogue import build_strategy
-from strategies.dgc import Calibration
+from strategies.thresholds import Calibration
 
 TrackName = Literal["attacked", "twin", "control"]
 Progress = Callable[[str, int, str, float | None], None]  # track, round, phase, accuracy in percent

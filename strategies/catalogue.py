@@ -22,10 +22,11 @@ from fl_sim.config import Config
 from fl_sim.federation import Federation
 from fl_sim.flat_model import FlatModel
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
-from strategies.dgc import Calibration, Guard
+from strategies.dgc import Guard
 from strategies.flower_host import FlowerHost
 from strategies.rule_strategy import RuleStrategy
 from strategies.rules import RULES, Rule
+from strategies.thresholds import Calibration
 
 Host = RuleStrategy | FlowerHost  # what the ServerApp talks to
 

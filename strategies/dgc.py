@@ -20,38 +20,10 @@ from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
 from strategies.discrepancy import DIVERGENCES, log_probabilities
 from strategies.server_sgd import ServerState, server_step
+from strategies.thresholds import Calibration, running_mean, upper_quartile, within
 
 HALVINGS = 6  # of a refused step, before it is dropped
-LONGER = 4  # times, a probation than the one before
-MEMORY = 20  # rounds that a running mean looks back on: two memories of a server momentum of 0.9
-
-
-class Line(NamedTuple):
-    """A threshold that grows with the rounds: `P0 + growth * t` (Zhu et al. 2023, section 4.1)."""
-
-    start: float
-    growth: float
-
-    def at(self, round_: int) -> float:
-        return self.start + self.growth * round_
-
-
-class Level(NamedTuple):
-    """A running mean of a score: where it begins, and the most that is no drift."""
-
-    usual: float
-    most: float
-
-
-class Calibration(NamedTuple):
-    """What clean rounds told: by score a threshold, one during a probation, and what is typical; by discrepancy the level of its running
-    mean; the upper quartile of the norms of clients' updates."""
-
-    thresholds: Mapping[str, Line]
-    during_probation: Mapping[str, Line]
-    typical: Mapping[str, Line]
-    levels: Mapping[str, Level]
-    norm: float
+LONGER = 4  # factor of a probation's length over the one before
 
 
 class GuardState(NamedTuple):
@@ -66,7 +38,7 @@ class GuardState(NamedTuple):
     probation: int
     sentence: int
     bound: float
-    levels: Mapping[str, float]
+    running: Mapping[str, float]
 
     def to(self, device: torch.device) -> GuardState:
         """The state with its tensors on a device."""
@@ -99,7 +71,7 @@ class Guard:
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
         said, known = self._said(theta), self.calibration
-        return GuardState(0, said, (said,), self._loss(said), 0, 0, known.norm, _usual(known.levels))
+        return GuardState(0, said, (said,), self._loss(said), 0, 0, known.upper_norm, known.usual())
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update that a round asks for during probation."""
@@ -141,9 +113,9 @@ class Guard:
         `strategy.drift` times its highest in clean rounds. The step is taken; the velocity, in which more of them wait, becomes 0.
 
         After a refusal or a drift comes a probation: rounds in which each client is clipped at the upper quartile of the norms in the
-        first of them, or in the calibration where that is smaller (a damaged model makes large updates), so that the honest majority goes
-        on learning under a persistent attack. Not in the last one: of updates that are clipped the norms fall, until nothing is learned.
-        Each probation is four times as long as the one before.
+        calibration, after the first round at that of this round where it is smaller, so that the honest majority goes on learning under a
+        persistent attack. Not at each last round's: the norms of clipped updates fall, until nothing is learned. Each probation is four
+        times as long as the one before.
 
         Args: client_norms (n,), of the updates behind it, NaN where nobody needed them.
         """
@@ -164,22 +136,34 @@ class Guard:
             said = self._said(taken.theta)
         metrics = {"refused": float(refused), "step-scale": scale, "probation": float(state.probation > 0)}
         metrics |= first | {f"{name}-threshold": thresholds[name].at(round_) for name in first}
-        levels, drifted = state.levels, False
-        if not (refused or state.probation):
-            levels = {name: level + (first[name] - level) / MEMORY for name, level in levels.items()}
-            drifted = any(level > known.levels[name].most for name, level in levels.items())
+        running, drifted = self._drift(state, first, refused)
         if drifted:
             taken = taken._replace(velocity=torch.zeros_like(taken.velocity))
-        metrics |= {f"{name}-level": level for name, level in levels.items()} | {"drifted": float(drifted)}
-        metrics |= {f"{name}-level-threshold": known.levels[name].most for name in levels}
-        probation, sentence = self._sentenced(state, refused or drifted)
-        bound, norms = state.bound if state.probation else known.norm, client_norms[torch.isfinite(client_norms)]
-        if len(norms) and state.probation and state.probation == state.sentence:
-            bound = min(bound, upper_quartile(norms))
+        metrics |= {f"{name}-level": level for name, level in running.items()} | {"drifted": float(drifted)}
+        metrics |= {f"{name}-level-threshold": known.levels[name].most for name in running}
+        alarmed = refused or drifted
+        probation, sentence = self._sentenced(state, alarmed)
         recent, lowest = (*state.recent, said)[-settings.lag :], min(state.lowest, self._loss(said))
-        levels = _usual(known.levels) if refused or drifted else levels
-        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, levels)
+        bound, running = self._bound(state, client_norms), known.usual() if alarmed else running
+        guard = GuardState(round_, state.fixed, recent, lowest, probation, sentence, bound, running)
         return Judged(taken, guard, metrics)
+
+    def _drift(self, state: GuardState, scores: Mapping[str, float], refused: bool) -> tuple[Mapping[str, float], bool]:
+        """The running means after a round, and whether one of them is too high. What was refused does not count, nor does a probation."""
+        if refused or state.probation:
+            return state.running, False
+        running = {name: running_mean(before, scores[name]) for name, before in state.running.items()}
+        return running, any(level > self.calibration.levels[name].most for name, level in running.items())
+
+    def _bound(self, state: GuardState, client_norms: Tensor) -> float:
+        """The bound of a client's update in the next round, should it be one of a probation.
+
+        Only a probation asks the honest clients for their norms: those of other rounds may be the malicious ones' alone.
+        """
+        known = client_norms[torch.isfinite(client_norms)]
+        if not state.probation:
+            return self.calibration.upper_norm
+        return min(state.bound, upper_quartile(known)) if state.probation == state.sentence and len(known) else state.bound
 
     def _sentenced(self, state: GuardState, alarmed: bool) -> tuple[int, int]:
         """Rounds of probation left after this one, and how long the last probation was when it began."""
@@ -231,44 +215,3 @@ class Guard:
     def _said(self, theta: Tensor) -> Tensor:
         """Log-probabilities (e, c) of theta (d,) on the probe set."""
         return log_probabilities(self.model.logits(theta.to(self.probe.inputs.device), self.probe.inputs))
-
-
-def within(scores: Mapping[str, float], lines: Mapping[str, Line], round_: int) -> bool:
-    """Whether every score is at most its line's value in a round."""
-    return all(score <= lines[name].at(round_) for name, score in scores.items())
-
-
-def growth_of(scores: Mapping[int, float]) -> float:
-    """The least-squares slope of scores by round, at least 0."""
-    t, y = torch.tensor(list(scores), dtype=torch.float64), torch.tensor(list(scores.values()), dtype=torch.float64)
-    return max(0.0, float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum()))
-
-
-def threshold_line(scores: Mapping[int, float], margin: float, *, growth: float = 0.0, quantile: float = 1.0, least: float = 0.0) -> Line:
-    """A line for a score, by round, of clean rounds: `margin * (P0 + growth * t)`.
-
-    P0 is such that the share `quantile` of the clean rounds lies on or under the line without its margin: 1 for a threshold, 0.5 for what
-    is typical; but at least `least`. Source: Zhu et al. 2023, section 4.1, for the form; the fit is ours.
-    """
-    start = torch.tensor([score - growth * round_ for round_, score in scores.items()], dtype=torch.float64).quantile(quantile)
-    return Line(margin * max(float(start), least), margin * growth)
-
-
-def running_means(scores: Mapping[int, float]) -> dict[int, float]:
-    """The running mean after each round of a score; it begins at the mean of all."""
-    level, found = sum(scores.values()) / len(scores), dict[int, float]()
-    for round_, score in scores.items():
-        level += (score - level) / MEMORY
-        found[round_] = level
-    return found
-
-
-def upper_quartile(norms: Tensor) -> float:
-    """The upper quartile of norms (n,), above 0. Of a well-trained model most updates are next to nothing: a clip at their median stops
-    learning.
-    """
-    return max(float(norms.quantile(0.75)), torch.finfo(torch.float32).tiny)
-
-
-def _usual(levels: Mapping[str, Level]) -> dict[str, float]:
-    return {name: level.usual for name, level in levels.items()}

@@ -115,7 +115,7 @@ class RuleStrategy(Strategy):
         return replace(self.rule, before=before) if before else self.rule
 
     def begin_probation(self, rounds: int, bound: float) -> None:
-        """Clip each client at `bound` for some rounds from now, as after a refusal (the calibration rehearses one)."""
+        """Clip each client at `bound` for some rounds from now, as after a refusal or a drift (the calibration rehearses one)."""
         if self.guard_state:
             self.guard_state = self.guard_state._replace(probation=rounds, sentence=rounds, bound=bound)
 

@@ -32,8 +32,8 @@ from fl_sim.sampling import sample_clients
 from fl_sim.transports import InlineTransport
 from strategies.byzfl_rules import byzfl_combine
 from strategies.catalogue import FLOWER, build_strategy, own_class, parse_options, strategy_names
-from strategies.dgc import Calibration, Line
 from strategies.flower_host import FlowerHost
+from strategies.thresholds import Calibration, Level, Line
 
 Configure = Callable[..., Config]
 
@@ -267,7 +267,9 @@ def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(con
         lambda round_: sample_clients(config, round_),
         model=model,
         federation=federation,
-        calibration=Calibration(lines, lines, lines, {}, 1.0) if name == "dgc" else None,
+        calibration=Calibration(lines, lines, lines, {"history": Level(0.0, 9.0), "fixed": Level(0.0, 9.0)}, 1.0)
+        if name == "dgc"
+        else None,
     )
     strategy = make()
     grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)

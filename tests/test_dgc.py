@@ -22,9 +22,10 @@ from fl_sim.federation import Batch
 from fl_sim.flat_model import FlatModel
 from fl_sim.params import flat_parameters
 from fl_sim.transports import InlineTransport
-from strategies.dgc import MEMORY, Calibration, Guard, GuardState, Judged, Level, Line, growth_of, running_means, threshold_line, within
+from strategies.dgc import Guard, GuardState, Judged
 from strategies.discrepancy import memorization_discrepancy
 from strategies.server_sgd import ServerState
+from strategies.thresholds import MEMORY, Calibration, Level, Line, fitted, growth_of, running_means, threshold_line, within
 from tests import oracles
 
 NEVER, ALWAYS = Line(float("inf"), 0.0), Line(-1.0, 0.0)  # a threshold that refuses nothing, or everything
@@ -248,15 +249,42 @@ def test_a_running_mean_begins_at_the_mean_and_forgets() -> None:
     found = running_means(bump)
     assert list(found) == list(bump)
     for t in (1, 30, 50, 60, 100):
-        within = sum((1 - 1 / MEMORY) ** (t - k) / MEMORY * bump[k] for k in range(1, t + 1))
-        assert found[t] == pytest.approx(0.2 * (1 - 1 / MEMORY) ** t + within)
+        remembered = sum((1 - 1 / MEMORY) ** (t - k) / MEMORY * bump[k] for k in range(1, t + 1))
+        assert found[t] == pytest.approx(0.2 * (1 - 1 / MEMORY) ** t + remembered)
+
+
+def test_what_clean_rounds_tell() -> None:
+    """A bump in the rehearsed probation widens only a probation's thresholds; only the fixed discrepancy grows."""
+    ramp = [0.01 * t for t in range(1, 101)]
+    bump = [0.1] * 60 + [0.9] * 20 + [0.1] * 20
+    settings = Strategy.model_validate({"margin": 2.0, "drift": 1.5})
+    scores = {"history": bump, "fixed": ramp, "rise": [0.0] * 100}
+    known = fitted(settings, scores, range(61, 81), least_rise=0.02, upper_norm=7.0)
+    assert known.thresholds["history"] == Line(pytest.approx(0.2), 0.0)
+    assert known.during_probation["history"] == Line(pytest.approx(1.8), 0.0)
+    assert known.typical["history"] == Line(pytest.approx(0.1), 0.0)
+    assert known.levels["history"] == Level(pytest.approx(0.1), pytest.approx(0.15)), "of the rounds outside"
+    assert known.thresholds["fixed"] == Line(pytest.approx(0.0, abs=1e-12), pytest.approx(0.02))
+    assert fitted(settings, {"history": ramp}, range(0), least_rise=0.0, upper_norm=7.0).thresholds["history"] == Line(2.0, 0.0)
+    assert known.thresholds["rise"] == known.during_probation["rise"] == Line(pytest.approx(0.04), 0.0)
+    assert set(known.levels) == {"history", "fixed"}
+    assert known.usual() == {"history": pytest.approx(0.1), "fixed": pytest.approx(sum(ramp[:60] + ramp[80:]) / 80)}
+
+
+@pytest.mark.parametrize(("divergence", "most"), [("kl", 0.006), ("js", 0.0008)])
+def test_next_to_nothing_is_no_drift_and_an_infinite_drift_is_none(divergence: str, most: float) -> None:
+    settings = Strategy.model_validate({"divergence": divergence, "drift": 2.0})
+    found = fitted(settings, {"fixed": [1e-5] * 50}, range(0), least_rise=0.0, upper_norm=1.0)
+    assert found.levels["fixed"] == Level(pytest.approx(1e-5), pytest.approx(most))
+    endless = settings.model_copy(update={"drift": math.inf})
+    assert fitted(endless, {"fixed": [1e-5] * 50}, range(0), least_rise=0.0, upper_norm=1.0).levels == {}
 
 
 def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Judged]:
     """Rounds of a guard that sees these scores of the history, under a threshold of 1."""
     guard, server, state = guard_of({"history": Line(1.0, 0.0)}, reference="history", **settings)
     guard, found = replace(guard, calibration=guard.calibration._replace(levels={"history": level})), list[Judged]()
-    state = state._replace(levels={"history": level.usual})
+    state = guard.begin(server.theta)
     remaining = iter(scores)
     monkeypatch.setattr(Guard, "scores", lambda *_: {"history": next(remaining)})
     for _ in scores:
@@ -273,10 +301,10 @@ def test_many_small_pushes_are_a_drift_and_bring_a_probation(monkeypatch: pytest
     assert [judged.metrics["probation"] for judged in found] == [0.0] * 11 + [1.0] * 2 + [0.0] * 3
     assert [judged.metrics["refused"] for judged in found] == [0.0] * 16, "no step was refused"
     assert [bool(judged.server.velocity.any()) for judged in found[9:11]] == [True, False], "what waits in the velocity goes"
-    assert [judged.guard.levels["history"] for judged in found[10:13]] == [0.1] * 3, "it begins anew"
+    assert [judged.guard.running["history"] for judged in found[10:13]] == [0.1] * 3, "it begins anew"
     assert judged_rounds([0.9], Level(0.1, 0.12), monkeypatch)[0].metrics["drifted"] == 1.0
     spike = judged_rounds([5.0], level, monkeypatch, action="skip", probation=0)[0]
-    assert (spike.metrics["refused"], spike.metrics["drifted"], spike.guard.levels["history"]) == (1.0, 0.0, 0.1), (
+    assert (spike.metrics["refused"], spike.metrics["drifted"], spike.guard.running["history"]) == (1.0, 0.0, 0.1), (
         "what was refused is no drift"
     )
 
@@ -316,6 +344,7 @@ def test_dgc_refuses_the_trigger_and_leaves_the_twin_alone(
     undefended, _ = run(configure(strategy__name="mean", control=False, schedule__burn_in_epochs=20), tmp_path)
     assert tracks["attacked"][3]["strategy"]["refused"] >= 1.0
     assert summary["refused"]["twin"] == 0
+    assert summary["drifted"] == {"attacked": sum(line["strategy"].get("drifted", 0.0) for line in tracks["attacked"]), "twin": 0}
     assert summary["accuracy"]["after_trigger"] > undefended["accuracy"]["after_trigger"] + 5.0
     assert summary["accuracy"]["after_trigger"] > summary["accuracy"]["burn_in"] - 3.0
     names = {path.name for path in run_folder(tmp_path, config).iterdir()}
