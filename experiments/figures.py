@@ -97,8 +97,8 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
             for round_ in alarmed:
                 axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
         if levels := _series(tracks["attacked"], "strategy", f"{name}-level"):
-            _plot(axes, levels, "#D55E00", "attacked, running mean")
-            _plot(axes, _series(tracks["attacked"], "strategy", f"{name}-level-threshold"), "#999999", "threshold of the running mean")
+            _plot(axes, levels, "#E69F00", "attacked, running mean")
+            _plot(axes, _series(tracks["attacked"], "strategy", f"{name}-level-threshold"), "#999999", "its threshold")
         log_axis(axes)
         axes.set_ylabel(SCORES[name], fontsize=8)
         axes.grid(alpha=0.25)

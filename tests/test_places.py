@@ -147,3 +147,13 @@ def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path:
     execute_run(config, tmp_path / "two", InlineTransport(app), lambda *_: None)
     assert path.read_text() == before
     assert is_complete(run_folder(tmp_path / "two", config))
+
+
+def test_a_calibration_of_another_version_is_not_read(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clients.client_app import app
+
+    config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
+    for version in (1, 2):
+        monkeypatch.setattr("experiments.calibration.VERSION", version)
+        execute_run(config, tmp_path / str(version), InlineTransport(app), lambda *_: None)
+    assert len(list((tmp_path / "cache").glob("calibration-*/*.json"))) == 2
