@@ -134,7 +134,15 @@ def rounds_figure(path: Path, found: RoundPanels) -> None:
         axes.set(xlabel=found.counted if number >= across * (down - 1) else "", ylabel="" if number % across else "test accuracy (%)")
     names = [*rows, *(label for label in labelled if label not in rows)]
     entries, title = [labelled[name] for name in names], found.axis or None
-    figure.legend(entries, names, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8, title=title)
+    figure.legend(
+        entries,
+        names,
+        loc="outside lower center",
+        ncols=legend_columns(names, figure.get_figwidth()),
+        frameon=False,
+        fontsize=8,
+        title=title,
+    )
     figure.suptitle("mean over seeds, least to most shaded", fontsize=9)
     _save(figure, path)
 
@@ -196,6 +204,11 @@ def _finish(figure: Figure, path: Path, labels: int) -> None:
     wide = any(len(text) > 40 for axes in figure.axes for text in axes.get_legend_handles_labels()[1])
     figure.legend(loc="outside lower center", ncols=1 if wide else min(labels, 3), frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def legend_columns(names: Sequence[str], inches: float) -> int:
+    """How many columns of a legend in 8 point letters fit into a width, at most five; matplotlib cuts off what does not."""
+    return max(1, min(len(names), 5, int(inches / (0.6 + 0.06 * max(map(len, names))))))
 
 
 def _save(figure: Figure, path: Path) -> None:

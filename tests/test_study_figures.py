@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+from matplotlib.figure import Figure
+
 from experiments.cells import Cell
+from experiments.round_curves import Curve, Panel, RoundPanels
 from experiments.study import Run
-from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, stealth_figure, stealth_runs
+from experiments.study_figures import ratio_axis, ratio_curves, ratio_figure, rounds_figure, stealth_figure, stealth_runs
 
 
 def cell(strategy: str, ratio: float, seed: int) -> Cell:
@@ -54,3 +58,20 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_again(tmp_path: Path) -> Non
     for name in names:
         assert (tmp_path / "a" / name).stat().st_size > 5000
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("length", [4, 30, 70])
+def test_a_legend_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, length: int) -> None:
+    drawn = list[Figure]()
+    monkeypatch.setattr("experiments.study_figures._save", lambda figure, _: drawn.append(figure))
+    curve = Curve([1, 2], [90.0, 80.0], [89.0, 79.0], [91.0, 81.0])
+    curves = {
+        f"{number} {'accumulative stealth-gamma inf discrepancy-weight 100 norm-bound 2.0 ' * 2}"[:length]: curve for number in range(count)
+    }
+    rounds_figure(tmp_path / "accuracy", RoundPanels({"dgc": Panel(curves, []), "mean": Panel(curves, [])}, "round", "attack"))
+    (figure,) = drawn
+    figure.savefig(tmp_path / "a.png")  # lays it out
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0.0
+    assert box.x1 <= figure.bbox.x1
