@@ -134,15 +134,8 @@ def rounds_figure(path: Path, found: RoundPanels) -> None:
         axes.set(xlabel=found.counted if number >= across * (down - 1) else "", ylabel="" if number % across else "test accuracy (%)")
     names = [*rows, *(label for label in labelled if label not in rows)]
     entries, title = [labelled[name] for name in names], found.axis or None
-    figure.legend(
-        entries,
-        names,
-        loc="outside lower center",
-        ncols=legend_columns(names, figure.get_figwidth()),
-        frameon=False,
-        fontsize=8,
-        title=title,
-    )
+    columns = legend_columns(names, figure.get_figwidth())
+    figure.legend(entries, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, title=title)
     figure.suptitle("mean over seeds, least to most shaded", fontsize=9)
     _save(figure, path)
 
