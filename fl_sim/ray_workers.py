@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 import torch
 from flwr.app import Message, RecordDict
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fl_sim.params import array_record
 from fl_sim.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_app, claim_identity
@@ -43,6 +44,17 @@ def _named(target: str) -> Any:
     """The object of "module:name"."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def spread(count: int, cpus: Mapping[str, float]) -> list[str]:
+    """A node for each of `count` workers: the next goes where most CPUs would be left to each, a node without CPUs gets none
+    (if another has some)."""
+    taken = {node: 0 for node, number in cpus.items() if number > 0} or dict.fromkeys(cpus, 0)
+    placed: list[str] = []
+    for _ in range(count):
+        placed.append(max(taken, key=lambda node: cpus[node] / (taken[node] + 1)))
+        taken[placed[-1]] += 1
+    return placed
 
 
 def actor_class() -> type:
@@ -86,15 +98,20 @@ class RayTransport(HostingTransport):
         resources = ray.cluster_resources()
         count = num_workers or max(1, int(resources.get("CPU", 1)))
         gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
-        # num_cpus=0: Flower's own actors reserve the CPUs. SPREAD: over the nodes of a cluster, in turn.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        # num_cpus=0: Flower's own actors reserve the CPUs. One byte of memory: Ray puts an actor that asks for nothing on a random node.
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, memory=1, scheduling_strategy="SPREAD")(actor_class())
         self._start = lambda: actor.remote(app, sys.path)
-        self._actors = [self._start() for _ in range(count)]
+        places: list[Any] = ["SPREAD"] * count
+        if not gpus:
+            cpus = {node: resources.get("CPU", 0.0) for node, resources in nodes.items()}
+            places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in spread(count, cpus)]
+        self._actors = [actor.options(scheduling_strategy=place).remote(app, sys.path) for place in places]
         self._busy = [0] * count
         self._lock = threading.Lock()
         self._doubtful = False
         self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # the caller burns in
-        self.hosts = sum(node["Alive"] for node in ray.nodes()) == 1  # a hosted run writes its folder where it runs
+        self.hosts = len(nodes) == 1  # a hosted run writes its folder where it runs
 
     @property
     def num_workers(self) -> int:

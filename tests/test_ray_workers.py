@@ -1,4 +1,4 @@
-"""Ray actors that die several at once, as when their node is lost."""
+"""Ray actors: where they are put, and that they die several at once, as when their node is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ import sys
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-pytestmark = pytest.mark.slow
+from fl_sim.ray_workers import spread
+
+
+@pytest.mark.parametrize(
+    ("count", "cpus", "expected"),
+    [
+        (4, {"head": 1, "second": 1}, ["head", "second", "head", "second"]),
+        (6, {"head": 4, "second": 8}, ["second", "head", "second", "second", "head", "second"]),
+        (2, {"head": 0, "second": 2}, ["second", "second"]),
+        (2, {"head": 0}, ["head", "head"]),
+    ],
+)
+def test_the_workers_are_spread_over_the_nodes_by_their_cpus(count: int, cpus: dict[str, float], expected: list[str]) -> None:
+    assert spread(count, cpus) == expected
 
 
 def tell(message: Message, _: Context) -> Message:
@@ -48,6 +61,7 @@ assert again[3].content["told"]["pid"] == pids[3]
 """
 
 
+@pytest.mark.slow
 def test_who_asks_again_after_a_death_does_not_meet_the_next_dead_worker() -> None:
     environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     done = subprocess.run([sys.executable, "-c", LOST], env=environment, capture_output=True, text=True, check=False)
