@@ -47,7 +47,7 @@ class Data(Section):
 
 
 class Model(Section):
-    name: Literal["mlp", "cnn", "resnet18"] = Field("cnn", description="architecture")
+    name: Literal["mlp", "cnn", "resnet18", "resnet20"] = Field("cnn", description="architecture")
     norm: Literal["group", "batch"] = Field("group", description="normalisation; batch statistics are frozen after burn-in")
 
 

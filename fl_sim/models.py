@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
 Shape = tuple[int, int, int]
+Layer = Callable[[int], nn.Module]  # channels -> layer
 Norm = Callable[[int, int], nn.Module]  # (most groups, channels) -> layer
 
 NORMS: Mapping[str, Norm] = {
@@ -63,15 +65,15 @@ def _cnn(image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
 class _BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2; the projection shortcut where the shape changes)."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Layer) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = norm(32, channels)
+        self.bn1 = norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = norm(32, channels)
+        self.bn2 = norm(channels)
         self.downsample = nn.Sequential()
         if stride != 1 or channels_in != channels:
-            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm(32, channels))
+            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels_in, H, W) -> (n, channels, H / stride, W / stride)."""
@@ -79,26 +81,32 @@ class _BasicBlock(nn.Module):
         return relu(y + self.downsample(x))
 
 
-def _resnet18(image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
-    """ResNet-18 with the stem for small images, a 3x3 convolution of stride 1 and no pooling: 11,173,962 parameters on CIFAR-10; 32 groups.
+def _resnet(channels: Sequence[int], blocks: int, image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
+    """A stem for small images (a 3x3 convolution of stride 1, no pooling), then a stage of `blocks` blocks for each of `channels`, each
+    after the first with half the height and width, the mean over the pixels, one linear layer. A group has two channels of the first stage.
 
     Our own lines, because torchvision's `resnet18` (the same function: a test compares them) takes workers seconds and 160 MB to import.
     Its parameters have the same names. Source: He et al. 2016, "Deep residual learning for image recognition", table 1 and section 4.2.
     """
-    widths = (64, 128, 256, 512)
+    first, last = channels[0], channels[-1]
+    layer = partial(norm, first // 2)
     model = nn.Sequential(
-        OrderedDict[str, nn.Module](conv1=nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False), bn1=norm(32, 64), relu=nn.ReLU())
+        OrderedDict[str, nn.Module](conv1=nn.Conv2d(image_shape[0], first, 3, padding=1, bias=False), bn1=layer(first), relu=nn.ReLU())
     )
-    for stage, (before, width) in enumerate(zip((64, *widths), widths, strict=False), start=1):
-        blocks = _BasicBlock(before, width, 1 if stage == 1 else 2, norm), _BasicBlock(width, width, 1, norm)
-        model.add_module(f"layer{stage}", nn.Sequential(*blocks))
+    for stage, (before, width) in enumerate(zip((first, *channels), channels, strict=False), start=1):
+        entry = _BasicBlock(before, width, 1 if stage == 1 else 2, layer)
+        model.add_module(f"layer{stage}", nn.Sequential(entry, *(_BasicBlock(width, width, 1, layer) for _ in range(blocks - 1))))
     model.add_module("avgpool", nn.AdaptiveAvgPool2d(1))
     model.add_module("flatten", nn.Flatten())
-    model.add_module("fc", nn.Linear(512, num_classes))
+    model.add_module("fc", nn.Linear(last, num_classes))
     return model
 
 
-MODELS: Mapping[str, Callable[[Shape, int, Norm], nn.Module]] = {"mlp": _mlp, "cnn": _cnn, "resnet18": _resnet18}
+_resnet18 = partial(_resnet, (64, 128, 256, 512), 2)  # 11,173,962 parameters on CIFAR-10; 32 groups
+_resnet20 = partial(_resnet, (16, 32, 64), 3)  # 272,474 parameters on CIFAR-10; 8 groups
+
+
+MODELS: Mapping[str, Callable[[Shape, int, Norm], nn.Module]] = {"mlp": _mlp, "cnn": _cnn, "resnet18": _resnet18, "resnet20": _resnet20}
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -35,7 +35,15 @@ def single(model: FlatModel, theta: torch.Tensor, batches: CohortBatches) -> tor
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("b", [1, 3])
 @pytest.mark.parametrize(
-    ("name", "shape"), [("mlp", (1, 8, 8)), ("cnn", (1, 8, 8)), ("cnn", (3, 13, 11)), ("resnet18", (1, 8, 8)), ("resnet18", (3, 9, 9))]
+    ("name", "shape"),
+    [
+        ("mlp", (1, 8, 8)),
+        ("cnn", (1, 8, 8)),
+        ("cnn", (3, 13, 11)),
+        ("resnet18", (1, 8, 8)),
+        ("resnet18", (3, 9, 9)),
+        ("resnet20", (3, 9, 9)),
+    ],
 )
 def test_the_clipped_sum_is_that_of_single_updates(name: str, shape: tuple[int, int, int], b: int, norm: str) -> None:
     module = build_model(name, norm=norm, image_shape=shape, num_classes=10, generator=torch_stream(1, "model")).double()

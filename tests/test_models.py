@@ -35,6 +35,7 @@ def count(model: nn.Module) -> int:
         ("cnn", DIGITS, 13_802),
         ("cnn", FASHION, 105_962),
         ("resnet18", CIFAR, 11_173_962),
+        ("resnet20", CIFAR, 272_474),
     ],
 )
 def test_sizes_are_those_of_the_published_architectures(name: str, image_shape: tuple[int, int, int], norm: str, expected: int) -> None:
@@ -124,8 +125,15 @@ def test_group_norm_never_asks_for_more_groups_than_channels() -> None:
     assert [layer.num_groups for layer in layers] == [4, 32]
 
 
+@pytest.mark.parametrize(("name", "groups", "convolutions"), [("resnet18", 32, 20), ("resnet20", 8, 21)])
+def test_residual_networks_have_one_number_of_groups(name: str, groups: int, convolutions: int) -> None:
+    modules = list(build(name, "group", CIFAR).modules())
+    assert {module.num_groups for module in modules if isinstance(module, nn.GroupNorm)} == {groups}
+    assert sum(isinstance(module, nn.Conv2d) for module in modules) == convolutions  # with the projections
+
+
 def test_errors_name_key_and_choice() -> None:
-    with pytest.raises(ValueError, match=r"model\.name: expected one of mlp, cnn, resnet18, got 'vgg'"):
+    with pytest.raises(ValueError, match=r"model\.name: expected one of mlp, cnn, resnet18, resnet20, got 'vgg'"):
         build("vgg")
     with pytest.raises(ValueError, match=r"model\.norm: expected one of group, batch, got 'layer'"):
         build("cnn", "layer")
