@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from fl_sim.transports import claim_identity
 from fl_sim.whole_files import CannotWriteError
 
 APP_DIR = Path(__file__).resolve().parent.parent
+REPORT_EVERY = 30.0  # seconds between two lines of progress where there is no terminal to draw a bar on
 
 
 def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config]:
@@ -106,21 +108,28 @@ def _data_problems(config: Config, console: Console) -> list[str]:
 
 
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
-    """Run flat keys with a progress bar and return an exit code. On failure the last lines of the log are shown."""
+    """Run flat keys with a progress bar (in a log file: a line now and then) and return an exit code. On failure the last lines of the
+    log are shown."""
     search = str(flat.get("search", ""))
     first = Search.from_json(search).corners()[0] if search else {}
     config = resolve_cells({**flat, **first})[0]
     lines: list[str] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+    reported = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{title} · starting", total=None)
 
         def on_line(line: str) -> None:
+            nonlocal reported
             event = parse(line)
             if event is None:
                 lines.append(line)
                 return
             progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
+            if not console.is_terminal and time.monotonic() - reported >= REPORT_EVERY:
+                reported = time.monotonic()
+                rounds = f"{event.done} of {event.total} rounds"
+                console.print(f"{title} · {rounds} · {event.what}", markup=False, highlight=False, soft_wrap=True)
 
         code = _inline(flat, on_line) if config.grid.transport == "inline" else _in_flower(flat, config, workers, on_line)
     if code:

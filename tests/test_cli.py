@@ -192,6 +192,26 @@ def test_a_failing_run_says_why_and_exits_1(
     assert "the disk is on fire" in capsys.readouterr().err
 
 
+def test_a_log_file_gets_lines_of_progress(
+    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "REPORT_EVERY", 0.0)
+    options = (
+        "-o",
+        str(tmp_path),
+        "-c",
+        f"data.cache-dir='{cache_dir}'",
+        "-c",
+        "schedule.accumulate-rounds=2",
+        "-c",
+        "attack.fire='schedule'",
+    )
+    assert cli.main(["run", "--transport", "inline", *options]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if " rounds · " in line]
+    planned = len(next(tmp_path.glob("*/rounds.jsonl")).read_text().splitlines())
+    assert lines[-1] == f"digits · accumulative against clip-after · {planned} of {planned} rounds · complete"
+
+
 def test_progress_lines_can_be_read_back() -> None:
     import io
 
