@@ -126,10 +126,10 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
                 lines.append(line)
                 return
             progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
-            if not console.is_terminal and time.monotonic() - reported >= REPORT_EVERY:
+            if not console.is_terminal and (event.done == event.total or time.monotonic() - reported >= REPORT_EVERY):
                 reported = time.monotonic()
-                rounds = f"{event.done} of {event.total} rounds"
-                console.print(f"{title} · {rounds} · {event.what}", markup=False, highlight=False, soft_wrap=True)
+                text = f"{title} · {event.done} of {event.total} rounds · {event.run}, {event.what}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         code = _inline(flat, on_line) if config.grid.transport == "inline" else _in_flower(flat, config, workers, on_line)
     if code:

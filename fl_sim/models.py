@@ -87,6 +87,7 @@ def _resnet(channels: Sequence[int], blocks: int, image_shape: Shape, num_classe
 
     Our own lines, because torchvision's `resnet18` (the same function: a test compares them) takes workers seconds and 160 MB to import.
     Its parameters have the same names. Source: He et al. 2016, "Deep residual learning for image recognition", table 1 and section 4.2.
+    Other than there, ResNet-20 has projection shortcuts (option B) in place of padding with zeros (A): 2,752 parameters more.
     """
     first, last = channels[0], channels[-1]
     layer = partial(norm, first // 2)

@@ -47,8 +47,8 @@ def _named(target: str) -> Any:
 
 
 def spread(count: int, cpus: Mapping[str, float]) -> list[str]:
-    """A node for each of `count` workers: the next goes where most CPUs would be left to each, a node without CPUs gets none
-    (if another has some)."""
+    """The nodes of `count` workers, given the CPUs of each of at least one node. The next worker goes where most CPUs would be left to each
+    (D'Hondt's rule); a node without CPUs gets none if another has some."""
     taken = {node: 0 for node, number in cpus.items() if number > 0} or dict.fromkeys(cpus, 0)
     placed: list[str] = []
     for _ in range(count):
@@ -98,20 +98,18 @@ class RayTransport(HostingTransport):
         resources = ray.cluster_resources()
         count = num_workers or max(1, int(resources.get("CPU", 1)))
         gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
-        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        # num_cpus=0: Flower's own actors reserve the CPUs. One byte of memory: Ray puts an actor that asks for nothing on a random node.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, memory=1, scheduling_strategy="SPREAD")(actor_class())
+        cpus: dict[str, float] = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
+        # Ray puts an actor that asks for nothing on a random node, SPREAD or not, unless a node is demanded for it.
+        demands = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
+        places = ["SPREAD"] * count if gpus else demands
         self._start = lambda: actor.remote(app, sys.path)
-        places: list[Any] = ["SPREAD"] * count
-        if not gpus:
-            cpus = {node: resources.get("CPU", 0.0) for node, resources in nodes.items()}
-            places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in spread(count, cpus)]
         self._actors = [actor.options(scheduling_strategy=place).remote(app, sys.path) for place in places]
         self._busy = [0] * count
         self._lock = threading.Lock()
         self._doubtful = False
         self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # the caller burns in
-        self.hosts = len(nodes) == 1  # a hosted run writes its folder where it runs
+        self.hosts = len(cpus) == 1  # a hosted run writes its folder where it runs
 
     @property
     def num_workers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -192,10 +193,12 @@ def test_a_failing_run_says_why_and_exits_1(
     assert "the disk is on fire" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pause", [0.0, math.inf])
 def test_a_log_file_gets_lines_of_progress(
-    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pause: float, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "REPORT_EVERY", 0.0)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)  # with it rich takes a file for a terminal
+    monkeypatch.setattr(launch, "REPORT_EVERY", pause)
     options = (
         "-o",
         str(tmp_path),
@@ -208,8 +211,10 @@ def test_a_log_file_gets_lines_of_progress(
     )
     assert cli.main(["run", "--transport", "inline", *options]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if " rounds · " in line]
-    planned = len(next(tmp_path.glob("*/rounds.jsonl")).read_text().splitlines())
-    assert lines[-1] == f"digits · accumulative against clip-after · {planned} of {planned} rounds · complete"
+    (records,) = tmp_path.glob("*/rounds.jsonl")
+    planned = len(records.read_text().splitlines())
+    assert lines[-1] == f"digits · accumulative against clip-after · {planned} of {planned} rounds · {records.parent.name}, complete"
+    assert (len(lines) == 1) == (pause == math.inf)
 
 
 def test_progress_lines_can_be_read_back() -> None:

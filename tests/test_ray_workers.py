@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fl_sim.ray_workers import spread
@@ -26,28 +27,43 @@ def test_the_workers_are_spread_over_the_nodes_by_their_cpus(count: int, cpus: d
 
 
 def tell(message: Message, _: Context) -> Message:
-    """A ClientApp that answers with its process."""
-    return Message(RecordDict({"told": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+    """A ClientApp that answers with its process and its node."""
+    here = ConfigRecord({"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()})
+    return Message(RecordDict({"told": here}), reply_to=message)
 
 
-LOST = """
+ASK = """
 import os, signal
 import numpy as np
 import psutil
 import ray
 from flwr.app import RecordDict
+from ray.cluster_utils import Cluster
 from fl_sim.params import array_record
 from fl_sim.ray_workers import RayTransport
 from fl_sim.transports import claim_identity
-
-claim_identity()
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-transport = RayTransport("tests.test_ray_workers:tell", 4, 0.0)
 
 def ask(count, avoid=None):
     order = RecordDict({"model": array_record({"w": np.zeros(1, dtype=np.float32)})})
     return transport.exchange([order] * count, avoid=avoid)
 
+claim_identity()
+"""
+
+PLACED = """
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=5)
+ray.init(address=cluster.address, log_to_driver=False)
+transport = RayTransport("tests.test_ray_workers:tell", 0, 0.0)
+nodes = [answer.content["told"]["node"] for answer in ask(6)]
+assert nodes.count(second.node_id) == 5, nodes
+ray.shutdown()
+cluster.shutdown()
+"""
+
+LOST = """
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+transport = RayTransport("tests.test_ray_workers:tell", 4, 0.0)
 pids = [answer.content["told"]["pid"] for answer in ask(4)]
 assert len(set(pids)) == 4
 for pid in pids[:3]:
@@ -62,7 +78,10 @@ assert again[3].content["told"]["pid"] == pids[3]
 
 
 @pytest.mark.slow
-def test_who_asks_again_after_a_death_does_not_meet_the_next_dead_worker() -> None:
+@pytest.mark.parametrize(
+    "script", [PLACED, LOST], ids=["every-cpu-of-two-nodes-has-a-worker", "who-asks-after-a-death-does-not-meet-the-next-dead-worker"]
+)
+def test_workers_in_a_process_of_their_own(script: str) -> None:
     environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run([sys.executable, "-c", LOST], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", ASK + script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
