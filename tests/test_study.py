@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -131,20 +130,14 @@ def test_chains_and_rows_name_what_is_published(name: str) -> None:
     assert found.same >= 17
 
 
-@pytest.mark.parametrize(
-    ("name", "scale"),
-    [
-        *product(["pang_table3", "pang_table6", "zhu_c10"], ["", "cpu", "cpu-cifar10", "ten-images", "batch-norm"]),
-        ("pang_table6", "cpu-resnet"),
-    ],
-)
+@pytest.mark.parametrize("scale", ["", "cpu", "cpu-cifar10", "ten-images", "batch-norm"])
+@pytest.mark.parametrize("name", ["pang_table3", "pang_table6", "zhu_c10"])
 def test_every_published_number_has_its_cell(name: str, scale: str) -> None:
     sweep = read_sweep(STUDIES / f"{name}.toml", scale)
     configs = [resolve({**sweep.common, **cell.flat}) for cell in sweep.cells]
     assert {config.data.name for config in configs} == ({"fashion-mnist"} if scale == "cpu" else {"cifar10"})
     assert {config.server.learning_rate for config in configs} == {0.1}, "the papers'"
-    models = {"cpu": "cnn", "cpu-cifar10": "cnn", "cpu-resnet": "resnet20"}
-    assert {config.model.name for config in configs} == {models.get(scale, "resnet18")}
+    assert {config.model.name for config in configs} == {"cnn" if "cpu" in scale else "resnet18"}
     labels = [cell.labels for cell in sweep.cells]
     for number in published_numbers()[sweep.published]["numbers"]:
         found = [config for config, of in zip(configs, labels, strict=True) if number["at"].items() <= of.items()]
