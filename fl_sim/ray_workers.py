@@ -101,8 +101,9 @@ class RayTransport(HostingTransport):
         cpus: dict[str, float] = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
         # Ray puts an actor that asks for nothing on a random node, SPREAD or not, unless a node is demanded for it.
-        demands = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
-        places = ["SPREAD"] * count if gpus else demands
+        places: list[Any] = ["SPREAD"] * count
+        if not gpus:
+            places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
         self._start = lambda: actor.remote(app, sys.path)
         self._actors = [actor.options(scheduling_strategy=place).remote(app, sys.path) for place in places]
         self._busy = [0] * count
