@@ -94,7 +94,7 @@ from experiments.server_app import CLIENT_APP
 from fl_sim.ray_workers import RayTransport
 from fl_sim.transports import WorkerDiedError
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 transport = RayTransport(CLIENT_APP, 1, 0.0)
 assert transport.hosts
 assert list(transport.host("tests.test_hosted:talk", "hello")) == ["hello 1"]

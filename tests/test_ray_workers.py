@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import ray
@@ -62,7 +63,7 @@ cluster.shutdown()
 """
 
 LOST = """
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 transport = RayTransport("tests.test_ray_workers:tell", 4, 0.0)
 pids = [answer.content["told"]["pid"] for answer in ask(4)]
 assert len(set(pids)) == 4
@@ -82,6 +83,8 @@ assert again[3].content["told"]["pid"] == pids[3]
     "script", [PLACED, LOST], ids=["every-cpu-of-two-nodes-has-a-worker", "who-asks-after-a-death-does-not-meet-the-next-dead-worker"]
 )
 def test_workers_in_a_process_of_their_own(script: str) -> None:
-    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run([sys.executable, "-c", ASK + script], env=environment, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="fl-sim-", dir="/tmp") as folder:  # a short path: Ray's sockets are below it
+        # In its own folder, because a Cluster tells all of Ray on this machine to join it.
+        environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", ASK + script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
