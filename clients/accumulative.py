@@ -21,7 +21,8 @@ from fl_sim.messages import AttackState
 
 
 def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
-    """Accumulate: aim for `honest_t + scale_t * h_t`. Trigger: aim for `P_t`.
+    """Accumulate: aim for `honest_t + scale_t * h_t` (Eq. 12), or with `attack.keep-honest = false` for `scale_t * h_t` alone: then
+    nobody trains in the phase, as in the released code of Pang et al. 2021. Trigger: aim for `P_t`.
 
     The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
     accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth: the
@@ -54,7 +55,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         return Action(knowledge.updates, next_state, metrics)
     push = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
     metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(push))
-    return Action(_send(knowledge, knowledge.honest_mean + push, last), next_state, metrics)
+    target = knowledge.honest_mean + push if settings.keep_honest else push
+    return Action(_send(knowledge, target, last), next_state, metrics)
 
 
 def _send(knowledge: Knowledge, target: Tensor, last: Tensor | None) -> Tensor:
