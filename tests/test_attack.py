@@ -233,6 +233,18 @@ def test_lambda_scaling_is_the_papers() -> None:
     torch.testing.assert_close(combined(k, accumulative(k, AttackState()).updates), k.honest_mean + 0.25 * h)
 
 
+def test_in_place_of_the_honest_updates_only_the_direction_moves_the_model() -> None:
+    """The released code of Pang et al. 2021: nobody trains in the phase. While stealth pauses, and in a control, the coalition is honest."""
+    k = knowledge_of(keep_honest=False, objective="cosine", scaling="lambda", masks=0.5, **{"lambda": 0.25})
+    h = direction(OBJECTIVES["cosine"], k, trigger_vector(k, None), None)[0]
+    action = accumulative(k, AttackState())
+    torch.testing.assert_close(combined(k, action.updates), 0.25 * h)
+    assert action.metrics["push-norm"] == pytest.approx(0.25 * float(torch.linalg.vector_norm(h)))
+    assert torch.equal(accumulative(dataclasses.replace(k, accumulate=False), AttackState()).updates, k.updates)
+    better = {"losses": torch.full((20,), -1e3, dtype=torch.float64), "hits": torch.ones(20, dtype=torch.float64)}
+    assert torch.equal(accumulative(k, AttackState(better)).updates, k.updates)
+
+
 def test_trigger_round_sends_the_trigger_and_a_control_only_differs_before() -> None:
     k = knowledge_of(norm_bound=1.0)
     fired = accumulative(dataclasses.replace(k, phase="trigger"), AttackState())
