@@ -27,15 +27,15 @@ def test_what_is_kept_of_a_study(tmp_path: Path) -> None:
 def test_a_table_has_published_numbers_and_ours() -> None:
     pairs = [
         {
-            "labels": {"attack.lambda": "0.01", "attack.trigger": trigger, "schedule.accumulate-rounds": rounds},
+            "labels": {"attack.lambda": "0.01", "attack": f"trigger {trigger}", "schedule.accumulate-rounds": rounds},
             "round": None,
             "published": value,
             "ours": ours,
         }
         for trigger, rounds, value, ours in (
-            ("clean", "50", 85.0, [80.0, 82.0]),
-            ("clean", "100", 83.0, [70.0]),
-            ("reversed", "50", 78.0, [60.0]),
+            ("clean trigger-scale 1", "50", 85.0, [80.0, 82.0]),
+            ("clean trigger-scale 1", "100", 83.0, [70.0]),
+            ("reversed trigger-scale 0.01", "50", 78.0, [60.0]),
         )
     ]
     machine = {"device": "a machine", "versions": {"torch": "1", "flwr": "2", "ray": "3"}}
