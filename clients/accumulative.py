@@ -22,7 +22,7 @@ from fl_sim.messages import AttackState
 
 def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     """Accumulate: aim for `honest_t + scale_t * h_t` (Eq. 12), or with `attack.keep-honest = false` for `scale_t * h_t` alone: then
-    nobody trains in the phase, as in the released code of Pang et al. 2021. Trigger: aim for `P_t`.
+    nobody trains in the phase, as in the released code of Pang et al. 2021, but for rounds in which stealth pauses. Trigger: aim for `P_t`.
 
     The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
     accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth: the

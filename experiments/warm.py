@@ -125,7 +125,7 @@ def simulate(parent: int, arguments_file: str, ray_cpus: int, app_dir: str, prel
         try:
             import ray
 
-            # What Flower would do (`RayBackend.init_ray`), but now, and never in a cluster that somebody else started on this machine.
+            # What Flower would do (`RayBackend.init_ray`), but now, and not in a cluster that somebody else started on this machine.
             ray.init("local", num_cpus=ray_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=True)
         except Exception:  # Flower will try again, and its error reaches the run's log
             traceback.print_exc()

@@ -139,7 +139,7 @@ class Attack(Section):
         10.0, description="eta: how far the coalition may move the combined update, l2 (inf: no limit)"
     )
     keep_honest: bool = Field(
-        True, description="accumulate on top of the honest mean (the paper's Eq. 12); false: in its place (the paper's released code)"
+        True, description="accumulate on top of the honest mean (Pang et al. 2021, Eq. 12); false: in its place (their released code)"
     )
     recovered_offset: bool = Field(True, description="hide the whole combined offset in the malicious updates")
     masks: NonNegative = Field(1.0, description="length of the random masks that make malicious updates differ, in mean honest norms")

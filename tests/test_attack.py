@@ -243,6 +243,9 @@ def test_in_place_of_the_honest_updates_only_the_direction_moves_the_model() -> 
     assert torch.equal(accumulative(dataclasses.replace(k, accumulate=False), AttackState()).updates, k.updates)
     better = {"losses": torch.full((20,), -1e3, dtype=torch.float64), "hits": torch.ones(20, dtype=torch.float64)}
     assert torch.equal(accumulative(k, AttackState(better)).updates, k.updates)
+    sent, shift = within_budget(knowing(knowledge_of(keep_honest=False, norm_bound=1e-3)), action.updates)
+    assert shift > 1e-3
+    assert float(torch.linalg.vector_norm(combined(k, sent) - k.honest_mean)) == pytest.approx(1e-3), "to cancel costs budget too"
 
 
 def test_trigger_round_sends_the_trigger_and_a_control_only_differs_before() -> None:

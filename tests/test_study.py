@@ -137,6 +137,7 @@ def test_every_published_number_has_its_cell(name: str, scale: str) -> None:
     configs = [resolve({**sweep.common, **cell.flat}) for cell in sweep.cells]
     assert {config.data.name for config in configs} == ({"fashion-mnist"} if scale == "cpu" else {"cifar10"})
     assert {config.server.learning_rate for config in configs} == {0.1}, "the papers'"
+    assert {config.attack.keep_honest for config in configs if config.attack.objective == "cosine"} == {False}, "the released code's"
     assert {config.model.name for config in configs} == {"cnn" if "cpu" in scale else "resnet18"}
     labels = [cell.labels for cell in sweep.cells]
     for number in published_numbers()[sweep.published]["numbers"]:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from experiments import superlink
+from experiments import superlink, warm
 from experiments.superlink import FlowerRun, run_in_flower
 
 PYPROJECT = """
@@ -222,3 +222,18 @@ def test_what_carries_our_folder_and_its_children_are_ended_and_others_are_not(t
     finally:
         another.kill()
         another.wait()
+
+
+def test_the_ray_that_we_start_is_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an address Ray joins whatever cluster was started last on the machine, and refuses to be told its processors."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", "")  # brought back afterwards
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr("ray.init", lambda *arguments, **_: asked.append(arguments))
+    monkeypatch.setattr(warm, "follow", lambda _: None)
+    monkeypatch.setattr(warm, "console_script", lambda _: lambda: 0)
+    (tmp_path / "arguments").write_text("--some flags")
+    with pytest.raises(SystemExit):
+        warm.simulate(0, str(tmp_path / "arguments"), 1, str(tmp_path), [])
+    assert asked == [("local",)]
