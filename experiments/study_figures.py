@@ -175,7 +175,7 @@ def published_figure(path: Path, pairs: Sequence[Pair], title: str) -> None:
     theirs = [pair.published for pair in pairs]
     axes.scatter(theirs, rows, s=28, facecolor="#FFFFFF", edgecolor=PALETTE[2], linewidth=1.3, zorder=3, label="published")
     axes.scatter([pair.mean for pair in pairs], rows, s=24, color=PALETTE[0], zorder=4, label="ours")
-    axes.set_yticks(rows, [textwrap.shorten(pair.setting, 70) for pair in pairs], fontsize=7)
+    axes.set_yticks(rows, [textwrap.shorten(pair.setting, 90) for pair in pairs], fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (%)", xlim=(0, 102))
     figure.suptitle(textwrap.fill(title, 100, break_on_hyphens=False), fontsize=8)
