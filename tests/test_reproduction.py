@@ -58,6 +58,7 @@ def test_the_page_is_what_the_records_give() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert with_tables(page, records()) == page, "run: python -m experiments.reproduction"
     assert records()
+    assert {path.stem.removeprefix("reproduction_") for path in PAGE.parent.glob("reproduction_*.*")} == set(records())
     for name in records():
         assert f"<!-- {name} -->" in page
         assert f"reproduction_{name}.png" in page
