@@ -51,7 +51,7 @@ class Agreement(NamedTuple):
     def __str__(self) -> str:
         told = sum(self)
         share = f" ({100 * self.same / told:.0f} %)" if told else ""
-        return f"same order in {self.same} of {told} neighbouring pairs{share}"
+        return f"same order in {self.same} of {told} neighbouring pairs{share}, equal in {self.equal}, the other in {self.other}"
 
 
 @cache
