@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fl_sim.messages import AttackState
+from fl_sim.wire.messages import AttackState
 
 
 class Action(NamedTuple):

@@ -12,19 +12,21 @@ from flwr.clientapp import ClientApp
 
 from clients.coalition import coalition_turn
 from clients.honest import BlockResults, Work, compute_blocks
-from fl_sim.config_file import from_json
-from fl_sim.faults import kill_worker, spoiled
-from fl_sim.federation import device_of, load_federation, new_module
-from fl_sim.flat_model import FlatModel
-from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, order_from_content, reply_to_content, rows_sum
-from fl_sim.reduction import reduce_tree, root
+from fl_sim.config.resolve import from_json
+from fl_sim.data.federation import load_federation
+from fl_sim.device import device_of
+from fl_sim.grid.faults import kill_worker, spoiled
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.model.module import new_module
+from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, order_from_content, reply_to_content, rows_sum
+from fl_sim.wire.reduction import reduce_tree, root
 
 app = ClientApp()
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One order in, one reply out (`fl_sim.messages`)."""
+    """One order in, one reply out (`fl_sim.wire.messages`)."""
     return Message(reply_to_content(answer(message)), reply_to=message)
 
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from clients.attacks import ATTACKS
+from clients.accumulative.offset import within_budget
+from clients.catalogue import ATTACKS
 from clients.honest import Work, failing_clients
 from clients.knowledge import HonestSum, Knowledge, KnownRule
-from clients.offset import within_budget
-from fl_sim.clipping import Clip, clip_of
-from fl_sim.config import Config
-from fl_sim.federation import Batch, CohortBatches
-from fl_sim.messages import ClientReport, CoalitionOrder, CoalitionReply
-from fl_sim.randomness import stream
-from fl_sim.sampling import malicious_clients
-from fl_sim.training import block_updates, weighted_sum, weights_of
+from fl_sim.config.keys import Config
+from fl_sim.data.federation import Batch, CohortBatches
+from fl_sim.data.sampling import malicious_clients
+from fl_sim.rng.streams import stream
+from fl_sim.training.clipping import Clip, clip_of
+from fl_sim.training.local import block_updates, weighted_sum, weights_of
+from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply
 
 
 def coalition_turn(work: Work, order: CoalitionOrder) -> CoalitionReply:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fl_sim.clipping import Clip
-from fl_sim.config import Config
-from fl_sim.faults import has_nan_client, raise_if_faulty
-from fl_sim.federation import CohortBatches, Federation
-from fl_sim.flat_model import FlatModel
-from fl_sim.messages import Blocks, ClientReport
-from fl_sim.training import Summed, block_sum, block_updates, weights_of
+from fl_sim.config.keys import Config
+from fl_sim.data.federation import CohortBatches, Federation
+from fl_sim.grid.faults import has_nan_client, raise_if_faulty
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.training.clipping import Clip
+from fl_sim.training.local import Summed, block_sum, block_updates, weights_of
+from fl_sim.wire.messages import Blocks, ClientReport
 
 BATCH_NUMBERS = 2**24  # of the examples drawn at once, 64 MiB
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl_sim.clipping import Clip, clip
-from fl_sim.config import Attack, Client
-from fl_sim.federation import Batch, CohortBatches
-from fl_sim.flat_model import FlatModel
+from fl_sim.config.keys import Attack, Client
+from fl_sim.data.federation import Batch, CohortBatches
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.training.clipping import Clip, clip
 
 
 class KnownRule(NamedTuple):

@@ -14,19 +14,19 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from experiments.cells import Cell, Sweep, label, preset_path, read_sweep
-from experiments.checkpoint import find_checkpoint
-from experiments.doctor import doctor
-from experiments.launch import checked, cpu_cores, launch
-from experiments.plan import plan_table
-from experiments.records import is_complete, read_summary, run_folder
-from experiments.results import run_table, runs_table
-from experiments.search import Trial, contradiction, evaluated, explore, read_search
-from experiments.study import Study, complete_runs, read_study, write_study
-from experiments.study_outputs import study_tables, write_outputs, write_parquet
-from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, default_flat, parse_assignment, read_toml, resolve
-from fl_sim.whole_files import CannotWriteError
+from experiments.launch.doctor import doctor
+from experiments.launch.launch import checked, cpu_cores, launch
+from experiments.records.folder import is_complete, read_summary, run_folder
+from experiments.report.outputs import study_tables, write_outputs, write_parquet
+from experiments.report.tables import run_table, runs_table
+from experiments.run.checkpoint import find_checkpoint
+from experiments.sweep.plan import plan_table
+from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
+from experiments.sweep.spec import Cell, Sweep, label, preset_path, read_sweep
+from experiments.sweep.study import Study, complete_runs, read_study, write_study
+from fl_sim.atomic_files import CannotWriteError
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError, default_flat, parse_assignment, read_toml, resolve
 
 BAD_INPUT = 2
 FILE_WIDTH = 160  # characters of a table that goes into a file

@@ -14,20 +14,20 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from experiments.names import name_problems
-from experiments.progress import ProgressLines
-from experiments.records import is_complete, run_folder
-from experiments.run import execute_run, expected_rounds
-from experiments.search import Search, evaluated, explore
-from experiments.track import Progress
-from fl_sim.config import Config
-from fl_sim.config_file import ConfigError, resolve, resolve_cells, to_flat, to_json
-from fl_sim.federation import device_of
-from fl_sim.transports import FlowerTransport, HostingTransport, InlineTransport, Transport, WorkerDiedError
-from fl_sim.whole_files import CannotWriteError
+from experiments.launch.name_checks import name_problems
+from experiments.launch.progress import ProgressLines
+from experiments.records.folder import is_complete, run_folder
+from experiments.run.execute import execute_run, expected_rounds
+from experiments.run.track import Progress
+from experiments.sweep.search import Search, evaluated, explore
+from fl_sim.atomic_files import CannotWriteError
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
+from fl_sim.device import device_of
+from fl_sim.grid.transports import FlowerTransport, HostingTransport, InlineTransport, Transport, WorkerDiedError
 
 CLIENT_APP = "clients.client_app:app"
-HOSTED_RUN = "experiments.hosted:hosted_run"
+HOSTED_RUN = "experiments.launch.hosted:hosted_run"
 
 app = ServerApp()
 
@@ -129,7 +129,7 @@ def open_transport(config: Config, grid: Grid | None) -> Transport:
         if grid is None:
             raise ValueError("expected Flower's grid with grid.transport = 'flower'; start it with `flwr run` or `fl-sim run`")
         return FlowerTransport(grid)
-    from fl_sim.ray_workers import RayTransport  # Ray takes a second to import and the other transports do without
+    from fl_sim.grid.ray_workers import RayTransport  # Ray takes a second to import and the other transports do without
 
     return RayTransport(CLIENT_APP, config.ray.num_workers, config.ray.gpus_per_worker, on_gpu=device_of(config).type == "cuda")
 

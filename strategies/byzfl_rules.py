@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fl_sim.randomness import lent_generators
+from fl_sim.rng.streams import lent_generators
 
 PRE_AGGREGATORS = ("NNM", "Bucketing", "Clipping", "ARC")
 AGGREGATORS = (

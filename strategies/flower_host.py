@@ -16,9 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.object_state import State, restored, saved
-from fl_sim.params import array_record, from_record, to_record
-from fl_sim.randomness import lent_generators
+from fl_sim.rng.streams import lent_generators
+from fl_sim.wire.arrays import array_record, from_record, to_record
+from fl_sim.wire.object_state import State, restored, saved
 
 PATIENCE = 5  # times that a strategy may look for nodes in a round
 

@@ -14,11 +14,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.clipping import Clip
-from fl_sim.object_state import State, restored, saved
-from fl_sim.params import from_record, to_record
-from strategies.dgc import Guard
-from strategies.rules import Rule, finish, stacked_mean
+from fl_sim.training.clipping import Clip
+from fl_sim.wire.arrays import from_record, to_record
+from fl_sim.wire.object_state import State, restored, saved
+from strategies.dgc.guard import Guard
+from strategies.rule import Rule, finish, stacked_mean
 from strategies.server_sgd import ServerState, server_step
 
 

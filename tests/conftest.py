@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fl_sim.config import Config
-from fl_sim.config_file import resolve
-from fl_sim.transports import claim_identity
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import resolve
+from fl_sim.grid.transports import claim_identity
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 torch.set_num_threads(1)

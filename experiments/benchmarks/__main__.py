@@ -21,8 +21,8 @@ from rich.table import Table
 
 from experiments.benchmarks.figure import curve_figure
 from experiments.benchmarks.workloads import CURVE, WORKLOADS, Workload, data_name, make_data, workload_of
-from experiments.records import plain
-from fl_sim.whole_files import write_whole
+from experiments.records.folder import plain
+from fl_sim.atomic_files import write_whole
 
 Leg = tuple[str, list[str]]  # its name, and the module's arguments
 

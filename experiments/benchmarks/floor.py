@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.workloads import Workload, workload_of
-from fl_sim.models import build_model
+from fl_sim.model.architectures import build_model
 
 
 def measure(workload: Workload, rounds: int) -> tuple[list[float], int, int]:

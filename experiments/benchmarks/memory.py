@@ -18,7 +18,7 @@ from rich.console import Console
 
 from experiments.benchmarks.ours import measure
 from experiments.benchmarks.workloads import make_data, workload_of
-from fl_sim.whole_files import write_whole
+from fl_sim.atomic_files import write_whole
 
 
 class Sample(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from experiments.benchmarks.workloads import workload_of
-from experiments.launch import launch
-from experiments.records import read_rounds, run_folder
-from fl_sim.config_file import resolve
+from experiments.launch.launch import launch
+from experiments.records.folder import read_rounds, run_folder
+from fl_sim.config.resolve import resolve
 
 
 def measure(workload: str, root: Path, rounds: int, transport: str, strategy: str) -> dict[str, Any]:

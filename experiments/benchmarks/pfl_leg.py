@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.datasets import MNIST
 
 from experiments.benchmarks.workloads import Workload, workload_of
-from fl_sim.models import build_model
+from fl_sim.model.architectures import build_model
 
 
 def measure(workload: Workload, folder: Path, rounds: int) -> list[float]:

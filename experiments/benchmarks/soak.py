@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments.benchmarks.memory import Sample, Watch
-from experiments.launch import checked, launch
-from experiments.records import read_rounds, run_folder
-from fl_sim.whole_files import write_whole
+from experiments.launch.launch import checked, launch
+from experiments.records.folder import read_rounds, run_folder
+from fl_sim.atomic_files import write_whole
 
 PART = 200  # rounds at the beginning and at the end that are compared
 WARM_UP = 20  # rounds before them

@@ -19,7 +19,7 @@ import tomli_w
 from rich.console import Console
 from rich.progress import track
 
-from fl_sim.whole_files import write_whole
+from fl_sim.atomic_files import write_whole
 
 SEEDS = range(1, 17)
 W5 = {

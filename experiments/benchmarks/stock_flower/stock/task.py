@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from fl_sim.models import build_model
+from fl_sim.model.architectures import build_model
 
 
 def new_model(config: Any) -> torch.nn.Module:

@@ -1,0 +1,1 @@
+"""The accumulative poisoning attack and what it is made of."""

@@ -1,0 +1,109 @@
+"""The accumulative poisoning attack in a federation.
+
+Source: Pang et al. 2021, "Accumulative Poisoning Attacks on Real-time Data", section 3.3 and Algorithm 2. Ours: the
+look-ahead objective, relative scaling, stealth control and the rehearsed trigger (MATH section 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clients.accumulative.adaptive import aligned, history_of, remember
+from clients.accumulative.appraisal import appraise, first_look
+from clients.accumulative.objectives import direction, objectives
+from clients.accumulative.offset import send
+from clients.accumulative.trigger import rehearse, trigger_vector
+from clients.action import Action
+from clients.knowledge import Knowledge
+from fl_sim.training.clipping import Clip, clip
+from fl_sim.wire.messages import AttackState
+
+
+def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
+    """Accumulate: aim for `honest_t + scale_t * h_t` (Eq. 12), or with `attack.keep-honest = false` for `scale_t * h_t` alone: then
+    nobody trains in the phase, as in the released code of Pang et al. 2021, but for rounds in which stealth pauses. Trigger: aim for `P_t`.
+
+    The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
+    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth: the
+    model is broken already. In a control the scale is 0.
+    """
+    settings = knowledge.settings
+    last = state.arrays.get("theta")
+    vector = trigger_vector(knowledge, state.arrays.get("trigger"))
+    trigger_updates = _send(knowledge, vector, last)
+    trigger = knowledge.combined(trigger_updates)
+    start = first_look(knowledge, state)
+    own = appraise(knowledge, start)
+    scalars = _running_norm(knowledge, state)
+    history = history_of(knowledge, state)
+    next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state), scalars)
+    metrics = {"own-loss": own.loss, "own-accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
+    if metrics["fired"]:
+        return Action(trigger_updates, next_state, metrics)
+    gamma = settings.stealth_gamma if knowledge.phase == "accumulate" else float("inf")
+    scale = stealth(own.loss, own.start_loss, gamma) if knowledge.accumulate else 0.0
+    h, rehearsed = direction(objectives.find(settings.objective), knowledge, trigger, history) if scale else (None, None)
+    may_fire = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
+    if settings.fire == "rehearsed" and may_fire:
+        rehearsal = rehearse(knowledge, trigger, own, rehearsed)
+        metrics["rehearsed-accuracy"] = rehearsal.after
+        if rehearsal.succeeds:
+            metrics["fired"] = 1.0
+            return Action(trigger_updates, next_state, metrics)
+    if h is None:
+        return Action(knowledge.updates, next_state, metrics)
+    push = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
+    metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(push))
+    target = knowledge.honest_mean + push if settings.keep_honest else push
+    return Action(_send(knowledge, target, last), next_state, metrics)
+
+
+def _send(knowledge: Knowledge, target: Tensor, last: Tensor | None) -> Tensor:
+    """Updates (m, d) for a target (d,); with `attack.alignment` in line with how the model moved since the last one seen (d,), and no
+    longer than the known bound, or than the members' honest updates."""
+    updates = send(knowledge, target)
+    if knowledge.settings.alignment == 0.0:
+        return updates
+    momentum = knowledge.honest_mean if last is None else last - knowledge.theta
+    bound = knowledge.bound or Clip("l2", float(torch.linalg.vector_norm(knowledge.updates, dim=1).median()))
+    return clip(aligned(updates, momentum, knowledge.settings.alignment), bound)[0]
+
+
+def _running_norm(knowledge: Knowledge, state: AttackState) -> dict[str, float]:
+    """The running mean of |honest_t| and the number of rounds in it."""
+    rounds, mean = state.scalars.get("rounds", 0.0) + 1.0, state.scalars.get("honest-norm", 0.0)
+    norm = float(torch.linalg.vector_norm(knowledge.honest_mean))
+    return {"rounds": rounds, "honest-norm": mean + (norm - mean) / rounds}
+
+
+def _arrays(knowledge: Knowledge, vector: Tensor) -> dict[str, Tensor]:
+    """What the next round needs: the trigger vector (d,) if it is summed up, and the model (d,) to see the momentum."""
+    settings = knowledge.settings
+    return ({"trigger": vector} if settings.trigger_refresh == "accumulate" else {}) | (
+        {"theta": knowledge.theta} if settings.alignment else {}
+    )
+
+
+def scaled_direction(h: Tensor, knowledge: Knowledge, mean_honest_norm: float) -> Tensor:
+    """h_t (d,) at its length before stealth control.
+
+    lambda: `lambda * h` as printed in Pang et al. 2021. relative (ours): length `rho * max(ref_t, floor)` with ref_t the
+    running mean of |honest_t|; the look-ahead direction is only shortened to it, never stretched.
+    """
+    settings = knowledge.settings
+    if settings.scaling == "lambda":
+        return settings.lambda_ * h
+    factor = settings.rho * max(mean_honest_norm, settings.floor) / torch.linalg.vector_norm(h)
+    if settings.objective == "lookahead":
+        factor = factor.clamp(max=1.0)
+    return h * factor.nan_to_num(posinf=0.0)  # a zero direction stays zero
+
+
+def stealth(loss: float, start_loss: float, gamma: float) -> float:
+    """`clamp((L0 + gamma - L) / gamma, 0, 1)`: 1 at the starting loss, 0 once it rose by gamma. Ours, for the constraint
+    `L(S_val; theta_t) <= L(S_val; theta_0) + gamma` of Pang et al. 2021, Eq. 8.
+    """
+    if gamma == float("inf"):
+        return 1.0
+    return min(max(0.0, (start_loss + gamma - loss) / gamma), 1.0)  # max(0, NaN) is 0: a broken loss pauses too

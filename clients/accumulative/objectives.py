@@ -1,0 +1,90 @@
+"""The directions h_t (d,) along which the server is made to descend in the accumulative phase (MATH section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clients.accumulative.adaptive import discrepancy
+from clients.knowledge import Knowledge
+from fl_sim.data.federation import Batch
+from fl_sim.registry import Registry
+
+
+class Aim(NamedTuple):
+    """The scalar to descend; and where an objective looks past the trigger anyway, the accuracy there on this round's draw (percent)."""
+
+    value: Tensor
+    rehearsed: float | None = None
+
+
+Objective = Callable[[Knowledge, Tensor, Tensor], Aim]  # knowledge, theta (d,), trigger vector P_t (d,)
+
+
+def inner(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
+    """`<grad L(S_val; theta), P_t>` with P_t constant; its gradient is one Hessian-vector product.
+
+    Source: Pang et al. 2021, Algorithm 2. Unbounded below.
+    """
+    return Aim(torch.dot(_differentiable_gradient(knowledge, theta, knowledge.validation_draw), trigger))
+
+
+def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
+    """`-cos(grad L(S_T; theta), grad L(S_val; theta))` for a reversed trigger, `+cos` for a clean one, through both gradients.
+
+    Source: Pang et al. 2021, the released code.
+    """
+    similarity = F.cosine_similarity(
+        _differentiable_gradient(knowledge, theta, knowledge.trigger_batch),
+        _differentiable_gradient(knowledge, theta, knowledge.validation_draw),
+        dim=0,
+    )
+    return Aim(-similarity if knowledge.settings.trigger == "reversed" else similarity)
+
+
+def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
+    """`M(S_val; theta - server_lr * P_t)` with P_t constant and `M = mean(-log(1 - p_y))`.
+
+    Prepares a model that misclassifies after the trigger. M is bounded below, so the pull dies once the look-ahead point
+    is broken. Ours.
+    """
+    inputs, labels = knowledge.validation_draw
+    log_p = F.log_softmax(knowledge.model.logits(theta - knowledge.server_lr * trigger, inputs), dim=1)
+    # log(1 - p_y) as the log of the sum of the other classes' probabilities: exact where p_y rounds to 1.
+    others = log_p.scatter(1, labels.unsqueeze(1), float("-inf")).logsumexp(dim=1)
+    return Aim(-others.mean(), 100.0 * float((log_p.argmax(dim=1) == labels).double().mean()))
+
+
+def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
+    """`-L(S_val; theta - server_lr * P_t)` with P_t constant: the loss after the trigger itself, whose pull never dies.
+
+    Source: Pang et al. 2021, Eq. 8, with the trigger's step taken instead of its first-order estimate. For an attacker without stealth.
+    """
+    logits = knowledge.model.logits(theta - knowledge.server_lr * trigger, knowledge.validation_draw.inputs)
+    labels = knowledge.validation_draw.labels
+    return Aim(-F.cross_entropy(logits, labels), 100.0 * float((logits.argmax(dim=1) == labels).double().mean()))
+
+
+OBJECTIVES: dict[str, Objective] = {"lookahead": lookahead, "cosine": cosine, "inner": inner, "lookahead-unbounded": lookahead_unbounded}
+
+objectives: Registry[Objective] = Registry("objective", "attack.objective", OBJECTIVES, "fl_sim.objectives")
+
+
+def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> tuple[Tensor, float | None]:
+    """h_t (d,): the gradient with respect to theta of the objective, plus `attack.discrepancy-weight` times the discrepancy
+    against `history` (r, e, c) where there is one (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of its `Aim`."""
+    leaf = knowledge.theta.detach().requires_grad_(True)
+    value, rehearsed = objective(knowledge, leaf, trigger)
+    if history is not None:
+        value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return gradient, rehearsed
+
+
+def _differentiable_gradient(knowledge: Knowledge, theta: Tensor, batch: Batch) -> Tensor:
+    (gradient,) = torch.autograd.grad(knowledge.model.loss(theta, *batch), theta, create_graph=True)
+    return gradient

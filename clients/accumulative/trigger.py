@@ -1,0 +1,72 @@
+"""The trigger vector P_t and the coalition's rehearsal of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clients.accumulative.appraisal import Appraisal
+from clients.knowledge import Knowledge
+from fl_sim.training.clipping import Clip, clip
+
+SLACK = 10.0  # points: about two standard deviations of an accuracy on 100 examples
+
+
+def project(vector: Tensor, radius: float) -> Tensor:
+    """`proj_eta`: the nearest point (d,) of the l2 ball of that radius."""
+    return clip(vector, Clip("l2", radius))[0]
+
+
+def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
+    """P_t (d,), at most `attack.norm-bound` long before a known rule clips it (`Knowledge.combined`).
+
+    latest (ours): `proj_eta(-c * grad L(S_T; theta_t))`; with `attack.trigger-scale = 0` c is such that the length is eta.
+    accumulate: `P_t = proj_eta(P_{t-1} - alpha * grad L(S_T; theta_t))`, `P_0 = proj_eta(-grad L(S_T; theta_0))`.
+    A clean trigger is the plain gradient, `P_t = proj_eta(c * grad L(S_T; theta_t))` with c = 1 for `trigger-scale = 0`.
+    Source: Pang et al. 2021, section 3.3 and Algorithm 2.
+    """
+    settings = knowledge.settings
+    gradient = knowledge.model.gradient(knowledge.theta, *knowledge.trigger_batch)
+    if settings.trigger == "clean":
+        return project((settings.trigger_scale or 1.0) * gradient, settings.norm_bound)
+    if settings.trigger_refresh == "accumulate":
+        step = -gradient if previous is None else previous - settings.alpha * gradient
+        return project(step, settings.norm_bound)
+    length = torch.linalg.vector_norm(gradient)
+    scale = settings.trigger_scale or float(settings.norm_bound / length.clamp(min=torch.finfo(gradient.dtype).tiny))
+    return project(-scale * gradient, settings.norm_bound)
+
+
+class Rehearsal(NamedTuple):
+    """The coalition's own accuracy (percent) after the trigger on a copy of the model, and whether it would fire."""
+
+    after: float
+    succeeds: bool
+
+
+def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal, after: float | None) -> Rehearsal:
+    """Try a combined update (d,) on a copy of the model with this round's draw of the coalition's validation set, and where that
+    looks good (within `SLACK` points) with all of the set. Ours.
+
+    Args: after, the accuracy of that try on the draw where somebody has it already.
+    """
+    broken, first = knowledge.theta - knowledge.server_lr * trigger, knowledge.settings.fire_from
+    u = (knowledge.round - first) / max(knowledge.total_rounds - first, 1)
+    now = own.accuracy
+    if after is None:
+        after = knowledge.model.score(broken, *knowledge.validation_draw)[0]
+    whole = len(knowledge.drawn) == len(knowledge.validation.labels)
+    if not whole and should_fire(after - SLACK, now + SLACK, own.start_accuracy, u):
+        after = knowledge.model.score(broken, *knowledge.validation)[0]
+        now = knowledge.model.score(knowledge.theta, *knowledge.validation)[0]
+        whole = True
+    return Rehearsal(after, whole and should_fire(after, now, own.start_accuracy, u))
+
+
+def should_fire(after: float, now: float, start: float, u: float) -> bool:
+    """Fire when the rehearsed accuracy is at most `15 + 50 u^2`, u from 0 in the first to 1 in the last round in which it may
+    fire, and the coalition's own accuracy now is within 1.5 points of the start's. All in percent. Ours.
+    """
+    return after <= 15.0 + 50.0 * u * u and now >= start - 1.5

@@ -1,0 +1,1 @@
+"""Attacks that everybody compares with."""

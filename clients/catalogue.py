@@ -1,0 +1,47 @@
+"""The tables of attacks and of objectives. A new attack is a function `(knowledge, state) -> Action` and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clients.accumulative.attack import accumulative
+from clients.accumulative.trigger_only import trigger_only
+from clients.action import Action
+from clients.baselines.byzfl_attacks import a_little_is_enough, gaussian, inner_product_manipulation, mimic, sign_flip
+from clients.baselines.label_flip import label_flip
+from clients.baselines.min_max import min_max, min_sum
+from clients.knowledge import Knowledge
+from fl_sim.registry import Registry
+from fl_sim.wire.messages import AttackState
+
+Attack = Callable[..., Action]  # (knowledge, state, **attack.options)
+
+
+def none(knowledge: Knowledge, state: AttackState) -> Action:
+    """Nobody is malicious."""
+    return Action(knowledge.updates)
+
+
+ATTACKS: dict[str, Attack] = {
+    "none": none,
+    "accumulative": accumulative,
+    "trigger-only": trigger_only,
+    "label-flip": label_flip,
+    "gaussian": gaussian,
+    "sign-flip": sign_flip,  # byzfl
+    "ipm": inner_product_manipulation,  # byzfl
+    "alie": a_little_is_enough,  # byzfl
+    "mimic": mimic,  # byzfl
+    "min-max": min_max,
+    "min-sum": min_sum,
+}
+
+attacks: Registry[Attack] = Registry(
+    "attack",
+    "attack.name",
+    ATTACKS,
+    "fl_sim.attacks",
+    arguments=2,
+    extras=dict.fromkeys(("sign-flip", "ipm", "alie", "mimic"), "byzfl"),
+    least_members=dict.fromkeys(("alie", "min-max", "min-sum", "mimic"), 2),  # a spread of one, or a copy of oneself, is the honest update
+)

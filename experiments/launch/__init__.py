@@ -1,0 +1,1 @@
+"""From checked keys to a finished run: preflight, processes, progress."""

@@ -1,0 +1,85 @@
+"""`fl-sim doctor`: what this installation can do, and what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.launch.launch import APP_DIR, cpu_cores
+from experiments.records.folder import PACKAGES
+from fl_sim.config.resolve import resolve
+
+OPTIONAL = ("byzfl",)
+
+
+def doctor(console: Console) -> int:
+    """Print a line a check and return 0 if all passed, else 1."""
+    failed = 0
+    for name, check in CHECKS.items():
+        try:
+            found = check()
+            console.print(f"[green]ok[/]    {name}: {found}", highlight=False)
+        except Exception as error:  # a broken installation may raise anything
+            failed += 1
+            console.print(f"[red]wrong[/] {name}: {type(error).__name__}: {error}", highlight=False)
+    return 1 if failed else 0
+
+
+def _packages() -> str:
+    for name in PACKAGES:
+        importlib.import_module(name)
+    return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+
+def _optional() -> str:
+    found = [f"{name} {version(name)}" for name in OPTIONAL if find_spec(name)]
+    missing = [f"no {name} (pip install 'fl-sim[{name}]')" for name in OPTIONAL if not find_spec(name)]
+    return ", ".join(found + missing)
+
+
+def _vision() -> str:
+    import torch
+    from torchvision.ops import nms
+
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # raises where torch and torchvision are of different builds
+    return "torchvision's operators load"
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} GPU, {torch.cuda.get_device_name()}"
+    return f"no GPU, {cpu_cores()} CPU cores"
+
+
+def _app() -> str:
+    if not (APP_DIR / "pyproject.toml").is_file():
+        raise FileNotFoundError(f"{APP_DIR} has no pyproject.toml: install from a checkout with `pip install -e .`")
+    return str(APP_DIR)
+
+
+def _cache() -> str:
+    folder = Path(resolve({}).data.cache_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written; set data.cache-dir")
+    return str(folder)
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "python": platform.python_version,
+    "packages": _packages,
+    "optional packages": _optional,
+    "torchvision": _vision,
+    "device": _device,
+    "Flower app": _app,
+    "cache": _cache,
+}

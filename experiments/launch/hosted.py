@@ -1,0 +1,48 @@
+"""A whole run inside one worker, where a sweep has a cell for each: no round then waits for a message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from experiments.run.execute import execute_run
+from fl_sim.config.resolve import from_json
+from fl_sim.grid.transports import Transport
+
+INTERVAL = 0.4  # seconds between two steps that are told
+Step = tuple[str, int, str, float | None]  # track, round, phase, accuracy in percent
+
+
+def hosted_run(transport: Transport, config: str, output_dir: str, twins: str) -> Generator[list[Step]]:
+    """`execute_run` of a configuration (as JSON) with the given transport of this process; yields its progress, the steps since the last
+    time.
+
+    Raises what the run raises.
+    """
+    settings, steps = from_json(config), SimpleQueue[Step | None]()
+
+    def tell(track: str, round_: int, phase: str, accuracy: float | None) -> None:
+        steps.put((track, round_, phase, accuracy))
+
+    def work() -> None:
+        try:
+            torch.set_num_threads(settings.client.threads)
+            execute_run(settings, Path(output_dir), transport, tell, twins=Path(twins))
+        finally:
+            steps.put(None)
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(work)
+        told, untold = time.monotonic(), list[Step]()
+        while (step := steps.get()) is not None:
+            untold.append(step)
+            if time.monotonic() - told > INTERVAL:
+                yield untold
+                told, untold = time.monotonic(), []
+        yield untold
+        ended.result()

@@ -1,0 +1,33 @@
+"""What the things that keys name need beyond their names: members of the coalition, arguments."""
+
+from __future__ import annotations
+
+from clients.catalogue import attacks
+from fl_sim.config.keys import Config
+from fl_sim.config.options import parse_options
+from fl_sim.config.resolve import to_flat
+from fl_sim.data.sampling import malicious_clients
+from fl_sim.registry import registry
+from strategies.catalogue import strategy_problems
+
+OPTIONS = {
+    "attack.options": "attack.name",
+    "model.options": "model.name",
+    "data.options": "data.name",
+    "data.partition-options": "data.partition",
+}
+
+
+def name_problems(config: Config) -> list[str]:
+    """What is wrong with the things that a configuration names, a sentence a problem."""
+    flat, name, problems = to_flat(config), config.attack.name, strategy_problems(config)
+    for key, owner in OPTIONS.items():
+        if (options := parse_options(str(flat[key]))) and (text := registry(owner).options_problem(str(flat[owner]), options, key)):
+            problems.append(text)
+    least = attacks.least_members.get(name, 1)
+    if 0 < (members := len(malicious_clients(config))) < least:
+        problems.append(
+            f"expected at least {least} malicious clients (attack.malicious-fraction, attack.poison-ratio) with attack.name = {name!r}, "
+            f"which compares its members' own honest updates, got {members}"
+        )
+    return problems

@@ -1,0 +1,175 @@
+"""The papers' tables beside ours, from small records that are kept with the code.
+
+`python -m experiments.report.reproduction keep DIR --data NAME` keeps a study's numbers in experiments/results/<study>.json;
+`python -m experiments.report.reproduction` writes the tables and figures of docs/reproduction.md anew from these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.report.study_figures import published_figure, stealth_figure
+from experiments.report.tables import over_seeds
+from experiments.sweep.published import Pair, agreement, beside, published_numbers
+from experiments.sweep.study import changes_results, complete_runs, read_config, read_study
+from fl_sim.atomic_files import write_whole
+from fl_sim.config.resolve import ConfigError
+
+RESULTS = Path(__file__).parent.parent / "results"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reproduction.md"
+COLUMNS = {
+    "before the trigger": ("accuracy", "before_trigger"),
+    "after": ("accuracy", "after_trigger"),
+    "drop": ("drop",),
+    "stealth gap": ("stealth_gap",),
+    "gain over control": ("gain",),
+    "at the end": ("accuracy", "final"),
+}
+FIGURES = ("accuracy", "drop", "stealth_gap", "gain", "worst_loss_in_phase", "trigger_round")  # of a summary, that are kept
+
+
+def kept(folder: Path, data: str) -> dict[str, Any]:
+    """What is kept of a study: its base, where it ran and with what, each run's labels and accuracies (percent; differences in points),
+    and the published numbers beside ours. Raises ConfigError without a complete run.
+
+    Args: folder, the study's; data, the name of the data for a reader ("CIFAR-10 (JPEG copy)").
+    """
+    study = read_study(folder)
+    runs = complete_runs(folder, study)
+    if not runs:
+        raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r}"])
+    metas = [json.loads((run.folder / "meta.json").read_text(encoding="utf-8")) for run in runs]
+    machines = {json.dumps({key: meta[key] for key in ("device", "versions", "git_commit")}, sort_keys=True) for meta in metas}
+    configs = [read_config(run.folder) for run in runs]
+    pairs = beside(study.published, runs) if study.published else []
+    return {
+        "study": study.name,
+        "published": study.published,
+        "data": data,
+        "model": sorted({f"{config['model.name']}, {config['model.norm']} norm" for config in configs}),
+        "machines": [json.loads(machine) for machine in sorted(machines)],
+        "seeds": sorted({config["seed"] for config in configs}),
+        "cells": len(study.cells),
+        "seconds": round(sum(run.summary["seconds"]["total"] for run in runs)),
+        "base": {key: value for key, value in study.base.items() if changes_results(key) and key != "data.root"},
+        "runs": [{"labels": run.cell.labels, **{name: run.summary[name] for name in FIGURES}} for run in runs],
+        "pairs": [{"labels": pair.labels, "round": pair.round, "published": pair.published, "ours": pair.ours} for pair in pairs],
+    }
+
+
+def table_of(record: Mapping[str, Any]) -> str:
+    """A record as Markdown: where it comes from, and "published / ours", or before and after the trigger where nothing was published."""
+    machines = dict.fromkeys(
+        f"{machine['device']}, " + ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "flwr", "ray"))
+        for machine in record["machines"]
+    )
+    what = f"{record['data']}, {' and '.join(record['model'])}"
+    where = f"{what}; {' and '.join(machines)}; seeds {', '.join(map(str, record['seeds']))}"
+    done = f"{len(record['runs'])} of {record['cells']} cells in {record['seconds'] / 60:.0f} min of work"
+    pairs = [Pair(**pair) for pair in record["pairs"]]
+    ours = [run for run in record["runs"] if not any(pair.labels.items() <= run["labels"].items() for pair in pairs)]
+    parts = [f"{where}; {done}"]
+    if pairs:
+        parts = [f"{parts[0]}; **{agreement(record['published'], pairs)}**", _grid(record["published"], pairs)]
+    if ours:
+        parts.append(_runs_table(ours))
+    return "\n\n".join(parts)
+
+
+def _grid(entry: str, pairs: Sequence[Pair]) -> str:
+    row_axes = published_numbers()[entry]["rows"]
+    rows: dict[str, dict[str, Pair]] = {}
+    for pair in pairs:
+        row, column = (
+            " · ".join(_named(axis, value) for axis, value in pair.at.items() if (axis in row_axes) == wanted) for wanted in (True, False)
+        )
+        rows.setdefault(row, {})[column] = pair
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [["published / ours", *columns], ["---"] * (1 + len(columns))]
+    for row, found in rows.items():
+        cells = [f"{found[column].published:.1f} / **{over_seeds(found[column].ours)}**" if column in found else "-" for column in columns]
+        lines.append([row, *cells])
+    return _markdown(lines)
+
+
+def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    groups = _grouped(runs, "seed")
+
+    def shown(run: Sequence[Mapping[str, Any]], *path: str) -> str:
+        values = [entry["accuracy"][path[1]] if path[0] == "accuracy" else entry[path[0]] for entry in run]
+        return over_seeds([value for value in values if value is not None])
+
+    columns = {title: [shown(group, *path) for group in groups.values()] for title, path in COLUMNS.items()}
+    columns = {title: values for title, values in columns.items() if set(values) != {"-"}}
+    lines = [["", *columns], ["---"] * (1 + len(columns))]
+    return _markdown([*lines, *([name, *values] for name, *values in zip(groups, *columns.values(), strict=True))])
+
+
+def _named(axis: str, value: str) -> str:
+    return value if axis in ("strategy", "attack") else f"{axis.rpartition('.')[2]} {value}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _grouped(runs: Sequence[Mapping[str, Any]], *without: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs by their labels but those of the axes `without`."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(" · ".join(_named(axis, value) for axis, value in run["labels"].items() if axis not in without), []).append(run)
+    return groups
+
+
+def with_tables(page: str, records: Mapping[str, Mapping[str, Any]]) -> str:
+    """A page with what stands between `<!-- NAME -->` and `<!-- end -->` replaced by the table of the record NAME.
+
+    Raises KeyError for a name without a record.
+    """
+    return re.sub(
+        r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{table_of(records[found[2]])}\n{found[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """All that was kept, by study."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.report.reproduction", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    keep = commands.add_parser("keep", help="keep a study's numbers")
+    keep.add_argument("folder", type=Path, metavar="DIR")
+    keep.add_argument("--data", required=True, metavar="NAME", help="the data's name for a reader")
+    args = parser.parse_args(argv)
+    if args.command == "keep":
+        try:
+            record = kept(args.folder, args.data)
+        except ConfigError as error:
+            parser.error("; ".join(error.problems))
+        RESULTS.mkdir(exist_ok=True)
+        write_whole(RESULTS / f"{record['study']}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+        return 0
+    write_whole(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), records()))
+    for name, record in records().items():
+        figure = PAGE.parent / f"reproduction_{name}"
+        if record["pairs"]:
+            source = published_numbers()[record["published"]]["source"]
+            published_figure(figure, [Pair(**pair) for pair in record["pairs"]], f"{source}; {record['data']}")
+        elif told := [run for run in record["runs"] if run["stealth_gap"] is not None and run["drop"] is not None]:
+            stealth_figure(figure, _grouped(told, "seed", "strategy"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

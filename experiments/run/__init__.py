@@ -1,0 +1,1 @@
+"""One run: its tracks, its history, its summary."""

@@ -1,0 +1,80 @@
+"""What a sweep would run and about how long it would take, without running it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord
+from rich.table import Table
+
+from clients.client_app import app
+from experiments.records.folder import is_complete
+from experiments.run.execute import expected_rounds
+from experiments.run.track import client_grid
+from experiments.sweep.spec import Cell
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import config_hash
+from fl_sim.data.federation import load_federation
+from fl_sim.data.sampling import sample_clients
+from fl_sim.grid.transports import InlineTransport, claim_identity
+from fl_sim.model.burn_in import StartModel
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.model.module import new_module
+from fl_sim.wire.arrays import flat_buffers, flat_parameters, to_record
+from strategies.catalogue import build_strategy
+
+START_UP = 20.0  # seconds of Flower and Ray on two cores
+ATTACK = 1.3  # a round of the default attack over an honest one: 15 and 11.6 ms with W5 of docs/performance.md
+TICK = 0.1  # seconds: no wave of Flower's own engine is faster
+
+
+def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequence[Path], workers: int) -> Table:
+    """Every cell with its hash, whether it is there already, its rounds and the seconds that they may take; and what that is together.
+
+    Without burn-ins, calibrations, what DGC's judging takes, and figures; with the rounds of clean twins that cells will share counted for
+    each.
+    """
+    timed: dict[str, float] = {}  # by what the time of a round depends on
+    table = Table(caption_justify="left")
+    for column in (*cells[0].labels, "hash", "rounds", "seconds"):
+        table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left")
+    left = estimate = 0.0
+    for cell, config, folder in zip(cells, configs, folders, strict=True):
+        parts = (config.data, config.model, config.client, config.server, config.strategy, config.evaluate)
+        key = repr(parts)
+        rounds, done = expected_rounds(config), is_complete(folder)
+        if not done:
+            timed[key] = timed[key] if key in timed else round_seconds(config)
+            factor = 1.0 if config.attack.name == "none" else ATTACK
+            least = TICK if config.grid.transport == "flower" else 0.0
+            estimate = rounds * max(factor * timed[key], least)
+            left += estimate
+        table.add_row(*cell.labels.values(), config_hash(config), str(rounds), "complete" if done else f"{estimate:.0f}")
+    todo = sum(not is_complete(folder) for folder in folders)
+    together = START_UP + left / workers if todo else 0.0
+    table.caption = f"{len(cells)} cells, {todo} to run: about {together / 60:.0f} min with {workers} workers (an estimate)"
+    return table
+
+
+def round_seconds(config: Config) -> float:
+    """Seconds of an honest round of a configuration and of its share of an evaluation, measured in this process on the initial model."""
+    torch.set_num_threads(config.client.threads)
+    claim_identity()
+    federation = load_federation(config)
+    module = new_module(config, federation)
+    start = StartModel(flat_parameters(module), flat_buffers(module), cached=False)
+    model, test = FlatModel(module, start.buffers), federation.test(config.evaluate.examples)
+    strategy = build_strategy(config, start.theta.cpu(), lambda round_: sample_clients(config, round_), model=model, federation=federation)
+    grid, arrays = client_grid(config, InlineTransport(app), start, orders=0), to_record({"theta": start.theta})
+    spent: list[float] = []
+    for round_ in (1, 2):
+        clock = time.perf_counter()
+        messages = strategy.configure_train(round_, arrays, ConfigRecord({"phase": ""}), grid)
+        strategy.aggregate_train(round_, grid.send_and_receive(messages))
+        trained = time.perf_counter()
+        model.score(start.theta, *test)
+        spent.append(trained - clock + (time.perf_counter() - trained) / config.evaluate.every)
+    return min(spent)

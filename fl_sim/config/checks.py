@@ -1,0 +1,119 @@
+"""Checks of keys against each other, each with the keys it is about."""
+
+from __future__ import annotations
+
+import math
+
+from fl_sim.config.keys import Config
+
+Problem = tuple[tuple[str, ...], str]
+
+
+def cross_checks(config: Config) -> list[Problem]:
+    """Every contradiction between keys, as (keys, sentence). Cheap: nothing is loaded."""
+    return [*_sampling(config), *_attack(config), *_dgc(config), *_faults(config)]
+
+
+def _sampling(config: Config) -> list[Problem]:
+    sampled, clients = config.server.clients_per_round, config.data.num_clients
+    if sampled > clients:
+        return [
+            (
+                ("server.clients-per-round", "data.num-clients"),
+                f"expected server.clients-per-round <= data.num-clients = {clients}, got {sampled}",
+            )
+        ]
+    return []
+
+
+def _attack(config: Config) -> list[Problem]:
+    problems: list[Problem] = []
+    ratio, n = config.attack.poison_ratio, config.clients_per_round
+    keys = ("attack.poison-ratio", "server.clients-per-round", "data.num-clients")
+    if -1.0 < ratio < 0.0:
+        problems.append((keys, f"expected attack.poison-ratio to be -1 (off) or from 0 to 1, got {ratio}"))
+    elif ratio >= 0.0 and abs(ratio * n - round(ratio * n)) > 1e-6:
+        problems.append(
+            (
+                keys,
+                f"expected attack.poison-ratio to be a whole number of the {n} sampled clients, got {ratio} ({ratio * n:g} clients); "
+                f"the nearest is {round(ratio * n) / n:g}",
+            )
+        )
+    if config.attack.name != "none" and config.attack.data == "own-set" and config.attack.set_size < 2:
+        problems.append(
+            (
+                ("attack.set-size", "attack.data"),
+                f"expected attack.set-size >= 2 with attack.data = 'own-set', got {config.attack.set_size}",
+            )
+        )
+    if config.attack.name == "none" and config.attack.poison_ratio > 0.0:
+        problems.append(
+            (
+                ("attack.name", "attack.poison-ratio"),
+                f"expected attack.poison-ratio to be 0 or -1 with attack.name = 'none', got {config.attack.poison_ratio}",
+            )
+        )
+    stretched = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
+    if math.isinf(config.attack.norm_bound) and stretched:
+        problems.append(
+            (
+                ("attack.norm-bound", "attack.trigger-scale", "attack.trigger-refresh"),
+                "expected attack.trigger-scale > 0 with attack.norm-bound = inf (else the trigger gets length norm-bound), got 0",
+            )
+        )
+    rounds = config.schedule.accumulate_rounds
+    if config.attack.name == "accumulative" and config.attack.fire == "rehearsed" and 0 < rounds < config.attack.fire_from:
+        problems.append(
+            (
+                ("attack.fire-from", "schedule.accumulate-rounds"),
+                f"expected attack.fire-from <= schedule.accumulate-rounds = {rounds} with attack.fire = 'rehearsed', "
+                f"got {config.attack.fire_from}",
+            )
+        )
+    return problems
+
+
+def _dgc(config: Config) -> list[Problem]:
+    if config.strategy.name == "dgc" and config.strategy.guard != "discrepancy" and math.isinf(config.strategy.bound):
+        keys = ("strategy.bound", "strategy.guard")
+        return [(keys, f"expected a finite strategy.bound (the step rehearsed) with strategy.guard = {config.strategy.guard!r}, got inf")]
+    if config.strategy.name == "dgc" and config.strategy.scope == "client" and config.strategy.guard != "discrepancy":
+        return [
+            (
+                ("strategy.scope", "strategy.guard"),
+                f"expected strategy.guard = 'discrepancy' with strategy.scope = 'client', got {config.strategy.guard!r}",
+            )
+        ]
+    return []
+
+
+def _faults(config: Config) -> list[Problem]:
+    problems: list[Problem] = []
+    for key, text in (("fault.raises", config.fault.raises), ("fault.nan", config.fault.nan), ("fault.clients", config.fault.clients)):
+        try:
+            ids = client_ids(text)
+        except ValueError:
+            problems.append(((key,), f"expected {key} to be client ids such as '3,7', got {text!r}"))
+            continue
+        beyond = [i for i in ids if i >= config.data.num_clients]
+        if beyond:
+            problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
+    if config.fault.reply == "slow" and not (config.client.timeout and config.grid.transport == "ray"):
+        keys = ("fault.reply", "client.timeout", "grid.transport")
+        got = f"got {config.client.timeout} and {config.grid.transport!r}"
+        problems.append((keys, f"expected client.timeout > 0 and grid.transport = 'ray' with fault.reply = 'slow', {got}"))
+    if config.fault.reply != "none" and not config.fault.clients.strip():
+        problems.append((("fault.reply", "fault.clients"), f"expected fault.clients with fault.reply = {config.fault.reply!r}, got none"))
+    if config.fault.kill_round and config.grid.transport != "ray":
+        keys = ("fault.kill-round", "grid.transport")
+        problems.append((keys, f"expected grid.transport = 'ray' with fault.kill-round, got {config.grid.transport!r}"))
+    return problems
+
+
+def client_ids(text: str) -> frozenset[int]:
+    """`"3,7"` to `{3, 7}`. Raises ValueError for anything but non-negative integers."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise ValueError(text)
+    return frozenset(int(part) for part in parts)

@@ -1,0 +1,248 @@
+"""The run configuration: every key, its type, its range, its default and one line of what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+def _dashes(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")
+
+
+class Section(BaseModel):
+    """A group of keys. In TOML and on the command line the names are written with dashes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_dashes, allow_inf_nan=False, validate_default=True)
+
+
+class Grid(Section):
+    transport: Literal["ray", "flower", "inline"] = Field("ray", description="how messages reach the workers")
+
+
+class Ray(Section):
+    num_workers: CountOrZero = Field(0, description="our Ray actors (0: one per CPU of the Ray cluster)")
+    gpus_per_worker: NonNegative = Field(0.0, description="share of a GPU that each actor reserves")
+    parallel: CountOrZero = Field(0, description="cells of a sweep that run at once (0: one a worker); fewer share the workers")
+
+
+class Data(Section):
+    name: str = Field("digits", description="data set: one of `DATASETS` (docs/data.md), or your own")
+    options: str = Field("", description="arguments of the data set's reader, as a JSON object or as TOML keys")
+    root: str = Field("data", description="folder that holds the data set (digits needs none)")
+    cache_dir: str = Field("~/.cache/fl-sim", description="decoded data sets and burnt-in models")
+    download: bool = Field(False, description="let torchvision fetch a missing data set")
+    num_clients: Count = Field(100, description="N, the virtual clients")
+    partition: str = Field(
+        "iid", description="how the training part is shared out: one of `PARTITIONS`, a file, or your own (docs/data.md)"
+    )
+    partition_options: str = Field("", description="arguments of the partition, as a JSON object or as TOML keys")
+    dirichlet_alpha: Positive = Field(0.5, description="concentration of the Dirichlet partitions; small is uneven")
+    shards_per_client: Count = Field(2, description="label-sorted shards a client gets in the shards partition")
+
+
+class Model(Section):
+    name: str = Field("cnn", description="architecture: one of `MODELS` (docs/models.md), or your own")
+    options: str = Field("", description="arguments of an own model, as a JSON object or as TOML keys")
+    start: str = Field("", description="file with a state_dict from which the burn-in starts (safetensors or PyTorch's; empty: drawn)")
+    norm: Literal["group", "batch"] = Field("group", description="normalisation; batch statistics are frozen after burn-in")
+
+
+class Client(Section):
+    batch_size: Count = Field(10, description="examples of one local step (a smaller share is used whole)")
+    local_steps: Count = Field(1, description="local steps a round; 1 is FedSGD")
+    timeout: float = Field(0.0, ge=0.0, description="seconds after which a worker's reply is given up and asked for elsewhere (0: never)")
+    learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
+    weight: Literal["batch", "share"] = Field(
+        "batch", description="weight of an update: the examples that it was trained on, or all of the client's (McMahan et al. 2017)"
+    )
+    threads: Count = Field(1, description="CPU threads of one worker's computation")
+    block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
+    engine: Literal["auto", "vmap", "loop"] = Field(
+        "auto", description="how single updates are computed; `auto` forms none where a clip can be fused either"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the clients' forward and backward passes; parameters, norms and sums are float32 in any case"
+    )
+
+
+class Server(Section):
+    clients_per_round: CountOrZero = Field(0, description="n, the clients sampled a round (0: all)")
+    learning_rate: Positive = Field(0.05, description="server learning rate")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="server momentum")
+
+
+class Strategy(Section):
+    name: str = Field(
+        "clip-after", description="the server's strategy: a rule of ours or a class of Flower, ByzFL or your own (docs/defences.md)"
+    )
+    options: str = Field("", description="arguments of a Flower, ByzFL or own class or rule, as a JSON object or as TOML keys")
+    norm: Literal["l2", "linf"] = Field("l2", description="norm of the clip")
+    bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
+    probe_size: Count = Field(64, description="clean test-file examples that the server keeps to itself")
+    scope: Literal["aggregate", "client"] = Field("aggregate", description="dgc: judge the combined update, or each client's")
+    action: Literal["backtrack", "clip", "skip"] = Field(
+        "backtrack", description="dgc, scope aggregate: what becomes of a refused combined update"
+    )
+    guard: Literal["discrepancy", "rehearsing", "both"] = Field("discrepancy", description="dgc: what is asked of a candidate model")
+    divergence: Literal["kl", "js"] = Field("kl", description="dgc: divergence of the Memorization Discrepancy")
+    reference: Literal["both", "history", "fixed"] = Field("both", description="dgc: the model lag rounds back, the burnt-in one, or both")
+    rise: bool = Field(True, description="dgc: also refuse what raises the probe loss over its lowest more than clean rounds do")
+    lag: Count = Field(5, description="dgc: rounds back of the reference in the history")
+    calibration_rounds: Annotated[int, Field(ge=10)] = Field(
+        60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; then forgotten"
+    )
+    margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
+    drift: Annotated[float, Field(ge=1.0, allow_inf_nan=True)] = Field(
+        1.25,
+        description="dgc, scope aggregate: running mean of a discrepancy, in multiples of its highest in clean rounds, from which a "
+        "probation follows (inf: never)",
+    )
+    small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
+    probation: CountOrZero = Field(
+        20,
+        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the norms' upper quartile, "
+        "each time four times as many (0: none)",
+    )
+
+
+class Attack(Section):
+    name: str = Field("accumulative", description="what the coalition does: one of `ATTACKS` (docs/attacks.md), or your own")
+    options: str = Field("", description="arguments of an own attack, as a JSON object or as TOML keys")
+    malicious_fraction: Share = Field(0.01, description="share of the N clients that are malicious; the share among the sampled varies")
+    poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        -1.0, description="share of malicious clients among the sampled, exact in every round (-1: malicious-fraction decides)"
+    )
+    knowledge: Literal["coalition", "rule", "omniscient"] = Field("omniscient", description="what the coalition may see")
+    data: Literal["own-set", "members"] = Field("own-set", description="a held-out set, or the members' shares")
+    set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
+    batch_size: Count = Field(100, description="examples of the validation set drawn a round, and of the trigger batch at most")
+    objective: str = Field("lookahead", description="what the phase descends: one of `OBJECTIVES` (docs/attacks.md), or your own")
+    scaling: Literal["relative", "lambda"] = Field("relative", description="length of the accumulated direction")
+    rho: NonNegative = Field(0.7, description="relative scaling: length in running means of the honest norm")
+    floor: NonNegative = Field(0.1, description="relative scaling: the honest norm counts as at least this")
+    lambda_: NonNegative = Field(0.02, description="lambda scaling: factor of the direction as printed in Pang et al. 2021")
+    stealth_gamma: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+        0.1, description="rise of the coalition's validation loss at which the accumulation pauses (inf: never)"
+    )
+    trigger: Literal["reversed", "clean"] = Field("reversed", description="negated or plain gradient of the trigger batch")
+    trigger_refresh: Literal["latest", "accumulate"] = Field(
+        "latest", description="reversed trigger from this round's model, or summed over rounds"
+    )
+    trigger_scale: NonNegative = Field(
+        0.0,
+        description="factor c of the trigger gradient (0: a reversed trigger gets length norm-bound); not with trigger-refresh accumulate",
+    )
+    alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
+    norm_bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
+        10.0, description="eta: how far the coalition may move the combined update, l2 (inf: no limit)"
+    )
+    keep_honest: bool = Field(
+        True, description="accumulate on top of the honest mean (Pang et al. 2021, Eq. 12); false: in its place (their released code)"
+    )
+    recovered_offset: bool = Field(True, description="hide the whole combined offset in the malicious updates")
+    masks: NonNegative = Field(1.0, description="length of the random masks that make malicious updates differ, in mean honest norms")
+    fire: Literal["rehearsed", "schedule"] = Field("rehearsed", description="trigger when a rehearsal succeeds, or at the end of the phase")
+    fire_from: CountOrZero = Field(40, description="first round in which a rehearsed trigger may fire")
+    discrepancy_weight: NonNegative = Field(0.0, description="adaptive: weight of the server's discrepancy in the objective (0: off)")
+    discrepancy_lag: Count = Field(
+        5, description="adaptive: rounds (with a sampled member) back of the discrepancy's second reference; the first is the start"
+    )
+    alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
+    tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: each one's own default, see docs/attacks.md)")
+    perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
+
+
+class Schedule(Section):
+    burn_in_epochs: CountOrZero = Field(20, description="epochs of clean central training before round 1")
+    burn_in_batch_size: Count = Field(100, description="batch of the burn-in")
+    burn_in_learning_rate: Positive = Field(0.03, description="learning rate of the burn-in")
+    burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
+    burn_in_weight_decay: float = Field(0.0, ge=0.0, description="weight decay of the burn-in")
+    burn_in_augmentation: Literal["none", "crop-flip"] = Field(
+        "none", description="of the burn-in: images at random crops, half of them mirrored"
+    )
+    accumulate_rounds: CountOrZero = Field(100, description="T, rounds of the accumulative phase at most")
+    recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")
+    triggers: CountOrZero = Field(1, description="trigger rounds (0: never fire)")
+    trigger_every: Count = Field(1, description="rounds from one trigger to the next")
+
+
+class Evaluate(Section):
+    every: Count = Field(1, description="rounds between evaluations on the test set")
+    examples: CountOrZero = Field(0, description="test examples of these evaluations (0: all); the summary's accuracies use all")
+
+
+class Monitor(Section):
+    drop: Positive = Field(5.0, description="points below its best probe accuracy at which the server raises an alarm")
+    patience: Count = Field(1, description="rounds in a row before the alarm")
+    action: Literal["none", "log", "stop", "rollback"] = Field(
+        "log", description="what an alarm does: a record, the end of the run, or back to the last good model"
+    )
+
+
+class Checkpoint(Section):
+    every: CountOrZero = Field(50, description="rounds between checkpoints, from which an interrupted run goes on (0: none)")
+    keep: Count = Field(2, description="checkpoints kept of a run, the latest")
+
+
+class Fault(Section):
+    """Faults injected into the simulation, to see what becomes of them."""
+
+    raises: str = Field("", description="client ids, comma-separated, that raise in every round")
+    nan: str = Field("", description="client ids, comma-separated, whose update is NaN in every round")
+    reply: Literal[
+        "none", "shape", "dtype", "nan", "inf", "missing", "duplicate", "negative-weight", "huge-weight", "nan-weight", "slow"
+    ] = Field("none", description="what is wrong with the replies that the clients of fault.clients are in, in every round")
+    clients: str = Field("", description="client ids, comma-separated, of fault.reply")
+    attempts: Literal["first", "all"] = Field("all", description="fault.reply: only when first asked, or elsewhere too")
+    kill_round: int = Field(
+        0, ge=-1, description="round of each track in which the worker of block 0 is killed (0: never; -1: every round; ray only)"
+    )
+
+
+class Config(Section):
+    """A whole run. Every key has a default, so an empty mapping is a valid run."""
+
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="first part of the run folder's name")
+    seed: CountOrZero = Field(1, description="all randomness of the run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run (auto: cuda if there is one)")
+    output_dir: str = Field("runs", description="folder of run folders")
+    twin: bool = Field(True, description="also run the clean twin")
+    control: bool = Field(True, description="also run the control: same trigger, no accumulation")
+    tracking: str = Field("none", description="also write the rounds for a viewer: one or several (commas) of `TRACKERS`, or your own")
+    cells: str = Field("", description="internal: the cells of a sweep, as JSON")
+    search: str = Field("", description="internal: an attack search, as JSON")
+    grid: Grid = Grid.model_validate({})
+    ray: Ray = Ray.model_validate({})
+    data: Data = Data.model_validate({})
+    model: Model = Model.model_validate({})
+    client: Client = Client.model_validate({})
+    server: Server = Server.model_validate({})
+    strategy: Strategy = Strategy.model_validate({})
+    attack: Attack = Attack.model_validate({})
+    schedule: Schedule = Schedule.model_validate({})
+    evaluate: Evaluate = Evaluate.model_validate({})
+    monitor: Monitor = Monitor.model_validate({})
+    checkpoint: Checkpoint = Checkpoint.model_validate({})
+    fault: Fault = Fault.model_validate({})
+
+    @property
+    def clients_per_round(self) -> int:
+        """n, the clients sampled a round."""
+        return self.server.clients_per_round or self.data.num_clients
+
+    @property
+    def step_size(self) -> float:
+        """How far the model moves for a combined update of length 1, without momentum: a Flower strategy is shown models that are
+        `client.learning-rate` times the update away.
+        """
+        foreign = self.strategy.name.startswith("flwr.") or ":" in self.strategy.name
+        return self.client.learning_rate if foreign else self.server.learning_rate

@@ -1,0 +1,63 @@
+"""Arguments of what a key names: `strategy.options`, `attack.options`, … as a JSON object or as TOML keys, one spelling inside."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from typing import Any, cast
+
+OPTIONS = ("strategy.options", "attack.options", "model.options", "data.options", "data.partition-options")
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """The arguments by name in an `*.options` text: a JSON object, or TOML keys one a line. Raises ValueError for anything else."""
+    if not text.strip():
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            value = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"neither JSON nor TOML ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError("expected an object of arguments by name")
+    return cast(dict[str, Any], value)
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """The one spelling of arguments: JSON, sorted; empty for none. Raises ValueError for a value that JSON does not have."""
+    try:
+        return json.dumps(options, sort_keys=True) if options else ""
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def gathered(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Flat keys in which each `*.options` has its one spelling, whatever way it was written, a table of a preset included; and a
+    sentence for each that is none."""
+    result, tables, problems = dict[str, Any](), dict[str, dict[str, Any]](), list[str]()
+    for key, value in flat.items():
+        owner = next((option for option in OPTIONS if key.startswith(option + ".")), None)
+        if owner:
+            _put(tables.setdefault(owner, {}), key.removeprefix(owner + ".").split("."), value)
+        else:
+            result[key] = value
+    for key in OPTIONS:
+        text = result.get(key, "")
+        try:
+            if isinstance(text, Mapping):  # {} in TOML
+                text = options_text(cast(Mapping[str, Any], text))
+            if isinstance(text, str) and (text or key in tables):
+                result[key] = options_text({**parse_options(text), **tables.get(key, {})})
+        except ValueError as error:
+            problems.append(f"expected {key} to be a JSON object or TOML keys, got {text!r} ({error})")
+    return result, problems
+
+
+def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+    *sections, last = path
+    for section in sections:
+        table = table.setdefault(section, {})
+    table[last] = value

@@ -1,0 +1,209 @@
+"""From flat keys to a checked `Config` and back: all problems at once, the nearest key named, the hash of a run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from fl_sim.config.checks import cross_checks
+from fl_sim.config.keys import Config, Section
+from fl_sim.config.options import gathered
+from fl_sim.registry import REGISTRIES, registry
+
+Scalar = bool | int | float | str
+
+FIXED_CONTENT = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn")  # the same data wherever it lies
+
+# Keys that cannot change a result stay out of a run's hash (DESIGN: "A run's folder").
+NOT_HASHED = (
+    "name",
+    "output-dir",
+    "cells",
+    "search",
+    "tracking",
+    "grid.",
+    "ray.",
+    "data.cache-dir",
+    "data.download",
+    "checkpoint.",
+    "fault.kill-round",
+)
+
+
+class ConfigError(ValueError):
+    """One or more problems of a configuration; `problems` holds one sentence each, `config` what is left with defaults instead."""
+
+    def __init__(self, problems: list[str], config: Config | None = None) -> None:
+        super().__init__("\n".join(problems))
+        self.problems, self.config = problems, config
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"name": "digits"}}` to `{"data.name": "digits"}`."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        level = nested
+        for section in sections:
+            below = level.setdefault(section, {})
+            level = cast(dict[str, Any], below) if isinstance(below, dict) else {}
+        level[last] = value
+    return nested
+
+
+def to_flat(config: Config) -> dict[str, Scalar]:
+    """Every key of a config with its value."""
+    return flatten(config.model_dump(by_alias=True))
+
+
+@lru_cache(maxsize=1)
+def default_flat() -> dict[str, Scalar]:
+    """Every key with its default value (a process-wide constant)."""
+    return to_flat(Config.model_validate({}))
+
+
+def resolve(flat: Mapping[str, Any]) -> Config:
+    """A `Config` from flat keys; keys not given keep their defaults.
+
+    Raises `ConfigError` with every problem found: unknown keys (and the nearest known one), wrong types, values out of
+    range, unknown names, and keys that contradict each other.
+    """
+    known = default_flat()
+    flat, problems = gathered(flat)
+    problems += [_unknown(key, known) for key in flat if key not in known]
+    given = {key: _number(value, known[key]) for key, value in flat.items() if key in known}
+    bad: set[str] = set()
+    try:
+        config = Config.model_validate(nest(given))
+    except ValidationError as error:
+        for detail in error.errors():
+            key = ".".join(str(part) for part in detail["loc"])
+            bad.add(key)
+            problems.append(_sentence(key, dict(detail)))
+        config = Config.model_validate(nest({key: value for key, value in given.items() if key not in bad}))
+    problems += [problem for keys, problem in cross_checks(config) if not bad & set(keys)]
+    named = {key: value for key, value in given.items() if key in REGISTRIES and key not in bad and value != known[key]}
+    problems += filter(None, (registry(key).problem(value) for key, value in named.items()))
+    if problems:
+        raise ConfigError(problems, config)
+    return config
+
+
+def resolve_cells(flat: Mapping[str, Any]) -> list[Config]:
+    """The configurations to run: the cells of `cells`, each over the common keys, or the one configuration itself. The common keys
+    alone need not be a valid configuration.
+    """
+    common = {key: value for key, value in flat.items() if key not in ("cells", "search")}
+    return [resolve({**common, **cell}) for cell in json.loads(flat.get("cells") or "[{}]")]
+
+
+def _number(value: Any, default: Scalar) -> Any:
+    """Text `inf` stands for infinity where a number is expected: JSON has no other way to write it."""
+    return math.inf if isinstance(default, float) and value in ("inf", "Infinity") else value
+
+
+def _unknown(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(key.split(".")[-1], known, n=1, cutoff=0.3)
+    return f"unknown key {key!r}" + (f"; the nearest known key is {near[0]!r}" if near else "")
+
+
+def _sentence(key: str, detail: dict[str, Any]) -> str:
+    context, got = detail.get("ctx", {}), detail["input"]
+    expected = {
+        "literal_error": lambda: "to be one of " + str(context["expected"]).replace(" or ", ", "),
+        "int_type": lambda: "to be a whole number",
+        "float_type": lambda: "to be a number",
+        "bool_type": lambda: "to be true or false",
+        "string_type": lambda: "to be text",
+        "finite_number": lambda: "to be a finite number",
+        "greater_than": lambda: f"> {context['gt']}",
+        "greater_than_equal": lambda: f">= {context['ge']}",
+        "less_than": lambda: f"< {context['lt']}",
+        "less_than_equal": lambda: f"<= {context['le']}",
+        "string_pattern_mismatch": lambda: "to be letters, digits, dots, dashes and underscores, at most 64",
+    }.get(detail["type"], lambda: f"otherwise ({detail['msg']})")
+    return f"expected {key} {expected()}, got {got!r}"
+
+
+def config_hash(config: Config) -> str:
+    """The first 12 hex digits of SHA-256 over every key that can change a result.
+
+    `data.root` counts where it says which data is meant: not for public data sets. Of what is from outside the repository the content
+    of its file counts too.
+    """
+    return hashlib.sha256(to_json(hashed_keys(config)).encode()).hexdigest()[:12]
+
+
+def hashed_keys(config: Config) -> dict[str, Scalar]:
+    """The keys that can change a result, with values as JSON has them (infinity as the text "inf")."""
+    flat = to_flat(config)
+    sources = {f"{key} (source)": registry(key).content(str(flat[key])) for key in REGISTRIES if ":" in str(flat[key])}
+    left_out = NOT_HASHED + (("data.root",) if config.data.name in FIXED_CONTENT else ())
+    return json.loads(to_json({key: value for key, value in (flat | sources).items() if not key.startswith(left_out)}))
+
+
+def to_json(flat: Mapping[str, Any]) -> str:
+    """Flat keys as strict JSON, sorted; infinity becomes the text "inf"."""
+    plain = {key: "inf" if isinstance(value, float) and math.isinf(value) else value for key, value in flat.items()}
+    return json.dumps(plain, sort_keys=True, allow_nan=False)
+
+
+@lru_cache(maxsize=256)
+def from_json(text: str) -> Config:
+    """The `Config` of a `to_json` text of one that was resolved (a process-wide cache: workers get it with every message)."""
+    return Config.model_validate(nest({key: _number(value, default_flat()[key]) for key, value in json.loads(text).items()}))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat keys of a TOML file. Raises `ConfigError` naming the file if it cannot be read."""
+    try:
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`attack.rho=0.5` to `("attack.rho", 0.5)`: the value is TOML, or plain text where it is not."""
+    key, found, value = text.partition("=")
+    if not found:
+        raise ConfigError([f"expected KEY=VALUE, got {text!r}"])
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def describe_keys() -> list[tuple[str, Scalar, str]]:
+    """Every key with default and meaning, for the reference page."""
+
+    def walk(section: type[Section], prefix: str) -> list[tuple[str, Scalar, str]]:
+        rows: list[tuple[str, Scalar, str]] = []
+        for field in section.model_fields.values():
+            key = f"{prefix}{field.alias}"
+            if isinstance(field.default, Section):
+                rows += walk(type(field.default), key + ".")
+            else:
+                rows.append((key, field.default, field.description or ""))
+        return rows
+
+    return walk(Config, "")

@@ -1,0 +1,1 @@
+"""Data sets, partitions, and the federation of clients that hold them."""

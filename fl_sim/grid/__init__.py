@@ -1,0 +1,1 @@
+"""Flower's Grid over virtual clients, and the transports to their workers."""

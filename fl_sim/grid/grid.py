@@ -1,0 +1,230 @@
+"""The ClientGrid: Flower's Grid over virtual clients. It packs a round's messages into one order a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, cast
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fl_sim.config.resolve import from_json
+from fl_sim.grid.merging import MergedRound, Result
+from fl_sim.grid.reply_checks import reply_problem
+from fl_sim.grid.transports import Answer, Transport
+from fl_sim.training.clipping import Clip
+from fl_sim.wire.arrays import from_record
+from fl_sim.wire.messages import (
+    AttackState,
+    Blocks,
+    ClientReport,
+    CoalitionOrder,
+    Order,
+    Reply,
+    order_to_content,
+    reply_from_content,
+)
+
+RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What the grid saw in a round: reports of all sampled clients in id order, who was malicious, what the attack says, and the
+    norm of the honest clients' mean; the seconds that the slowest worker worked."""
+
+    reports: tuple[ClientReport, ...] = ()
+    malicious: frozenset[int] = frozenset()
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    honest_norm: float = 0.0
+    waves: int = 0
+    retried: Mapping[str, str] = field(default_factory=dict[str, str])
+    seconds: float = 0.0
+
+    @cached_property
+    def combined(self) -> tuple[int, ...]:
+        """The clients whose updates are in the result."""
+        return tuple(report.client for report in self.reports if not report.failure)
+
+    @cached_property
+    def poison_ratio(self) -> float:
+        """The realised share of malicious clients among the updates combined."""
+        return sum(client in self.malicious for client in self.combined) / max(len(self.combined), 1)
+
+
+class ClientGrid(Grid):
+    """One track's view of the workers.
+
+    A strategy sends one message per sampled client, as to any Flower grid; their content is shared: "arrays" with the
+    model `theta`, and "config" with `round`, `phase`, `stacked`, `clip-norm`, `clip-bound`. It gets one packed reply: the
+    weighted sum of the updates, or their stack, with every client's report.
+
+    Args: config, the run's configuration as JSON for the workers; block, clients per block; malicious, the coalition's
+    ids; omniscient, whether it may know the honest sum; accumulate, false in a control; orders, how many orders a wave
+    (0: one a worker); waves, 1 or 2 for a round of an omniscient coalition (0: whichever the transport does faster).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        config: str,
+        num_clients: int,
+        block: int,
+        buffers: Tensor,
+        malicious: frozenset[int] = frozenset(),
+        omniscient: bool = True,
+        accumulate: bool = True,
+        orders: int = 0,
+        waves: int = 0,
+    ) -> None:
+        client = from_json(config).client
+        self._timeout, self._largest_weight = client.timeout or None, float(client.batch_size * client.local_steps)
+        self._transport, self._config, self._num_clients, self._block = transport, config, num_clients, block
+        self._buffers, self._malicious, self._omniscient, self._accumulate = buffers, malicious, omniscient, accumulate
+        self._orders, self._waves = orders or transport.num_workers, waves
+        self.attack_state = AttackState()
+        self.outcome = RoundOutcome()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        messages = list(messages)
+        if not messages:
+            return []
+        content = messages[0].content
+        order = self._order(content, sorted(message.metadata.dst_node_id - 1 for message in messages))
+        reply = Message(self._round(order), reply_to=messages[0])
+        return [reply]
+
+    def _order(self, content: RecordDict, sampled: list[int]) -> Order:
+        """The whole round as one order: honest blocks, and the coalition's part if its malicious clients act."""
+        settings = content.config_records["config"]
+        phase = cast(str, settings["phase"])
+        acting = [] if phase in RESTING else [client for client in sampled if client in self._malicious]
+        blocks = self._blocks([client for client in sampled if client not in acting])
+        norm = cast(Any, settings["clip-norm"])
+        order = Order(
+            theta=from_record(content.array_records["arrays"])["theta"],
+            buffers=self._buffers,
+            config=self._config,
+            round=cast(int, settings["round"]),
+            num_blocks=len(blocks),
+            blocks=blocks,
+            stacked=cast(bool, settings["stacked"]),
+            before=Clip(norm, cast(float, settings["clip-bound"])) if norm else None,
+        )
+        if not acting:
+            return order
+        return replace(order, coalition=CoalitionOrder(tuple(acting), phase, self._accumulate, len(sampled), self.attack_state))
+
+    def _blocks(self, clients: list[int]) -> Blocks:
+        """The clients by fixed ranges of `block` consecutive ids."""
+        members: dict[int, list[int]] = {}
+        for client in clients:
+            members.setdefault(client // self._block, []).append(client)
+        return tuple((position, tuple(members[key])) for position, key in enumerate(sorted(members)))
+
+    def _round(self, order: Order) -> RecordDict:
+        """Run the waves of a round and pack what came back."""
+        coalition, honest_only = order.coalition, replace(order, coalition=None)
+        one_wave = coalition is None or not self._omniscient or self._one_wave()
+        if coalition and one_wave:
+            witness = order.blocks if self._omniscient else ()
+            parts = self._split(honest_only)
+            parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=witness))
+        else:
+            parts = self._split(honest_only)
+        merged = MergedRound(order, self._exchange(parts))
+        if coalition and not one_wave:
+            merged.add(self._exchange([self._second_wave(order, merged)]))
+        if merged.coalition:
+            self.attack_state = merged.coalition.state
+        self.outcome = RoundOutcome(
+            reports=merged.reports(),
+            malicious=self._malicious,
+            metrics=dict(merged.coalition.metrics) if merged.coalition else {},
+            honest_norm=merged.honest_norm(),
+            waves=1 if one_wave else 2,
+            retried=merged.retried,
+            seconds=merged.seconds,
+        )
+        return merged.content()
+
+    def _one_wave(self) -> bool:
+        """One wave when one worker has all honest updates anyway, or when a wave costs more than computing them again."""
+        if self._waves:
+            return self._waves == 1
+        return min(self._orders, self._transport.num_workers) == 1 or self._transport.slow_waves
+
+    def _split(self, order: Order) -> list[Order]:
+        """Contiguous ranges of blocks, one order a worker; at least one order."""
+        count = max(1, min(self._orders, self._transport.num_workers, len(order.blocks)))
+        bounds = [len(order.blocks) * i // count for i in range(count + 1)]
+        return [replace(order, blocks=order.blocks[bounds[i] : bounds[i + 1]]) for i in range(count)]
+
+    def _second_wave(self, order: Order, merged: MergedRound) -> Order:
+        """The coalition's order with the honest sum in it."""
+        assert order.coalition
+        total, weight = merged.honest()
+        return replace(order, blocks=(), coalition=replace(order.coalition, honest_sum=total, honest_weight=weight))
+
+    def _exchange(self, parts: Sequence[Order]) -> list[Result]:
+        """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere, each block and the
+        coalition by itself, so that what fails again takes nothing with it."""
+        results: list[Result] = []
+        again: list[tuple[Order, int | None]] = []
+        for part, answer in zip(parts, self._send(parts), strict=True):
+            reply, failure = self._read(part, answer)
+            if reply is None:
+                whose = ", ".join(
+                    [f"{clients[0]} to {clients[-1]}" for _, clients in part.blocks] + ["the coalition"] * bool(part.coalition)
+                )
+                results.append((replace(part, blocks=(), coalition=None), None, f"{failure}; asked elsewhere: clients {whose}"))
+            else:
+                results.append((part, reply, ""))
+            failed = [block for block in part.blocks if reply is None or block[0] in reply.retry]
+            again += [(replace(part, blocks=(block,), coalition=None, attempt=1), answer.worker) for block in failed]
+            if reply is None and part.coalition:
+                again.append((replace(part, blocks=(), attempt=1), answer.worker))
+        for part, worker in again:
+            reply, failure = self._read(part, self._send([part], avoid=worker)[0])
+            results.append((part, reply, failure))
+        return results
+
+    def _send(self, parts: Sequence[Order], avoid: int | None = None) -> list[Answer]:
+        return self._transport.exchange([order_to_content(part) for part in parts], avoid=avoid, timeout=self._timeout)
+
+    def _read(self, order: Order, answer: Answer) -> tuple[Reply | None, str]:
+        """The reply of an answer, or why it has none that can be used."""
+        if answer.content is None:
+            return None, answer.failure
+        try:
+            reply = reply_from_content(answer.content)
+            problem = reply_problem(order, reply, self._largest_weight)
+        except Exception as error:  # a reply may hold anything
+            return None, f"the reply cannot be read ({type(error).__name__}: {error})"
+        return (None, problem) if problem else (reply, "")
+
+    # What Flower's Grid asks for beside.
+
+    def get_node_ids(self) -> list[int]:
+        """Node ids of the virtual clients: client i is node i + 1 (Flower keeps 0 for nobody)."""
+        return list(range(1, self._num_clients + 1))
+
+    def set_run(self, run: Any) -> None:
+        raise RuntimeError("a ClientGrid has no Flower run of its own; use the grid that Flower gave to the ServerApp")
+
+    @property
+    def run(self) -> Any:
+        raise RuntimeError("a ClientGrid has no Flower run of its own; use the grid that Flower gave to the ServerApp")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise RuntimeError("Grid.create_message is deprecated in Flower; use flwr.app.Message")
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")

@@ -1,0 +1,208 @@
+"""Our own Ray actors on the Ray runtime that Flower's simulation has started or joined, called directly."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy.typing as npt
+import ray
+import ray.exceptions
+import torch
+from flwr.app import Message, RecordDict
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fl_sim.grid.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_app, claim_identity
+from fl_sim.wire.arrays import array_record
+
+STARTS = 3  # times that a worker is started before its next order is sent to it anyway, and fails
+SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
+
+
+class Server:
+    """Runs in an actor: holds the ClientApp and answers orders."""
+
+    def __init__(self, app: str) -> None:
+        torch.set_num_threads(1)
+        self._app = _named(app)
+
+    def call(self, message: Message, worker: int, model: Mapping[str, npt.NDArray[Any]]) -> Answer:
+        message.content["model"] = array_record(model)
+        return call_app(self._app, message, worker)
+
+    def host(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
+        claim_identity()
+        yield from _named(target)(InlineTransport(self._app), *arguments)
+
+
+def _named(target: str) -> Any:
+    """The object of "module:name"."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def spread(count: int, cpus: Mapping[str, float]) -> list[str]:
+    """The nodes of `count` workers, given the CPUs of each of at least one node. The next worker goes where most CPUs would be left to each
+    (D'Hondt's rule); a node without CPUs gets none if another has some."""
+    taken = {node: 0 for node, number in cpus.items() if number > 0} or dict.fromkeys(cpus, 0)
+    placed: list[str] = []
+    for _ in range(count):
+        placed.append(max(taken, key=lambda node: cpus[node] / (taken[node] + 1)))
+        taken[placed[-1]] += 1
+    return placed
+
+
+def actor_class() -> type:
+    """The actor. A local class travels by value, so it can set the import path before anything of ours is imported: Ray puts
+    the driver's working directory first, and under plain `flwr run` that is where the SuperLink happened to be started.
+    """
+
+    class Worker:
+        def __init__(self, app: str, path: list[str]) -> None:
+            import importlib
+            import sys
+
+            sys.path[:] = [*path, *(folder for folder in sys.path if folder not in path)]
+            self._server = importlib.import_module("fl_sim.grid.ray_workers").Server(app)
+
+        def ready(self) -> bool:
+            return True
+
+        def call(self, message: Any, worker: int, **model: Any) -> Any:
+            return self._server.call(message, worker, model)
+
+        def host(self, target: str, arguments: Any) -> Any:
+            yield from self._server.host(target, arguments)
+
+    return Worker
+
+
+class RayTransport(HostingTransport):
+    """`num_workers` actors (0: one per CPU of the cluster). The model goes to the object store once a wave.
+
+    A worker that died is replaced at once. On a GPU, workers without a share of their own (`gpus_per_worker` = 0) get equal
+    ones: Ray hides the GPUs from an actor that reserves none.
+    """
+
+    def __init__(self, app: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
+        until = time.monotonic() + timeout
+        while not ray.is_initialized():
+            if time.monotonic() > until:
+                raise TimeoutError(f"Flower's simulation did not start Ray within {timeout:.0f} s")
+            time.sleep(0.05)
+        resources = ray.cluster_resources()
+        count = num_workers or max(1, int(resources.get("CPU", 1)))
+        gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
+        cpus: dict[str, float] = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
+        # Ray puts an actor that asks for nothing on a random node, SPREAD or not, unless a node is demanded for it.
+        places: list[Any] = ["SPREAD"] * count
+        if not gpus:
+            places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
+        self._start = lambda: actor.remote(app, sys.path)
+        self._actors = [actor.options(scheduling_strategy=place).remote(app, sys.path) for place in places]
+        self._busy = [0] * count
+        self._lock = threading.Lock()
+        self._doubtful = False
+        self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # the caller burns in
+        self.hosts = len(cpus) == 1  # a hosted run writes its folder where it runs
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._actors)
+
+    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
+        shared: dict[int, Any] = {}
+        calls: list[tuple[int, Any, Any]] = []
+        taken = self._take(len(contents), avoid)
+        try:
+            for content, worker in zip(contents, taken, strict=True):
+                model = {name: array.numpy() for name, array in content.array_records["model"].items()}
+                for values in model.values():
+                    if values.nbytes > SMALL and values.ctypes.data not in shared:
+                        shared[values.ctypes.data] = ray.put(values)
+                references = {name: shared.get(values.ctypes.data, values) for name, values in model.items()}
+                rest = RecordDict({name: record for name, record in content.items() if name != "model"})
+                message = Message(rest, worker + 1, "train")
+                actor = self._actors[worker]
+                calls.append((worker, actor, actor.call.remote(message, worker, **references)))
+            until = None if timeout is None else time.monotonic() + timeout
+            return [self._result(*call, until) for call in calls]
+        finally:
+            with self._lock:
+                for worker in taken:
+                    self._busy[worker] -= 1
+
+    def host(self, target: str, *arguments: str) -> Iterator[Any]:
+        (worker,) = self._take(1, None)
+        actor = self._actors[worker]
+        try:
+            for value in actor.host.options(num_returns="streaming").remote(target, arguments):
+                yield ray.get(value)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:  # dead, out of memory, or out of reach: then it must not go on writing
+            with self._lock:
+                ray.kill(actor)
+                self._replace(worker, actor)
+            raise WorkerDiedError(f"worker {worker} died ({type(error).__name__})") from None
+        finally:
+            with self._lock:
+                self._busy[worker] -= 1
+
+    def _take(self, count: int, avoid: int | None) -> list[int]:
+        """The least busy workers, one an order; a failed worker only when there is no other."""
+        with self._lock:
+            if self._doubtful:  # a worker died, and a lost node takes several with it: the idle ones must say that they are there
+                idle = [worker for worker, busy in enumerate(self._busy) if not busy and worker not in self._starting]
+                self._starting |= {worker: self._actors[worker].ready.remote() for worker in idle}
+                self._doubtful = False
+            for worker in self._starting:
+                self._await(worker)
+            self._starting = {}
+            order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
+            taken = [order[i % len(order)] for i in range(count)]
+            for worker in taken:
+                self._busy[worker] += 1
+            return taken
+
+    def _replace(self, worker: int, actor: Any) -> None:
+        """Start another actor in a worker's place, unless another thread did; the next order waits until it is up, so that no timeout runs
+        meanwhile."""
+        if self._actors[worker] is actor:
+            self._actors[worker] = self._start()
+            self._starting[worker] = self._actors[worker].ready.remote()
+            self._doubtful = True
+
+    def _await(self, worker: int) -> None:
+        """Wait until a worker is up. Ray may put it on a node that it does not know to be lost yet: then it is started again."""
+        for _ in range(STARTS):
+            with suppress(ray.exceptions.RayError):
+                ray.get(self._starting[worker])
+                return
+            self._actors[worker] = self._start()
+            self._starting[worker] = self._actors[worker].ready.remote()
+
+    def _result(self, worker: int, actor: Any, call: Any, until: float | None) -> Answer:
+        try:
+            return ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
+        except ray.exceptions.GetTimeoutError:
+            with self._lock:
+                ray.kill(actor)  # else its next order waits for this one
+                self._replace(worker, actor)
+            return Answer(worker, None, f"worker {worker} did not answer in time (client.timeout)")
+        except ray.exceptions.RayActorError:
+            with self._lock:
+                self._replace(worker, actor)
+            return Answer(None, None, f"worker {worker} died")
+        except ray.exceptions.RayError as error:
+            return Answer(worker, None, f"worker {worker}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+
+    def close(self) -> None:
+        for worker in self._actors:
+            ray.kill(worker)

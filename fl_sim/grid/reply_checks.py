@@ -1,0 +1,96 @@
+"""What the server checks of a worker's reply before anything of it is combined: it may be damaged, or another's program."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fl_sim.wire.messages import ClientReport, Order, Reply
+from fl_sim.wire.reduction import Node
+
+
+def reply_problem(order: Order, reply: Reply, largest_weight: float) -> str:
+    """Why a reply does not answer its order; empty if it does.
+
+    Every client that was asked is reported exactly once, or its block is on the retry list; every weight is in (0, largest_weight]; every
+    sum and every update has d finite numbers of the model's type, and there is one for every client that is not reported as failed.
+    """
+    if not math.isfinite(reply.seconds):
+        return f"expected seconds to be a number, got {reply.seconds}"
+    asked = {position: clients for position, clients in order.blocks if position not in reply.retry}
+    if stray := set(reply.retry) - {position for position, _ in order.blocks}:
+        return f"expected blocks of the order on the retry list, got {sorted(stray)}"
+    if set(reply.reports) != set(asked):
+        return f"expected reports of the blocks {sorted(asked)}, got {sorted(reply.reports)}"
+    for position, clients in asked.items():
+        if problem := _reports_problem(clients, reply.reports[position], largest_weight):
+            return problem
+    if order.stacked:
+        counts = {position: _sent(reply.reports[position]) for position in asked}
+        problem = _same_keys("updates", set(reply.rows), set(asked)) or _first(
+            _tensor_problem(rows, (counts[position], len(order.theta)), order.theta) for position, rows in reply.rows.items()
+        )
+    else:
+        covered = Counter(position for node in reply.nodes for position in _positions(node, order.num_blocks))
+        problem = _same_keys("sums", covered, Counter(list(asked))) or _first(
+            _tensor_problem(total, (len(order.theta),), order.theta) for total in reply.nodes.values()
+        )
+    return problem or _coalition_problem(order, reply, largest_weight)
+
+
+def _coalition_problem(order: Order, reply: Reply, largest_weight: float) -> str:
+    if not order.coalition or not reply.coalition:
+        return "expected the coalition's part" if order.coalition else "expected no coalition's part" if reply.coalition else ""
+    part = reply.coalition
+    count = _sent(part.reports) if order.stacked else 1
+    if not order.stacked and not _sent(part.reports):
+        count = len(part.updates)  # one sum of nothing, or none
+    return _reports_problem(order.coalition.members, part.reports, largest_weight) or _tensor_problem(
+        part.updates, (count, len(order.theta)), order.theta
+    )
+
+
+def _reports_problem(clients: Sequence[int], reports: Sequence[ClientReport], largest_weight: float) -> str:
+    found = Counter(report.client for report in reports)
+    if missing := sorted(set(clients) - set(found)):
+        return f"client {missing[0]} is missing"
+    if strangers := sorted(set(found) - set(clients)):
+        return f"client {strangers[0]} was not asked"
+    if twice := sorted(client for client, count in found.items() if count > 1):
+        return f"client {twice[0]} is reported twice"
+    for report in reports:
+        if not report.failure and not 0.0 < report.weight <= largest_weight:  # not-a-number is neither
+            return f"client {report.client}: expected a weight in (0, {largest_weight:g}], got {report.weight:g}"
+        if not report.failure and (report.norm < 0.0 or math.isinf(report.norm)):
+            return f"client {report.client}: expected a norm >= 0, got {report.norm:g}"
+    return ""
+
+
+def _tensor_problem(value: Tensor, shape: tuple[int, ...], theta: Tensor) -> str:
+    if tuple(value.shape) != shape:
+        return f"expected an update to have shape {shape}, got {tuple(value.shape)}"
+    if value.dtype != theta.dtype:
+        return f"expected an update in {theta.dtype}, got {value.dtype}"
+    return "" if math.isfinite(float(torch.sum(value, dtype=torch.float64))) else "an update is not finite"
+
+
+def _same_keys(what: str, found: object, expected: object) -> str:
+    return "" if found == expected else f"expected {what} of each block that was asked, once"
+
+
+def _positions(node: Node, num_blocks: int) -> range:
+    """The blocks that a node of the reduction tree covers."""
+    level, index = node
+    return range(index << level, min((index + 1) << level, num_blocks))
+
+
+def _sent(reports: Sequence[ClientReport]) -> int:
+    return sum(not report.failure for report in reports)
+
+
+def _first(problems: Iterable[str]) -> str:
+    return next(filter(None, problems), "")

@@ -1,0 +1,86 @@
+"""A model as pure functions of its flat parameter vector: what clients train and attacks differentiate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad  # pyright: ignore[reportUnknownVariableType]
+
+
+class FlatModel:
+    """Pure functions of `theta` (d,) around one `nn.Module`, which is only a template and keeps no state.
+
+    Batch-norm statistics are the constant `buffers` (s,): the module runs in eval mode, see `fl_sim.model.architectures`. With `bfloat16`
+    the layers compute in that type where PyTorch's autocast says that it is safe; losses and gradients by theta are float32 all the same.
+    """
+
+    def __init__(self, module: nn.Module, buffers: Tensor | None = None, *, bfloat16: bool = False) -> None:
+        self.module, self._bfloat16 = module.eval(), bfloat16
+        parameters = dict(module.named_parameters())
+        self._names = list(parameters)
+        self._shapes = [parameter.shape for parameter in parameters.values()]
+        self._sizes = [parameter.numel() for parameter in parameters.values()]
+        if buffers is not None and buffers.numel():
+            load_buffers(module, buffers)
+
+    @property
+    def layout(self) -> dict[str, torch.Size]:
+        """The shapes of the parameters by name, in the order of theta."""
+        return dict(zip(self._names, self._shapes, strict=True))
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        parts = theta.split(self._sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
+
+    def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,)."""
+        if not self._bfloat16:
+            return functional_call(self.module, self._named(theta), (inputs,))
+        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # a cache would keep the parameters of a transform
+            return functional_call(self.module, self._named(theta), (inputs,)).to(theta.dtype)
+
+    def loss(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy, or `sum_j weights_j * cross-entropy_j` when weights (b,) are given. A scalar."""
+        logits = self.logits(theta, inputs)
+        if weights is None:
+            return F.cross_entropy(logits, labels)
+        return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+    def gradient(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The gradient (d,) of `loss` with respect to theta."""
+        leaf = theta.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(self.loss(leaf, inputs, labels, weights), leaf)
+        return gradient
+
+    def gradients(self, thetas: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Per-client gradients, vectorised with `torch.func`.
+
+        Args: thetas (d,) shared or (k, d) one a client; inputs (k, b, C, H, W); labels (k, b); weights (k, b).
+        Returns: (k, d).
+        """
+        shared = 0 if thetas.dim() == 2 else None
+        return torch.vmap(grad(self.loss), in_dims=(shared, 0, 0, 0))(thetas, inputs, labels, weights)
+
+    @torch.no_grad()
+    def examples(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (e,) and whether the model is right, 1 or 0, (e,) of each of the inputs (e, C, H, W), in batches."""
+        losses: list[Tensor] = []
+        hits: list[Tensor] = []
+        for start in range(0, len(labels), batch):
+            logits, part = self.logits(theta, inputs[start : start + batch]), labels[start : start + batch]
+            losses.append(F.cross_entropy(logits, part, reduction="none"))
+            hits.append((logits.argmax(dim=1) == part).to(logits.dtype))
+        return torch.cat(losses), torch.cat(hits)
+
+    def score(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[float, float]:
+        """Accuracy in percent and mean cross-entropy over inputs (e, C, H, W), in batches."""
+        losses, hits = self.examples(theta, inputs, labels, batch)
+        return 100.0 * int(hits.sum(dtype=torch.float64)) / len(labels), float(losses.mean(dtype=torch.float64))
+
+
+def load_buffers(module: nn.Module, flat: Tensor) -> None:
+    """Write the vector of `flat_buffers` back into a module."""
+    targets = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    for target, part in zip(targets, flat.split([target.numel() for target in targets]), strict=True):
+        target.copy_(part.view_as(target))

@@ -1,0 +1,1 @@
+"""DGC, discrepancy-aware gradient clipping."""

@@ -1,0 +1,71 @@
+"""The server's rules: what happens to updates before, while and after they are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fl_sim.config.keys import Strategy
+from fl_sim.training.clipping import Clip, clip, clip_of, norms
+
+Combine = Callable[[Tensor, Tensor], Tensor]  # updates (n, d), weights (n,) -> (d,)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Three slots: `before` per client, `combine`, `after` on the combined update.
+
+    `combine = None` is the weighted mean, which workers can sum up by themselves: a rule with it never needs the single
+    updates in one place. Source: Pang et al. 2021, App. C (no clip, clip before, clip after aggregation).
+    """
+
+    before: Clip | None = None
+    combine: Combine | None = None
+    after: Clip | None = None
+
+    @property
+    def reducible(self) -> bool:
+        """Whether workers may reply with weighted sums instead of every update."""
+        return self.combine is None
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A combined update (d,) with what the rule did: its l2 norm before and after the last slot, and how many updates were clipped."""
+
+    update: Tensor
+    metrics: dict[str, float]
+
+
+def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
+    """The `after` slot on the combined update (d,), and the rule's report.
+
+    Args: client_norms (n,), each update's norm in the norm of `before`, NaN where nobody needed it.
+    """
+    update, norm = clip(mean, rule.after) if rule.after else (mean, norms(mean))
+    metrics = {"combined-norm": float(norms(mean)), "applied-norm": float(norms(update))}
+    if rule.after:
+        metrics["clipped"] = float(norm > rule.after.bound)
+    if rule.before:
+        metrics["clipped"] = float((client_norms > rule.before.bound).sum())
+        metrics["median-norm"] = float(client_norms.nanmedian())
+    return Combined(update, metrics)
+
+
+def stacked_mean(rule: Rule, updates: Tensor, weights: Tensor) -> Tensor:
+    """The `before` and `combine` slots on single updates (n, d) with weights (n,): `sum_i w_i before(g_i) / sum_i w_i`, or the
+    rule's own combination.
+    """
+    clipped = clip(updates, rule.before)[0] if rule.before else updates
+    if rule.combine:
+        return rule.combine(clipped, weights)
+    return (weights @ clipped) / weights.sum()
+
+
+RULES: dict[str, Callable[[Strategy], Rule]] = {
+    "mean": lambda settings: Rule(),
+    "clip-before": lambda settings: Rule(before=clip_of(settings.norm, settings.bound)),
+    "clip-after": lambda settings: Rule(after=clip_of(settings.norm, settings.bound)),
+}

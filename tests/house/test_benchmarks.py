@@ -1,0 +1,83 @@
+"""The benchmarks' legs on a few rounds: they run, count what they say, and their tables and figure can be drawn. Nothing is timed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmarks import __main__ as benchmarks
+from experiments.benchmarks import floor, loop, ours, soak
+from experiments.benchmarks.figure import curve_figure
+from experiments.benchmarks.memory import Sample
+from experiments.benchmarks.workloads import CURVE, WORKLOADS, make_data, workload_of
+from fl_sim.config.resolve import resolve
+from fl_sim.data.federation import load_federation
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_is_what_its_title_says(name: str, tmp_path: Path) -> None:
+    workload = WORKLOADS[name]
+    make_data(workload, tmp_path)
+    config = resolve(workload.flat(tmp_path, next(iter(workload.strategies)), "inline", 3))
+    federation = load_federation(config)
+    assert config.clients_per_round == workload.clients
+    assert {len(share) for share in federation.splits.shares} == {workload.share}
+    batches = federation.cohort([0, 1], 1, workload.steps, workload.batch)
+    assert batches.inputs.shape == (2, workload.steps, workload.batch, 1, workload.pixels, workload.pixels)
+
+
+@pytest.mark.parametrize("name", ["W1", "W3"])
+def test_our_leg_and_the_loop(name: str, tmp_path: Path) -> None:
+    workload = replace(WORKLOADS[name], clients=4, name=f"{name}x4")
+    folder = make_data(workload, tmp_path)
+    assert len(loop.measure(workload, folder, 3)) == 3
+    found = ours.measure(f"{name}x4", tmp_path, 3, "inline", "mean")
+    assert found["rounds"] == 3
+    assert 0.0 < found["compute"] < found["round"]
+    table = benchmarks.table_of(f"{name}x4", {"ours inline · mean": [found], "loop": [{"round": 0.01, "startup": 1.0}]})
+    assert [column.header for column in table.columns][1] == "round (ms)"
+
+
+def test_the_floor_counts_operations_and_bytes() -> None:
+    # A 64-64-10 MLP: 64 * 64 + 64 * 10 multiplications and additions forward; backward as many for the weights, and 64 * 10 for the
+    # hidden layer's values. The layers' biases are counted with the parameters: 64 * 64 + 64 + 64 * 10 + 10.
+    seconds, operations, size = floor.measure(WORKLOADS["W1"], 2)
+    assert len(seconds) == 2
+    assert operations == 2 * 1000 * (2 * (64 * 64 + 64 * 10) + 64 * 10)
+    assert size == 4 * (1000 * 64 + 64 * 64 + 64 + 64 * 10 + 10)
+
+
+def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
+    names = [name for name, _ in benchmarks.legs_of(WORKLOADS["W4"], tmp_path, ["ours", "stock"])]
+    assert names == [
+        "ours ray · mean",
+        "ours inline · mean",
+        "stock · FedAvg",
+        "ours ray · clip-before 1",
+        "ours inline · clip-before 1",
+        "ours ray · flwr.Krum",
+        "ours inline · flwr.Krum",
+        "stock · Krum",
+    ]
+    assert [name for name, _ in benchmarks.legs_of(WORKLOADS["W1"], tmp_path, ["loop", "floor"])] == ["loop", "floor"]
+
+
+def test_the_curve(tmp_path: Path) -> None:
+    curve_figure(tmp_path / "clients.png", {workload_of(name).clients: {"ours inline · mean": [{"round": 0.01}]} for name in CURVE})
+    assert (tmp_path / "clients.png").stat().st_size > 5000
+
+
+def test_the_soak_sees_what_grows(tmp_path: Path) -> None:
+    steady = [0.010] * 1000
+    slower = [0.010 + 0.00001 * round_ for round_ in range(1000)]
+    flat = [Sample(at * 0.01, 10**9, 2 * 10**9, at) for at in range(0, 1000, 7)]
+    leaking = [Sample(at * 0.01, 10**9, 2 * 10**9 + 10**6 * at, at) for at in range(0, 1000, 7)]
+    assert soak.growth(steady, flat)["seconds ratio"] == pytest.approx(1.0)
+    assert soak.growth(steady, flat)["rss ratio"] == pytest.approx(1.0)
+    assert soak.growth(slower, flat)["seconds ratio"] == pytest.approx((0.01 + 899.5e-5) / (0.01 + 119.5e-5))
+    assert soak.growth(steady, leaking)["rss ratio"] == pytest.approx(2.9 / 2.3, rel=0.01), "of the rounds 200 to 400 and the last 200"
+    assert soak.growth(steady, leaking)["rss largest ratio"] > soak.growth(steady, leaking)["rss ratio"]
+    soak.soak_figure(tmp_path / "soak.png", slower, leaking, "a title")
+    assert (tmp_path / "soak.png").stat().st_size > 5000

@@ -1,0 +1,175 @@
+"""Whole runs inside a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.client_app import app
+from experiments import cli, server_app
+from experiments.launch.hosted import hosted_run
+from experiments.run.execute import execute_run
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.grid.transports import HostingTransport, InlineTransport, Transport, WorkerDiedError
+from tests.launch.test_flower import fingerprint
+
+Configure = Callable[..., Config]
+
+
+def test_a_hosted_run_is_the_run_and_tells_every_step(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, steps = configure(), list[tuple[str, int, str, float | None]]()
+    execute_run(config, tmp_path / "plain", InlineTransport(app), lambda *step: steps.append(step))
+    monkeypatch.setattr("experiments.launch.hosted.INTERVAL", 0.0)
+    told = list(hosted_run(InlineTransport(app), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
+    assert [step for part in told for step in part if step[0] != "burn-in"] == [step for step in steps if step[0] != "burn-in"]
+    assert len(told) > 2
+    (plain,), (hosted,) = (tmp_path / "plain").iterdir(), (tmp_path / "hosted").iterdir()
+    assert fingerprint(hosted) == fingerprint(plain)
+
+
+def test_a_hosted_run_raises_what_the_run_raises(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="every client failed"):
+        list(
+            hosted_run(
+                InlineTransport(app), to_json(to_flat(configure(fault__raises=",".join(map(str, range(12)))))), str(tmp_path), str(tmp_path)
+            )
+        )
+
+
+class DyingTransport(InlineTransport, HostingTransport):
+    """Its worker dies at the first `deaths` runs that it hosts."""
+
+    hosts = True
+
+    def __init__(self, deaths: int) -> None:
+        super().__init__(app)
+        self.deaths = deaths
+
+    def host(self, target: str, *arguments: str) -> Iterator[Any]:
+        assert target == server_app.HOSTED_RUN
+        if self.deaths:
+            self.deaths -= 1
+            raise WorkerDiedError("worker 0 died")
+        yield from hosted_run(InlineTransport(app), *arguments)
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_cell_whose_worker_died_is_run_once_more(
+    deaths: int, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_app, "open_transport", lambda *_: DyingTransport(deaths))
+    spec = tmp_path / "two.toml"
+    spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n')
+    small = [
+        "model.name='mlp'", "data.num-clients=12", f"data.cache-dir='{cache_dir}'", "schedule.burn-in-epochs=0", "attack.name='none'",
+        "schedule.accumulate-rounds=2", "schedule.recovery-rounds=0",
+    ]  # fmt: skip
+    options = [part for key in small for part in ("-c", key)]
+    code = cli.main(["sweep", str(spec), "--transport", "inline", "-o", str(tmp_path), *options])
+    assert code == (0 if deaths == 1 else 1)
+    assert len(list((tmp_path / "two").glob("*/summary.json"))) == (2 if deaths == 1 else 1)
+    assert ("worker 0 died" in capsys.readouterr().err) == (deaths == 2)
+
+
+def talk(transport: Transport, word: str) -> Generator[str]:
+    """Something to host: says a word, then goes by it."""
+    yield f"{word} {transport.num_workers}"
+    if word == "die":
+        os._exit(1)
+    if word == "raise":
+        raise LookupError("nowhere")
+
+
+HOSTING = """
+import ray
+from experiments.server_app import CLIENT_APP
+from fl_sim.grid.ray_workers import RayTransport
+from fl_sim.grid.transports import WorkerDiedError
+
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+transport = RayTransport(CLIENT_APP, 1, 0.0)
+assert transport.hosts
+assert list(transport.host("tests.test_hosted:talk", "hello")) == ["hello 1"]
+for word, expected in (("raise", LookupError), ("die", WorkerDiedError), ("raise", LookupError)):
+    try:
+        list(transport.host("tests.test_hosted:talk", word))
+    except expected:
+        continue
+    raise AssertionError(word)
+assert list(transport.host("tests.test_hosted:talk", "again")) == ["again 1"]
+"""
+
+
+@pytest.mark.slow
+def test_ray_workers_host_raise_and_die_and_host_again() -> None:
+    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = subprocess.run([sys.executable, "-c", HOSTING], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_over_ray_hosts_its_cells_and_names_those_that_fail(
+    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "four.toml"
+    spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n"fault.raises" = ["", "0,1,2,3,4,5,6,7,8,9,10,11,12"]\n')
+    keys: dict[str, Any] = {
+        "data.num-clients": 13, "client.block": 3, "data.cache-dir": str(cache_dir), "attack.malicious-fraction": 0.16, "model.name": "mlp",
+        "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1,
+    }  # fmt: skip
+
+    def sweep(folder: str, *more: str) -> dict[str, Any]:
+        options: Sequence[str] = [part for key, value in keys.items() for part in ("-c", f"{key}={json.dumps(value)}")]
+        assert cli.main(["sweep", str(spec), "-o", str(tmp_path / folder), *options, *more]) == 1
+        assert "every client failed" in " ".join(capsys.readouterr().err.split())
+        return {path.parent.name: fingerprint(path.parent) for path in (tmp_path / folder).glob("*/*/summary.json")}
+
+    over_ray, inline = sweep("ray", "--workers", "2"), sweep("inline", "--transport", "inline")
+    assert len(inline) == 2
+    assert over_ray == inline
+    lines = next((tmp_path / "ray").glob("*/*/rounds.jsonl")).read_text().splitlines()
+    assert {json.loads(line)["seconds"]["waves"] for line in lines} == {1}, "over messages two workers need two waves under attack"
+
+
+class FourWorkers(DyingTransport):
+    """As a cluster of four, as far as the ServerApp asks."""
+
+    @property
+    def num_workers(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize(
+    ("cells", "parallel", "expected"), [(4, 0, "hosted"), (5, 0, "hosted"), (4, 2, 2), (2, 0, 2), (4, 1, 4), (1, 0, 4)]
+)
+def test_workers_are_shared_among_the_cells_that_run_at_once(
+    cells: int, parallel: int, expected: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = set[str | int]()
+
+    def note(config: Config, output_dir: Path, transport: Transport, report: Any, orders: int, twins: Path | None) -> None:
+        found.add(orders)
+        assert (twins is None) == (cells == 1)
+        folder = server_app.run_folder(output_dir, config)
+        folder.mkdir(parents=True)
+        (folder / "rounds.jsonl").touch()
+
+    monkeypatch.setattr(server_app, "open_transport", lambda *_: FourWorkers(0))
+    monkeypatch.setattr(server_app, "execute_run", note)
+    monkeypatch.setattr(server_app, "_host", lambda *_: found.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
+    seeds = json.dumps([{"seed": seed} for seed in range(cells)])
+    flat = {"output-dir": str(tmp_path), "cells": seeds, "ray.parallel": parallel, "model.name": "mlp"}
+    if expected == "hosted":
+        with pytest.raises(RuntimeError, match="hosted"):
+            server_app.serve(flat, None)
+    else:
+        server_app.serve(flat, None)
+    assert found == {expected}

@@ -1,0 +1,326 @@
+"""Strategies by name: Flower's classes, ByzFL's aggregators and the user's own, under attack and against what they should compute."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors.torch import load_file
+
+from clients.client_app import app
+from experiments.launch.name_checks import name_problems
+from experiments.records.folder import read_rounds, run_folder
+from experiments.run.execute import execute_run
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.data.federation import load_federation
+from fl_sim.data.sampling import sample_clients
+from fl_sim.grid.grid import ClientGrid
+from fl_sim.grid.transports import InlineTransport
+from fl_sim.model.burn_in import burn_in
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.model.module import new_module
+from fl_sim.wire.arrays import to_record
+from fl_sim.wire.object_state import State
+from strategies.byzfl_rules import byzfl_combine
+from strategies.catalogue import FLOWER, build_strategy, own_class, parse_options, strategy_names
+from strategies.dgc.thresholds import Calibration, Level, Line
+from strategies.flower_host import FlowerHost
+
+Configure = Callable[..., Config]
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "flwr.FedAvgM": {"server_momentum": 0.9},
+    "flwr.FedAdam": {"eta": 0.001},
+    "flwr.FedAdagrad": {"eta": 0.001},
+    "flwr.FedYogi": {"eta": 0.001},
+    "flwr.Krum": {"num_malicious_nodes": 2},
+    "flwr.MultiKrum": {"num_malicious_nodes": 2, "num_nodes_to_select": 6},
+    "flwr.Bulyan": {"num_malicious_nodes": 2},
+    "flwr.DifferentialPrivacyServerSideFixedClipping": {"noise_multiplier": 0.1, "clipping_norm": 0.1},
+    "flwr.DifferentialPrivacyServerSideAdaptiveClipping": {"noise_multiplier": 0.1},
+    "byzfl.SMEA": {"f": 2},
+    "byzfl.TrMean": {"f": 2},
+    "byzfl.Krum": {"f": 2},
+    "byzfl.MultiKrum": {"f": 2},
+    "byzfl.MoNNA": {"f": 2},
+    "byzfl.Meamed": {"f": 2},
+    "byzfl.CAF": {"f": 2},
+    "byzfl.MDA": {"f": 2},
+    "byzfl.CenteredClipping": {"tau": 0.1},
+    "byzfl.NNM+TrMean": {"f": 2},
+    "byzfl.ARC+GeometricMedian": {"f": 2},
+    "byzfl.Bucketing+Median": {"s": 2},
+}
+FOREIGN = [name for name in [*strategy_names(), "byzfl.NNM+TrMean", "byzfl.ARC+GeometricMedian", "byzfl.Bucketing+Median"] if "." in name]
+
+
+def run(config: Config, folder: Path) -> torch.Tensor:
+    """The last model theta (d,) of a run."""
+    execute_run(config, folder, InlineTransport(app), lambda *_: None)
+    return load_file(run_folder(folder, config) / "final.safetensors")["theta"]
+
+
+def of_name(configure: Configure, name: str, **more: Any) -> Config:
+    options = OPTIONS.get(name)
+    return configure(strategy__name=name, strategy__options=json.dumps(options) if options else "", twin=False, control=False, **more)
+
+
+SLOW = ("byzfl.SMEA", "flwr.Bulyan")  # all subsets of the clients; seconds a round: one round of each, below
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in SLOW])
+def test_every_name_runs_under_attack_and_gives_the_same_bytes_twice(configure: Configure, tmp_path: Path, name: str) -> None:
+    config = of_name(configure, name)
+    assert name_problems(config) == []
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    first = run(config, tmp_path / "first")
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1], "nobody's global generator moves"
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert torch.equal(first, run(config, tmp_path / "second"))
+    start = burn_in(config, load_federation(config), lambda *_: None).theta
+    assert torch.isfinite(first).all()
+    assert not torch.equal(first, start)
+    lines = read_rounds(run_folder(tmp_path / "first", config))["attacked"]
+    assert lines[3]["attack"]["fired"] == 1.0
+    assert all(line["poison_ratio"] == pytest.approx(2 / 12) for line in lines)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_the_slow_ones_run_too(configure: Configure, tmp_path: Path, name: str) -> None:
+    config = of_name(configure, name, schedule__accumulate_rounds=0, schedule__recovery_rounds=0)
+    assert torch.isfinite(run(config, tmp_path)).all()
+
+
+@pytest.mark.parametrize(("flower", "momentum"), [("flwr.FedAvg", 0.0), ("flwr.FedAvgM", 0.9)])
+def test_flowers_averages_are_our_mean(configure: Configure, tmp_path: Path, flower: str, momentum: float) -> None:
+    """The same server step by another way: FedAvg without momentum, FedAvgM with it. Attacked, several local steps, uneven clients."""
+    more = {"client__local_steps": 2, "data__partition": "dirichlet", "server__momentum": momentum}
+    ours = run(configure(strategy__name="mean", twin=False, control=False, **more), tmp_path)
+    theirs = run(of_name(configure, flower, **more), tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["byzfl.Average", "byzfl.TrMean"])
+def test_byzfls_average_and_trimmed_mean_are_what_they_say(name: str) -> None:
+    rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    given = rows.clone()
+    found = byzfl_combine(name.split(".")[1], OPTIONS.get(name, {}), 1)(rows, torch.ones(9))
+    trimmed = rows.sort(dim=0).values
+    torch.testing.assert_close(found, rows.mean(dim=0) if name.endswith("Average") else trimmed[2:-2].mean(dim=0))
+    assert torch.equal(rows, given)
+
+
+def host_of(config: Config) -> tuple[FlowerHost, torch.Tensor]:
+    federation = load_federation(config)
+    start = burn_in(config, federation, lambda *_: None)
+    model = FlatModel(new_module(config, federation), start.buffers)
+    host = build_strategy(config, start.theta, lambda round_: sample_clients(config, round_), model=model, federation=federation)
+    assert isinstance(host, FlowerHost)
+    return host, start.theta
+
+
+def one_round(host: FlowerHost, theta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The model after a round in which the clients' updates are rows (n, d)."""
+    grid = ClientGrid(InlineTransport(app), config="{}", num_clients=len(rows), block=4, buffers=torch.zeros(0))
+    messages = list(host.configure_train(1, to_record({"theta": theta}), ConfigRecord({"phase": ""}), grid))
+    clients = ConfigRecord({"ids": list(range(len(rows))), "weights": [10.0] * len(rows), "norms": [0.0] * len(rows)})
+    reply = Message(RecordDict({"clients": clients, "rows": to_record({"rows": rows})}), reply_to=messages[0])
+    host.aggregate_train(1, [reply])
+    return host.theta
+
+
+def test_krum_sees_small_updates_apart(configure: Configure) -> None:
+    """Flower's distances expand squares; in float32 updates of 1e-5 beside weights of 1 drown. The one in the middle must win."""
+    host, theta = host_of(of_name(configure, "flwr.Krum"))
+    rows = 1e-5 * torch.randn(12, len(theta), generator=torch.Generator().manual_seed(4))
+    rows[5] = rows.mean(dim=0)
+    moved = one_round(host, theta, rows)
+    torch.testing.assert_close(theta - moved, 0.05 * rows[5], rtol=0.0, atol=2e-7)
+
+
+def test_a_zero_update_does_not_divide_flowers_clipping_by_zero(configure: Configure) -> None:
+    host, theta = host_of(of_name(configure, "flwr.DifferentialPrivacyServerSideFixedClipping"))
+    assert torch.isfinite(one_round(host, theta, torch.zeros(12, len(theta)))).all()
+
+
+OWN = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+
+
+@dataclass
+class Setting:
+    every: int
+
+
+class Stubborn(FedAvg):
+    """Takes every second round, and checks that it sees an ordinary federation."""
+
+    def __init__(self, every=2):
+        super().__init__(fraction_evaluate=0.0)
+        self.every = Setting(every).every
+
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        assert len(replies) == 12
+        assert len({reply.metadata.src_node_id for reply in replies}) == 12
+        assert all(len(reply.content["arrays"]) > 1 for reply in replies), "named layers"
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return (arrays, metrics) if server_round % self.every == 0 else (None, MetricRecord({"waiting": 1}))
+'''
+
+
+def test_a_users_own_class_from_a_file_outside_the_project_runs_under_attack(configure: Configure, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere" / "my_defence.py"
+    path.parent.mkdir()
+    path.write_text(OWN)
+    config = configure(strategy__name=f"{path}:Stubborn", strategy__options="every = 3", twin=False, control=False)
+    assert name_problems(config) == []
+    run(config, tmp_path)
+    lines = read_rounds(run_folder(tmp_path, config))["attacked"]
+    moved = [line["strategy"]["applied-norm"] > 0.0 for line in lines]
+    assert moved == [False, False, True, False, False, True]
+    assert lines[0]["strategy"]["waiting"] == 1
+    assert lines[3]["attack"]["fired"] == 1.0
+
+
+def test_a_module_on_the_path_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_module.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert own_class("their_module:Stubborn").__name__ == "Stubborn"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("flwr.FedAverage", "", "did you mean 'flwr.FedAvg'?"),
+        ("byzfl.Medain", "", "did you mean 'byzfl.Median'?"),
+        ("byzfl.NMN+TrMean", "", "NNM, Bucketing, Clipping, ARC"),
+        ("nothing", "", "package.module:Class"),
+        ("flwr.Krum", '{"malicious": 3}', "unexpected keyword argument 'malicious'"),
+        ("byzfl.TrMean", '{"f": -1}', "f must be a non-negative integer"),
+        ("byzfl.TrMean", '{"tau": 1.0}', "has no option tau"),
+        ("flwr.FedAvg", "{", "neither JSON nor TOML"),
+        ("flwr.FedAvg", "[1]", "expected an object of arguments"),
+        ("mean", '{"f": 1}', "expected strategy.options to be empty"),
+        ("no_such_module:Thing", "", "No module named 'no_such_module'"),
+        ("/nowhere/file.py:Thing", "", "there is no file '/nowhere/file.py'"),
+        ("json:JSONDecoder", "", "expected a subclass of flwr.serverapp.strategy.Strategy"),
+        ("flwr.DifferentialPrivacyServerSideFixedClipping", "{}", "missing"),
+    ],
+)
+def test_what_cannot_be_made_is_one_sentence(configure: Configure, name: str, options: str, says: str) -> None:
+    (problem,) = name_problems(configure(strategy__name=name, strategy__options=options))
+    assert says in problem
+    assert name in problem
+
+
+def test_options_are_json_or_toml() -> None:
+    assert parse_options('{"f": 2, "tau": 1.5}') == {"f": 2, "tau": 1.5} == parse_options("f = 2\ntau = 1.5")
+    assert parse_options(" ") == {}
+
+
+def test_the_table_names_what_flower_has() -> None:
+    import flwr.serverapp.strategy as flower
+
+    assert set(FLOWER) <= set(flower.__all__)
+
+
+def test_a_strategy_that_makes_a_broken_model_ends_the_run(configure: Configure) -> None:
+    host, theta = host_of(of_name(configure, "flwr.FedAvg"))
+
+    class Broken(type(host.inner)):  # type: ignore[misc]
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return ArrayRecord({name: type(array)(np.full_like(array.numpy(), np.nan)) for name, array in arrays.items()}), metrics
+
+    host.inner = Broken()
+    with pytest.raises(RuntimeError, match="Broken made a model that is not finite"):
+        one_round(host, theta, torch.zeros(12, len(theta)))
+
+
+@pytest.mark.parametrize("name", ["dgc", "flwr.FedAvgM", "flwr.FedAdam", "byzfl.CenteredClipping"])
+def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(configure: Configure, name: str) -> None:
+    """The same round, once and again after two others and a restore, makes the same model: optimiser, guard and centre are back."""
+    config = of_name(configure, name, strategy__calibration_rounds=10)
+    federation = load_federation(config)
+    start = burn_in(config, federation, lambda *_: None)
+    model, lines = FlatModel(new_module(config, federation), start.buffers), dict.fromkeys(("history", "fixed", "rise"), Line(1e9, 0.0))
+    make = partial(
+        build_strategy,
+        config,
+        start.theta,
+        lambda round_: sample_clients(config, round_),
+        model=model,
+        federation=federation,
+        calibration=Calibration(lines, lines, lines, {"history": Level(0.0, 9.0), "fixed": Level(0.0, 9.0)}, 1.0)
+        if name == "dgc"
+        else None,
+    )
+    strategy = make()
+    grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)
+
+    def play(round_: int) -> torch.Tensor:
+        messages = strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": ""}), grid)
+        strategy.aggregate_train(round_, grid.send_and_receive(messages))
+        return strategy.theta
+
+    play(1)
+    state = strategy.save()
+    first = play(2)
+    play(3)
+    strategy.load(state)
+    assert torch.equal(play(2), first)
+    strategy = make()  # as in another process
+    strategy.load(State(json.loads(json.dumps(state.json)), state.tensors))
+    assert torch.equal(play(2), first)
+
+
+def test_a_strategy_that_waits_for_more_nodes_than_there_are_ends_the_run(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda _: None)
+    host, theta = host_of(configure(strategy__name="flwr.FedAvg", strategy__options='{"min_available_nodes": 13}'))
+    with pytest.raises(RuntimeError, match="more nodes than the 12 clients"):
+        one_round(host, theta, torch.zeros(12, len(theta)))
+
+
+def test_settings_for_clients_that_nobody_reads_are_said_once_and_different_models_refused(
+    configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, theta = host_of(configure(strategy__name="flwr.FedAvg"))
+
+    class Asking(type(host.inner)):  # type: ignore[misc]
+        personal = False
+
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            config["proximal-mu"] = 1.0
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            if self.personal:
+                other = ArrayRecord({name: type(array)(array.numpy() + 1.0) for name, array in arrays.items()})
+                messages[3].content = RecordDict({"arrays": other, "config": config})
+            return messages
+
+    host.inner = Asking()
+    with caplog.at_level("WARNING", logger="flwr"):
+        logging.getLogger("flwr").propagate = True
+        one_round(host, theta, torch.zeros(12, len(theta)))
+        one_round(host, theta, torch.zeros(12, len(theta)))
+        logging.getLogger("flwr").propagate = False
+    assert sum("proximal-mu" in record.message for record in caplog.records) == 1
+    host.inner.personal = True
+    with pytest.raises(RuntimeError, match="different models"):
+        one_round(host, theta, torch.zeros(12, len(theta)))

@@ -1,0 +1,66 @@
+"""A small smooth float64 model and what a coalition knows of a round with it, for tests of attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from clients.knowledge import HonestSum, Knowledge, KnownRule
+from fl_sim.config.keys import Attack, Client
+from fl_sim.data.federation import Batch, CohortBatches
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.training.clipping import Clip
+from fl_sim.wire.arrays import flat_parameters
+
+N, M = 10, 3
+
+
+def knowledge_of(m: int = M, **settings: Any) -> Knowledge:
+    """A small smooth float64 model, 10 sampled clients of which m are malicious, unequal weights."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    theta = flat_parameters(module)
+
+    def batch(size: int) -> Batch:
+        inputs = torch.randn(size, 1, 2, 3, generator=generator, dtype=torch.float64)
+        return Batch(inputs, torch.randint(3, (size,), generator=generator))
+
+    return Knowledge(
+        round=1,
+        phase="accumulate",
+        accumulate=True,
+        may_fire=True,
+        total_rounds=5,
+        model=FlatModel(module),
+        num_classes=3,
+        theta=theta,
+        members=tuple(range(m)),
+        batches=CohortBatches(
+            torch.randn(m, 1, 4, 1, 2, 3, generator=generator, dtype=torch.float64),
+            torch.randint(3, (m, 1, 4), generator=generator),
+            torch.full((m, 1, 4), 0.25, dtype=torch.float64),
+            [4] * m,
+        ),
+        client=Client.model_validate({}),
+        updates=torch.randn(m, len(theta), generator=generator, dtype=torch.float64),
+        weights=torch.arange(1.0, m + 1.0, dtype=torch.float64),
+        num_sampled=N,
+        server_lr=0.1,
+        validation=batch(20),
+        drawn=torch.arange(0, 20, 2),
+        trigger_batch=batch(7),
+        settings=Attack.model_validate({"fire": "schedule", **{key.replace("_", "-"): value for key, value in settings.items()}}),
+        own_seed=1,
+        rule=KnownRule("mean", None, None),
+        seen=HonestSum(torch.randn(len(theta), generator=generator, dtype=torch.float64), 17.0),
+    )
+
+
+def knowing(knowledge: Knowledge, before: Clip | None = None, after: Clip | None = None) -> Knowledge:
+    """The same, with a known rule."""
+    return dataclasses.replace(knowledge, rule=KnownRule("some", before, after))

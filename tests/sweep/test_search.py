@@ -1,0 +1,158 @@
+"""The search for an attack's worst case: what it proposes, that it finds what is there, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli, server_app
+from experiments.sweep.search import Search, Settings, evaluated, explore, read_search
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError, resolve
+
+SPACE = {"attack.rho": {"low": 0.01, "high": 1.0}, "attack.stealth-gamma": {"low": 0.1, "high": 10.0, "log": True}}
+
+
+def summary(left: float, lost: float = 0.0) -> dict[str, Any]:
+    return {"accuracy": {"after_trigger": left, "final": 99.0}, "worst_loss_in_phase": lost, "stealth_gap": None}
+
+
+def without_timings(table: str) -> list[dict[str, str]]:
+    """The rows of a results.csv."""
+    return [{key: value for key, value in row.items() if not key.startswith("seconds.")} for row in csv.DictReader(table.splitlines())]
+
+
+def valley(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
+    """Accuracy 100 |rho - 0.3|: the least at 0.3. Below 0.5 the phase costs 5 points; so within the limit the least is at 0.5."""
+    return [summary(100 * abs(each["attack.rho"] - 0.3), 5.0 if each["attack.rho"] < 0.5 else 1.0) for each in batch]
+
+
+def test_it_finds_the_worst_case_within_the_stealth_limit() -> None:
+    trials = explore(Search("s", {}, SPACE, trials=60, batch=4), valley)
+    within = [settings["attack.rho"] for settings, found in trials if found and found["worst_loss_in_phase"] <= 2.0]
+    assert min(within) == pytest.approx(0.5, abs=0.02)
+    free = explore(Search("s", {}, SPACE, trials=60, batch=4, stealth_limit=10.0), valley)
+    assert min(abs(settings["attack.rho"] - 0.3) for settings, _ in free) < 0.01
+
+
+def test_proposals_depend_on_the_results_alone() -> None:
+    first = explore(Search("s", {}, SPACE, trials=30), valley)
+    assert explore(Search("s", {}, SPACE, trials=30), valley) == first
+    assert explore(Search("s", {}, SPACE, trials=30, seed=2), valley) != first
+    longer = explore(Search("s", {}, SPACE, trials=40), valley)
+    assert longer[:28] == first[:28], "more trials continue the same search"
+
+
+def test_a_failed_run_has_no_summary_and_the_search_goes_on() -> None:
+    def broken(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
+        return [None if each["attack.rho"] > 0.7 else found for each, found in zip(batch, valley(batch), strict=True)]
+
+    trials = explore(Search("s", {}, SPACE, trials=40), broken)
+    assert len(trials) == 40
+    assert any(found is None for _, found in trials)
+    assert all((found is None) == (settings["attack.rho"] > 0.7) for settings, found in trials)
+
+
+def test_corners_hold_every_choice_and_both_ends() -> None:
+    space = {"attack.objective": ["lookahead", "cosine", "inner"], "attack.rho": {"low": 0.1, "high": 1.0}}
+    corners = Search("s", {}, space).corners()
+    assert [corner["attack.objective"] for corner in corners] == ["lookahead", "cosine", "inner"]
+    assert {corner["attack.rho"] for corner in corners} == {0.1, 1.0}
+    assert Search.from_json(Search("s", {}, space, trials=7).to_json()) == Search("s", {}, space, trials=7)
+
+
+@pytest.mark.parametrize("path", sorted((Path(cli.__file__).parent / "searches").glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_searches_are_valid(path: Path) -> None:
+    search = read_search(path)
+    assert search.corners()
+    for settings in search.corners():
+        assert resolve({**search.common, **settings}).name == path.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "expected [space] to be a table with at least one key"),
+        ("trials = 0\n[space]\nseed = [1]", "expected trials to be a whole number >= 1, got 0"),
+        ("stealth-limit = -1\n[space]\nseed = [1]", "expected stealth-limit >= 0 points, got -1"),
+        ("trails = 3\n[space]\nseed = [1]", "unknown key 'trails'; a search has base, batch, seed, set, space, stealth-limit, trials"),
+        ("[space]\nattack.rho = []", "space.attack.rho to be a list of choices or {low, high, log}, with at least one choice"),
+        ("[space]\nattack.rho = 3", "a table or a list, got 3"),
+        ("[space]\nattack.rho = {low = 1.0, high = 0.5}", "with low < high"),
+        ("[space]\nattack.rho = {low = 0.0, high = 0.5, log = true}", "low > 0 where log"),
+        ("[space]\nattack.rho = {low = 'a', high = 0.5}", "with finite numbers"),
+        ("[space]\nattack.rho = {low = 0.1, high = inf}", "with finite numbers"),
+        ("[space]\nattack.rho = {low = 0.1, high = 0.5, step = 1}", "with nothing but these"),
+        ("[space", "cannot read"),
+    ],
+)
+def test_specs_that_make_no_sense(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r".") as raised:
+        read_search(path)
+    assert sentence in str(raised.value)
+
+
+def test_a_search_end_to_end_goes_on_where_it_stopped(
+    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "worst.toml"
+    spec.write_text(
+        'trials = 5\nbatch = 2\n[set]\n"model.name" = "mlp"\ntwin = false\ncontrol = false\n"data.num-clients" = 12\n'
+        '"schedule.burn-in-epochs" = 1\n"schedule.accumulate-rounds" = 3\n"schedule.recovery-rounds" = 1\n"attack.fire" = "schedule"\n'
+        '[space]\nattack.rho = {low = 0.1, high = 1.0}\nattack.objective = ["lookahead", "cosine"]\n'
+    )
+    arguments = ["search", str(spec), "--transport", "inline", "-o", str(tmp_path), "-c", f"data.cache-dir='{cache_dir}'"]
+    ran, original = list[str](), server_app.execute_run
+    monkeypatch.setattr(server_app, "execute_run", lambda config, *rest: ran.append(config.name) or original(config, *rest))
+    assert cli.main(arguments) == 0
+    out, folder = capsys.readouterr().out, tmp_path / "worst"
+    assert "the worst of 5 settings" in out
+    results = (folder / "results.csv").read_text()
+    assert len(ran) == 5
+    assert {path.name for path in folder.glob("search.*")} == {"search.pdf", "search.png"}
+    ran.clear()
+    assert cli.main(arguments) == 0
+    assert ran == [], "all is there"
+    lost = sorted(path.parent for path in folder.glob("*/summary.json"))[:2]
+    for path in lost:
+        shutil.rmtree(path)
+    assert cli.main(arguments) == 0
+    assert len(ran) == 2
+    assert without_timings((folder / "results.csv").read_text()) == without_timings(results)
+    names = [path.parent.name for path in sorted(folder.glob("*/summary.json"))]
+    assert len(names) == 5
+    assert all(path.name in names for path in lost), "the same settings again"
+
+
+def test_settings_that_contradict_each_other_are_no_result(tmp_path: Path) -> None:
+    asked = list[Config]()
+    batch: list[Settings] = [{"attack.norm-bound": float("inf"), "attack.trigger-scale": 0.0}, {"attack.rho": 0.5}]
+    assert evaluated({}, tmp_path, batch, asked.extend) == [None, None]
+    assert [config.attack.rho for config in asked] == [0.5]
+
+
+def test_contradictory_settings_are_said_and_start_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "none.toml"
+    spec.write_text(
+        "trials = 4\n[space]\nattack.poison-ratio = {low = 0.01, high = 0.4}\n"
+    )  # of 100 clients: whole numbers alone are valid
+    monkeypatch.setattr(cli, "launch", lambda *_: pytest.fail("nothing can be run"))
+    assert cli.main(["search", str(spec), "-o", str(tmp_path)]) == 1
+    assert "4 of 4 settings contradict each other: expected attack.poison-ratio" in " ".join(capsys.readouterr().err.split())
+
+
+def test_ranges_are_of_their_keys_type() -> None:
+    trials = explore(
+        Search("s", {}, {"attack.rho": {"low": 0, "high": 2}, "seed": {"low": 1, "high": 9}}, trials=5), lambda b: [None] * len(b)
+    )
+    assert any(settings["attack.rho"] % 1 for settings, _ in trials)
+    assert all(isinstance(settings["seed"], int) for settings, _ in trials)
