@@ -1,4 +1,4 @@
-"""The ClientApp: answers an order with the updates of many virtual clients, the coalition's among them."""
+"""The worker: answers an order with the updates of many virtual clients, the coalition's among them. The ClientApp, for Flower."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.coalition import coalition_turn
-from clients.honest import BlockResults, Work, compute_blocks
+from clients.honest import BlockResults, RoundInputs, compute_blocks
 from fl_sim.config.resolve import from_json
 from fl_sim.data.federation import load_federation
 from fl_sim.device import device_of
 from fl_sim.grid.faults import kill_worker, spoiled
+from fl_sim.grid.transports import from_content, to_content
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
-from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, order_from_content, reply_to_content, rows_sum
+from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, rows_sum
 from fl_sim.wire.reduction import reduce_tree, root
 
 app = ClientApp()
@@ -26,19 +27,19 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One order in, one reply out (`fl_sim.wire.messages`)."""
-    return Message(reply_to_content(answer(message)), reply_to=message)
+    """One order in, one reply out (`fl_sim.wire.messages`), as Flower's messages."""
+    return Message(to_content(answer(from_content(message.content))), reply_to=message)
 
 
-def answer(message: Message) -> Reply:
-    """The reply to an order: tree nodes or rows of its blocks, and the coalition's part."""
+def answer(order: Order) -> Reply:
+    """The reply to an order: tree nodes or rows of its blocks, and the coalition's part. Tensors come and go on the CPU."""
     began = time.perf_counter()
-    config = from_json(str(message.content.config_records["order"]["config"]))
-    order = order_from_content(message.content, device_of(config))
+    config = from_json(order.config)
+    order = order.on(device_of(config))
     if torch.get_num_threads() != config.client.threads:
         torch.set_num_threads(config.client.threads)
     kill_worker(config.fault, order.round, order.attempt, [position for position, _ in order.blocks])
-    work = Work(
+    inputs = RoundInputs(
         config=config,
         federation=load_federation(config),
         model=_model(order.config, order.buffers.numpy(force=True).tobytes()),
@@ -47,33 +48,33 @@ def answer(message: Message) -> Reply:
         before=order.before,
         stacked=order.stacked,
     )
-    results = compute_blocks(work, order.blocks, last_attempt=order.attempt > 0)
+    results = compute_blocks(inputs, order.blocks, last_attempt=order.attempt > 0)
     coalition = None
     if order.coalition:
-        coalition = _turn(work, order, order.coalition, results)
+        coalition = _turn(inputs, order, order.coalition, results)
     nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
     reply = Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - began)
-    return spoiled(config.fault, order, reply)
+    return spoiled(config.fault, order, reply.on(torch.device("cpu")))
 
 
-def _turn(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:
+def _turn(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:
     """The coalition's turn; if the attack raises, its members failed and the honest clients of the order are unharmed."""
     try:
-        return coalition_turn(work, _with_honest_sum(work, order, coalition, results))
+        return coalition_turn(inputs, _with_honest_sum(inputs, order, coalition, results))
     except Exception as error:  # an attack may raise anything: it becomes the reason in the round's record
         reason = f"{type(error).__name__}: {error}"
         reports = tuple(ClientReport(client, 0.0, float("nan"), reason) for client in coalition.members)
-        nothing = torch.zeros(0 if work.stacked else 1, len(work.theta), device=work.theta.device)
+        nothing = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
         return CoalitionReply(nothing, reports, coalition.state, {})
 
 
-def _with_honest_sum(work: Work, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:
+def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:
     """In a round of one wave, the honest sum that an omniscient coalition would be told: recomputed from the shared seeds,
     block by block, except the blocks computed here anyway. The same bytes as a second wave."""
     if not coalition.witness:
         return coalition
     missing = tuple(block for block in coalition.witness if block[0] not in results.reports)
-    elsewhere = compute_blocks(work, missing, last_attempt=True)
+    elsewhere = compute_blocks(inputs, missing, last_attempt=True)
     sums = results.sums | elsewhere.sums
     rows = results.rows | elsewhere.rows
     reports = results.reports | elsewhere.reports

@@ -22,7 +22,7 @@ BATCH_NUMBERS = 2**24  # of the examples drawn at once, 64 MiB
 
 
 @dataclass(frozen=True)
-class Work:
+class RoundInputs:
     """Everything that honest training of a round depends on."""
 
     config: Config
@@ -48,24 +48,24 @@ class NotFiniteError(ValueError):
     """An update holds NaN or infinity."""
 
 
-def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockResults:
+def compute_blocks(inputs: RoundInputs, blocks: Blocks, *, last_attempt: bool) -> BlockResults:
     """The updates of all clients of `blocks`.
 
     A block with a failing client goes on the `retry` list; at the last attempt it is computed without the clients that fail
     by themselves, each reported with its reason.
     """
     results = BlockResults()
-    for (position, members), batches in zip(blocks, _drawn(work, blocks), strict=True):
+    for (position, members), batches in zip(blocks, _drawn(inputs, blocks), strict=True):
         clients, lost = list(members), dict[int, str]()
         try:
-            value = _compute(work, clients, batches)
+            value = _compute(inputs, clients, batches)
         except Exception as error:  # whatever a client raises becomes the reason in the round's record
             if not last_attempt:
                 results.retry[position] = str(error)
                 continue
-            lost = failing_clients(work, clients)
+            lost = failing_clients(inputs, clients)
             healthy = [client for client in clients if client not in lost]
-            value = _compute(work, healthy)
+            value = _compute(inputs, healthy)
         if isinstance(value, Summed):
             results.sums[position] = value.total
             weights, lengths = value.weights, value.norms
@@ -78,53 +78,53 @@ def compute_blocks(work: Work, blocks: Blocks, *, last_attempt: bool) -> BlockRe
     return results
 
 
-def _drawn(work: Work, blocks: Blocks) -> Generator[CohortBatches | None]:
+def _drawn(inputs: RoundInputs, blocks: Blocks) -> Generator[CohortBatches | None]:
     """The batches of each block, drawn for as many blocks together as `BATCH_NUMBERS` allows; None where a block is to be drawn alone,
     because it has no clients or because drawing together failed."""
-    settings = work.config.client
+    settings = inputs.config.client
     largest = max((len(members) for _, members in blocks), default=1) or 1
-    numbers = largest * settings.local_steps * settings.batch_size * math.prod(work.federation.dataset.image_shape)
+    numbers = largest * settings.local_steps * settings.batch_size * math.prod(inputs.federation.dataset.image_shape)
     step = max(1, BATCH_NUMBERS // numbers)
     for group in (blocks[at : at + step] for at in range(0, len(blocks), step)):
         together, start = None, 0
         with contextlib.suppress(Exception):  # drawn alone, the block that cannot be drawn says why
-            together = _batches(work, [client for _, members in group for client in members])
+            together = _batches(inputs, [client for _, members in group for client in members])
         for _, members in group:
             yield together.part(start, start + len(members)) if together and members else None
             start += len(members)
 
 
-def _batches(work: Work, clients: list[int]) -> CohortBatches:
-    settings = work.config.client
-    return work.federation.cohort(clients, work.round, settings.local_steps, settings.batch_size)
+def _batches(inputs: RoundInputs, clients: list[int]) -> CohortBatches:
+    settings = inputs.config.client
+    return inputs.federation.cohort(clients, inputs.round, settings.local_steps, settings.batch_size)
 
 
-def _compute(work: Work, clients: list[int], batches: CohortBatches | None = None) -> Summed | tuple[Tensor, list[float]]:
+def _compute(inputs: RoundInputs, clients: list[int], batches: CohortBatches | None = None) -> Summed | tuple[Tensor, list[float]]:
     """One block: its weighted sum, or its rows and weights where the rule needs every update. Its batches are drawn unless given."""
     if not clients:
-        zero = torch.zeros_like(work.theta)
-        return (zero[:0].reshape(0, len(zero)), []) if work.stacked else Summed(zero, [], [])
-    raise_if_faulty(work.config.fault, clients)
-    batches = batches or _batches(work, clients)
-    if work.stacked:
-        rows = block_updates(work.model, work.theta, batches, work.config.client)
+        zero = torch.zeros_like(inputs.theta)
+        return (zero[:0].reshape(0, len(zero)), []) if inputs.stacked else Summed(zero, [], [])
+    raise_if_faulty(inputs.config.fault, clients)
+    batches = batches or _batches(inputs, clients)
+    if inputs.stacked:
+        rows = block_updates(inputs.model, inputs.theta, batches, inputs.config.client)
         value, tensor = (rows, weights_of(batches)), rows
     else:
-        value = block_sum(work.model, work.theta, batches, work.config.client, work.before)
+        value = block_sum(inputs.model, inputs.theta, batches, inputs.config.client, inputs.before)
         tensor = value.total
-    if has_nan_client(work.config.fault, clients):
+    if has_nan_client(inputs.config.fault, clients):
         tensor.fill_(float("nan"))
     if not bool(torch.isfinite(tensor).all()):
         raise NotFiniteError("an update is not finite")
     return value
 
 
-def failing_clients(work: Work, clients: list[int]) -> dict[int, str]:
+def failing_clients(inputs: RoundInputs, clients: list[int]) -> dict[int, str]:
     """The clients that fail by themselves, with the reason."""
     lost: dict[int, str] = {}
     for client in clients:
         try:
-            _compute(work, [client])
+            _compute(inputs, [client])
         except Exception as error:
             lost[client] = str(error)
     return lost

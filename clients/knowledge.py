@@ -1,7 +1,8 @@
-"""What the coalition may know: a frozen object that holds no more than `attack.knowledge` says (DESIGN section 5)."""
+"""What the coalition may know: a frozen object that holds no more than `attack.knowledge` says (docs/design.md, the adversary)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +16,18 @@ from fl_sim.training.clipping import Clip, clip
 
 
 class KnownRule(NamedTuple):
-    """The server's strategy as far as an attacker answers to it: its name, and its clip per client and after combining."""
+    """The server's strategy as it publishes itself: its name, its clip per client and after combining, and its combination
+    `(updates (n, d), weights (n,)) -> (d,)` between the two (None where it cannot be told)."""
 
     name: str
     before: Clip | None
     after: Clip | None
+    combine: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
+    """`sum_i w_i g_i / sum_i w_i` (d,) of updates (n, d)."""
+    return (weights @ updates) / weights.sum()
 
 
 class HonestSum(NamedTuple):

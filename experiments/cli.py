@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,23 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from experiments.launch.doctor import doctor
-from experiments.launch.launch import checked, cpu_cores, launch
+from experiments.launch.cells import Cells, checked_cells
+from experiments.launch.launch import cpu_cores, launch
+from experiments.launch.paths import complete_keys, offer_own_modules
+from experiments.launch.preflight import checked, notes
 from experiments.records.folder import is_complete, read_summary, run_folder
-from experiments.report.outputs import study_tables, write_outputs, write_parquet
-from experiments.report.tables import run_table, runs_table
-from experiments.run.checkpoint import find_checkpoint
-from experiments.sweep.plan import plan_table
+from experiments.run.checkpoint import latest_checkpoint
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
-from experiments.sweep.spec import Cell, Sweep, label, preset_path, read_sweep
-from experiments.sweep.study import Study, complete_runs, read_study, write_study
+from experiments.sweep.spec import Cell, label, preset_path, read_sweep
+from experiments.sweep.study import Study, read_study, write_study
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, default_flat, parse_assignment, read_toml, resolve
+from fl_sim.config.resolve import ConfigError, parse_assignment, read_toml, resolve
+
+# What draws and tabulates (experiments.report) takes seconds to import: each command imports what it needs when the runs are done.
 
 BAD_INPUT = 2
 FILE_WIDTH = 160  # characters of a table that goes into a file
-PATHS = ("output-dir", "data.root", "data.cache-dir")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,13 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="only go on with an interrupted run, never begin one (without it: either)")
     run.set_defaults(command=_run)
     sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
-    sweep.add_argument("spec", type=Path, metavar="SPEC.toml")
+    sweep.add_argument("spec", metavar="SPEC", help="a study that comes with fl-sim by its name, or a TOML file")
     sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one a worker)")
     sweep.add_argument("--scale", default="", metavar="NAME", help="one of the spec's [scales]")
     sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
     sweep.set_defaults(command=_sweep)
     search = commands.add_parser("search", help="the worst case of an attack over its own settings, against one strategy")
-    search.add_argument("spec", type=Path, metavar="SPEC.toml")
+    search.add_argument("spec", metavar="SPEC", help="a search that comes with fl-sim by its name, or a TOML file")
     search.set_defaults(command=_search)
     listing = commands.add_parser("list", help="the runs below a folder")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="default: runs")
@@ -71,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table, figures and report.html of a sweep, a search or any runs, from their records")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--parquet", action="store_true", help="also write results.parquet")
+    report.add_argument("--latex", action="store_true", help="also write results.tex: mean ± std over seeds, for booktabs")
     report.set_defaults(command=_report)
     for command in (run, sweep, search):
         command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
@@ -85,12 +85,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    flat: dict[str, Any] = {"data.root": default_flat()["data.root"]}
+    presets: dict[str, Any] = {}
     for preset in arguments.presets or ["digits"]:
-        flat |= read_toml(preset_path(preset))
-    flat = absolute_paths(flat | _overrides(arguments))
+        presets |= read_toml(preset_path(preset))
+    flat = complete_keys(presets, _overrides(arguments))
     offer_own_modules([flat])
     (config,) = checked([flat], console)
+    _say(notes([config]), console)
     folder = run_folder(Path(config.output_dir), config)
     if is_complete(folder):
         console.print(f"already complete: {folder}", highlight=False)
@@ -101,72 +102,71 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         code = launch(flat, arguments.workers, console, title=f"{config.name} · {config.attack.name} against {config.strategy.name}")
         if code:
             return code
-    Console().print(run_table(read_summary(folder)))
+    from experiments.report.run_figures import draw_figures
+    from experiments.report.tables import run_table
+
+    _out().print(run_table(read_summary(folder)))
     print(f"records: {folder}")
-    for figure in sorted(folder.glob("*.png")):
+    for figure in draw_figures(folder):
         print(f"figure:  {figure}")
     return 0
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
-    sweep: Sweep = read_sweep(arguments.spec, arguments.scale)
-    common = absolute_paths({"data.root": default_flat()["data.root"], **sweep.common, **_overrides(arguments)})
-    flats = [absolute_paths(dict(cell.flat)) for cell in sweep.cells]
-    offer_own_modules([{**common, **flat} for flat in flats])
-    configs = checked([{**common, **flat} for flat in flats], console)
-    output_dir = Path(configs[0].output_dir) / sweep.name
-    common["output-dir"] = str(output_dir)
-    folders = [run_folder(output_dir, config) for config in configs]
-    if len(set(folders)) < len(folders):
-        raise ConfigError([f"{arguments.spec}: two cells are the same run; an axis repeats a value or its key cannot change a result"])
+    sweep = read_sweep(arguments.spec, arguments.scale)
+    cells = checked_cells(sweep, complete_keys(sweep.common, _overrides(arguments)), console)
+    _say(notes(cells.configs), console)
     if arguments.plan:
-        usual = {"inline": 1, "flower": 1, "ray": cpu_cores()}  # Flower's SuperNodes share one cell after the other
-        workers = configs[0].ray.num_workers or usual[configs[0].grid.transport]
-        with console.status("timing a round of each kind"):
-            table = plan_table(sweep.cells, configs, folders, workers)
-        Console().print(table)
-        return 0
-    for folder, config in zip(folders, configs, strict=True):
+        return _plan(cells, console)
+    for folder, config in zip(cells.folders, cells.configs, strict=True):
         if not is_complete(folder):
             say_where_it_stands(folder, config, console)
-    study = Study(sweep.name, common, sweep.cells, tuple(folder.name for folder in folders), sweep.published)
-    write_study(output_dir, study)
-    code = 0
-    if not all(is_complete(folder) for folder in folders):
-        cells = json.dumps(flats)
-        code = launch({**common, "cells": cells}, arguments.workers, console, title=f"{sweep.name}: {len(folders)} runs")
-    if any(map(is_complete, folders)):
-        _show(output_dir, study, console)
+    write_study(cells.output_dir, cells.study)
+    code = 0 if cells.complete else launch(cells.keys, arguments.workers, console, title=f"{sweep.name}: {len(cells.folders)} runs")
+    if any(map(is_complete, cells.folders)):
+        _show(cells.output_dir, cells.study, console)
     return code
+
+
+def _plan(cells: Cells, console: Console) -> int:
+    from experiments.sweep.plan import plan_table
+
+    first = cells.configs[0]
+    usual = {"inline": 1, "flower": 1, "ray": cpu_cores()}  # Flower's SuperNodes share one cell after the other
+    workers = first.ray.num_workers or usual[first.grid.transport]
+    with console.status("timing a round of each kind"):
+        table = plan_table(cells.sweep.cells, cells.configs, cells.folders, workers)
+    _out().print(table)
+    return 0
 
 
 def say_where_it_stands(folder: Path, config: Config, console: Console) -> None:
     """Say from where an interrupted run will go on, and which of its checkpoints are damaged.
 
     Raises ConfigError if its checkpoint is of another configuration."""
-    found = find_checkpoint(folder, config)
-    if found.checkpoint:
-        track = found.checkpoint.position.track
-        console.print(f"{folder.name} goes on after round {track.rounds} of the {track.name} track", highlight=False)
-    for path in found.damaged:
-        instead = "the one before is used" if found.checkpoint else "the run begins anew"
-        console.print(Text.assemble(("warning: ", "yellow"), f"{path.name} is damaged; {instead}"))
+    latest = latest_checkpoint(folder, config)
+    if latest.checkpoint:
+        position = latest.checkpoint.position
+        console.print(f"{folder.name} goes on after round {position.round} of the {position.track} track", highlight=False)
+    for path in latest.damaged:
+        instead = "the one before is used" if latest.checkpoint else "the run begins anew"
+        _say([f"{path.name} is damaged; {instead}"], console)
 
 
 def expect_checkpoint(folder: Path, config: Config) -> None:
     """Raise ConfigError if a run has no checkpoint to go on from, with the keys in which an interrupted one of the same name differs."""
-    if find_checkpoint(folder, config).checkpoint:
+    if latest_checkpoint(folder, config).checkpoint:
         return
     hexadecimal = "[0-9a-f]" * 12
     others = [path for path in folder.parent.glob(f"{config.name}-{hexadecimal}") if not is_complete(path)]
     for other in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-        find_checkpoint(other, config)  # raises: it is another's
+        latest_checkpoint(other, config)  # raises: it is another's
     raise ConfigError([f"expected an interrupted run with a checkpoint in {str(folder)!r} with --resume, found none"])
 
 
 def _search(arguments: argparse.Namespace, console: Console) -> int:
     search = read_search(arguments.spec)
-    common = absolute_paths({"data.root": default_flat()["data.root"], **search.common, **_overrides(arguments)})
+    common = complete_keys(search.common, _overrides(arguments))
     offer_own_modules([common])
     configs = checked([{**common, **settings} for settings in search.corners()], console)
     output_dir = Path(configs[0].output_dir) / search.name
@@ -194,60 +194,54 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
+    from experiments.report.outputs import write_latex, write_parquet
+
     if arguments.parquet and not find_spec("pyarrow"):
         raise ConfigError(["expected pyarrow with --parquet: pip install 'fl-sim[parquet]'"])
     study = read_study(arguments.folder)
-    if len(complete_runs(arguments.folder, study)) == 0:
-        raise ConfigError([f"expected DIR to hold a complete run, got {str(arguments.folder)!r} with {len(study.folders)} incomplete"])
     _show(arguments.folder, study, console)
     if arguments.parquet:
-        print(f"records: {write_parquet(arguments.folder / 'results.csv')}")
+        print(f"records: {write_parquet(arguments.folder, study)}")
+    if arguments.latex:
+        print(f"table:   {write_latex(arguments.folder, study)}")
     return 0
 
 
 def _show(folder: Path, study: Study, console: Console) -> None:
     """Write what a study's records give, and print its tables."""
+    from experiments.report.outputs import study_tables, write_outputs
+
     with console.status("figures and report"):
         written = write_outputs(folder, study)
-    out = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     for table in study_tables(folder, study):
-        out.print(table)
+        _out().print(table)
     kinds = {".csv": "records:", ".png": "figure: ", ".html": "report: "}
     for path in written:
         print(f"{kinds[path.suffix]} {path}")
 
 
-def _list(arguments: argparse.Namespace, _: Console) -> int:
+def _list(arguments: argparse.Namespace, console: Console) -> int:
+    from experiments.report.tables import runs_table
+
     if not arguments.folder.is_dir():
         raise ConfigError([f"expected DIR to be a folder with runs, got {str(arguments.folder)!r}"])
-    Console().print(runs_table(arguments.folder))
+    _out().print(runs_table(arguments.folder))
     return 0
 
 
-def absolute_paths(flat: dict[str, Any]) -> dict[str, Any]:
-    """Flat keys with the paths among them made absolute, that of a strategy in a file too: the run has another working directory."""
-    paths = {key: _absolute(key, flat[key]) for key in PATHS if isinstance(flat.get(key), str)}
-    place, found, name = str(flat.get("strategy.name", "")).rpartition(".py:")
-    if found:
-        paths["strategy.name"] = f"{_absolute('strategy.name', place)}.py:{name}"
-    return {**flat, **paths}
+def _out() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for a table in a file."""
+    return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
 
 
-def _absolute(key: str, path: str) -> str:
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # a ~ of nobody
-        raise ConfigError([f"expected {key} to be a path, got {path!r} ({error})"]) from None
-
-
-def offer_own_modules(flats: Sequence[Mapping[str, Any]]) -> None:
-    """Let `strategy.name = "module:Class"` find modules in the working directory, here and in the processes that are started."""
-    if any(":" in str(flat.get("strategy.name", "")) for flat in flats):
-        sys.path.append(str(Path.cwd()))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))
+def _say(sentences: Sequence[str], console: Console) -> None:
+    for sentence in sentences:
+        console.print(Text.assemble(("warning: ", "yellow"), sentence), soft_wrap=True)
 
 
 def _doctor(_: argparse.Namespace, console: Console) -> int:
+    from experiments.launch.doctor import doctor
+
     return doctor(console)
 
 

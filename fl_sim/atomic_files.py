@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Generator, Mapping
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-DIGEST = "sha256"  # the metadata entry with the digest of all the rest
+ENTRY, DIGEST = "record", "sha256"  # the one entry of the metadata (several would come in any order), and the digest in it of all the rest
 
 
 class CannotWriteError(OSError):
@@ -67,15 +68,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
     """Write tensors by name, with texts by name, as safetensors with a digest, all or nothing. Raises CannotWriteError."""
     held, texts = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(record or {})
     with whole_file(path) as part:
-        save_file(held, part, {**texts, DIGEST: _digest(texts, held)})
+        save_file(held, part, {ENTRY: json.dumps({**texts, DIGEST: _digest(texts, held)}, sort_keys=True)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What `save_tensors` wrote. Raises ValueError where it is damaged in any bit, OSError where it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            texts, tensors = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            texts: dict[str, str] = json.loads((file.metadata() or {}).get(ENTRY, "{}"))
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if texts.pop(DIGEST, "") != _digest(texts, tensors):
         raise ValueError(f"{path} is damaged: its digest is that of other content")

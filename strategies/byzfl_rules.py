@@ -19,8 +19,8 @@ AGGREGATORS = (
 
 @dataclass
 class ByzflCombine:
-    """`combine(updates (n, d), weights) -> (d,)`: pre-aggregators one after the other, then the aggregator. ByzFL knows no weights:
-    every client counts the same. Random draws come from the seed and the number of rounds so far.
+    """`combine(updates (n, d), weights, clients) -> (d,)`: pre-aggregators one after the other, then the aggregator. ByzFL knows no
+    weights: every client counts the same. Random draws come from the seed and the number of rounds so far.
 
     Source: Gonzalez et al. 2025, "ByzFL: Research Framework for Robust Federated Learning"; each aggregator's own there.
     """
@@ -29,7 +29,7 @@ class ByzflCombine:
     seed: int
     rounds: int = field(default=0)
 
-    def __call__(self, updates: Tensor, weights: Tensor) -> Tensor:
+    def __call__(self, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
         self.rounds += 1
         value = updates.clone()  # Clipping and ARC write into what they get
         with lent_generators(self.seed, "byzfl", self.rounds):

@@ -10,19 +10,17 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from flwr.app import ConfigRecord
 
-from experiments.run.track import client_grid
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import Federation
 from fl_sim.data.sampling import sample_clients
+from fl_sim.grid.grid import ClientGrid, play_round
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import StartModel, cache_key
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.wire.arrays import to_record
 from strategies.catalogue import build_strategy
-from strategies.dgc.thresholds import Calibration, Line, fitted, upper_quartile
+from strategies.dgc.thresholds import Calibration, Threshold, fitted, upper_quartile
 from strategies.rule_strategy import RuleStrategy
 
 VERSION = 3  # of what a calibration does: caches of others are not read
@@ -35,12 +33,12 @@ SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
 
 def calibrate(
     config: Config,
-    *,
     transport: Transport,
-    orders: int,
     start: StartModel,
     federation: Federation,
     model: FlatModel,
+    *,
+    max_messages: int,
     progress: Callable[[int, int], None],
 ) -> tuple[Calibration, dict[str, Any]]:
     """Thresholds for `strategy.guard`, and the record of how they came about.
@@ -55,7 +53,8 @@ def calibrate(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, whichever process they run in
             if not (record := _load(path)):
-                record = _measure(config, transport, orders, start, federation, model, progress)
+                grid = ClientGrid(transport, config, start.buffers, max_messages=max_messages)
+                record = _measure(config, grid, start, federation, model, progress)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     known = fitted(config.strategy, record["scores"], record["probation"], least_rise=LEAST_RISE * loss, upper_norm=record["upper-norm"])
@@ -79,17 +78,11 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 def _measure(
-    config: Config,
-    transport: Transport,
-    orders: int,
-    start: StartModel,
-    federation: Federation,
-    model: FlatModel,
-    progress: Callable[[int, int], None],
+    config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """The scores of clean rounds by name, and the upper quartile of the norms of clients' updates before the rehearsed probation."""
     nobody = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
-    endless: dict[str, Line] = dict.fromkeys(SCORES, Line(float("inf"), 0.0))
+    endless: dict[str, Threshold] = dict.fromkeys(SCORES, Threshold(float("inf"), 0.0))
     strategy = build_strategy(
         config,
         start.theta.cpu(),
@@ -99,27 +92,23 @@ def _measure(
         calibration=Calibration(endless, endless, endless, {}, float("inf")),
         calibrating=True,
     )
-    grid = client_grid(config, transport, start, orders)
     assert isinstance(strategy, RuleStrategy)
-    arrays, scores, norms = to_record({"theta": strategy.theta}), dict[str, list[float]](), list[float]()
-    settings, norm = config.strategy, float("inf")
+    scores, norms, norm = dict[str, list[float]](), list[float](), float("inf")
+    settings = config.strategy
     probation = settings.probation if settings.scope == "aggregate" else 0
     rounds = settings.calibration_rounds + 2 * probation
     for number in range(1, rounds + 1):
         if number == settings.calibration_rounds + 1:
             norm = upper_quartile(torch.tensor(norms))
             strategy.begin_probation(probation, norm)
-        messages = strategy.configure_train(FIRST + number, arrays, ConfigRecord({"phase": ""}), grid)
-        found, metrics = strategy.aggregate_train(FIRST + number, grid.send_and_receive(messages))
-        if not grid.outcome.combined:
-            raise RuntimeError(f"calibration, round {number}: every client failed")
-        assert found is not None
-        assert metrics is not None
-        arrays = found
+        try:
+            played = play_round(strategy, grid, FIRST + number, phase="")
+        except RuntimeError as error:
+            raise RuntimeError(f"calibration, round {number}: {error}") from error
         for name in SCORES:
-            if name in metrics:
-                scores.setdefault(name, []).append(float(metrics[name]))  # pyright: ignore[reportArgumentType]
-        norms += [report.norm for report in grid.outcome.reports if not report.failure]
+            if name in played.metrics:
+                scores.setdefault(name, []).append(played.metrics[name])
+        norms += [report.norm for report in played.outcome.reports if not report.failure]
         progress(number, rounds)
     rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
     return {

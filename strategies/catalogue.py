@@ -1,49 +1,87 @@
-"""Strategies by name: our rules, DGC, Flower's classes, ByzFL's aggregators, and the user's own class."""
+"""Strategies by name: our rules, DGC, Flower's classes, ByzFL's aggregators, and what comes from outside."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import flwr.serverapp.strategy as flower
+import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
-from fl_sim.data.federation import Federation
+from fl_sim.data.federation import Batch, Federation
+from fl_sim.grid.server_strategy import Needs
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.registry import Registry, load_outside
+from fl_sim.registry import Registry
 from fl_sim.training.clipping import clip_of
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
-from strategies.dgc.guard import Guard
+from strategies.dgc.guard import Guard, guard_problems
 from strategies.dgc.thresholds import Calibration
 from strategies.flower_host import FlowerHost
-from strategies.rule import RULES, Rule
+from strategies.own_rule import ASKED, OwnCombine, asked_for
+from strategies.rule import RULES, Rule, stacked_mean
 from strategies.rule_strategy import RuleStrategy
-
-Host = RuleStrategy | FlowerHost  # what the ServerApp talks to
 
 FLOWER = (
     "FedAvg", "FedAvgM", "FedAdam", "FedAdagrad", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan",
     "DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping",
 )  # fmt: skip
+NOT_CALLED = {
+    "start": "the phases of an attack decide which round follows",
+    "configure_evaluate": "the server evaluates on its own test set",
+    "aggregate_evaluate": "the server evaluates on its own test set",
+}
 WIDE = frozenset({"Krum", "MultiKrum", "Bulyan"})  # their distances need float64
 
 
 def strategy_problems(config: Config) -> list[str]:
-    """What is wrong with `strategy.options`, a sentence a problem. Builds what `strategy.name` names, once."""
-    name = config.strategy.name
-    if name in RULES or name == "dgc":
-        options = config.strategy.options
-        return [f"expected strategy.options to be empty with strategy.name = {name!r}, got {options!r}"] if options else []
+    """What is wrong with `strategy.*`, a sentence a problem. Builds what `strategy.name` names, once."""
+    settings = config.strategy
+    if settings.name in strategies.table:
+        given = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
+        return (given if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
     try:
-        _instance(config)
+        _instance(config, _no_probe)
     except Exception as error:
-        return [f"cannot make strategy.name = {name!r} with strategy.options = {config.strategy.options!r}: {error}"]
+        return [f"cannot make strategy.name = {settings.name!r} with strategy.options = {settings.options!r}: {error}"]
+    if needs_of(config).server_data and not settings.probe_size:
+        return [f"expected strategy.probe-size > 0 with strategy.name = {settings.name!r}, which asks for server_data, got 0"]
     return []
+
+
+def strategy_notes(config: Config) -> list[str]:
+    """What of a Flower strategy will not be called, a sentence each: nobody should wait for it."""
+    if not strategies.outside(config.strategy.name):
+        return []
+    made = _instance(config, _no_probe)
+    own = [name for name in NOT_CALLED if isinstance(made, Strategy) and not _is_flowers(getattr(type(made), name))]
+    return [f"{config.strategy.name}: {name} is not called ({NOT_CALLED[name]})" for name in own]
+
+
+def needs_of(config: Config) -> Needs:
+    """What the strategy of a configuration cannot work without."""
+    if config.strategy.name == "dgc":
+        return Needs(server_data=True, calibration=True)
+    made = _instance(config, _no_probe)
+    if isinstance(made, Strategy):
+        return FlowerHost.needs
+    asked = asked_for(made.combine.function) if isinstance(made.combine, OwnCombine) else ()
+    return Needs(server_data="server_data" in asked, client_ids="clients" in asked)
+
+
+def public_combine(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The combination `(updates (n, d), weights (n,)) -> (d,)` of a configuration's rule, made anew: for who knows the rule. It is not told
+    who sent what, and sees no data of the server's."""
+    rule = _instance(config, _no_probe)
+    assert isinstance(rule, Rule)
+    return lambda updates, weights: stacked_mean(rule, updates, weights, torch.arange(len(updates)))
 
 
 def build_strategy(
@@ -55,39 +93,23 @@ def build_strategy(
     federation: Federation,
     calibration: Calibration | None = None,
     calibrating: bool = False,
-) -> Host:
+) -> RuleStrategy | FlowerHost:
     """The strategy of `strategy.name` around the initial model theta (d,).
 
     Args: sample, the client ids of a round; calibration, of DGC's thresholds; calibrating, ask for every update's norm.
     """
-    settings, server = config.strategy, config.server
-    made = _instance(config)
+    made = _instance(config, federation.probe)
     if isinstance(made, Strategy):
-        return FlowerHost(
-            made,
-            theta,
-            layout=model.layout,
-            learning_rate=config.client.learning_rate,
-            sample=sample,
-            seed=config.seed,
-            wide=type(getattr(made, "strategy", made)).__name__ in WIDE,
-        )
+        wide = type(getattr(made, "strategy", made)).__name__ in WIDE
+        return FlowerHost(made, theta, config, model.layout, sample, wide=wide)
     guard = None
     if calibration:
-        probe = federation.probe()
-        guard = Guard(settings, model, probe, calibration, server.learning_rate, server.momentum)
-    return RuleStrategy(
-        made,
-        theta,
-        learning_rate=server.learning_rate,
-        momentum=server.momentum,
-        sample=sample,
-        guard=guard,
-        norms_wanted=calibrating,
-    )
+        server = config.server
+        guard = Guard(config.strategy, model, federation.probe(), calibration, server.learning_rate, server.momentum)
+    return RuleStrategy(made, theta, config.server, sample, name=config.strategy.name, guard=guard, norms_wanted=calibrating)
 
 
-def _instance(config: Config) -> Rule | Strategy:
+def _instance(config: Config, probe: Callable[[], Batch]) -> Rule | Strategy:
     """A rule, or a Flower strategy with its options."""
     name, options = config.strategy.name, parse_options(config.strategy.options)
     if name in RULES:
@@ -95,22 +117,40 @@ def _instance(config: Config) -> Rule | Strategy:
     if name == "dgc":
         after = clip_of(config.strategy.norm, config.strategy.bound) if config.strategy.scope == "aggregate" else None
         return Rule(after=after)
-    if ":" in name:
-        return _made(load_outside(name), options)
+    if strategies.outside(name):
+        return _from_outside(name, options, probe)
     package, rest = name.split(".", 1)
     if package == "byzfl":
         return Rule(combine=byzfl_combine(rest, options, config.seed))
     if rest.startswith("DifferentialPrivacy"):
-        inner = _made(getattr(flower, str(options.get("strategy", "FedAvg"))), {})
+        inner = getattr(flower, str(options.get("strategy", "FedAvg")))()
         options = {"num_sampled_clients": config.clients_per_round, **options, "strategy": inner}
-    return _made(getattr(flower, rest), options)
+    return getattr(flower, rest)(**options)
 
 
-def _made(found: type[Any], options: Mapping[str, Any]) -> Strategy:
-    made = found(**options)
-    if not isinstance(made, Strategy):
-        raise TypeError(f"expected a subclass of flwr.serverapp.strategy.Strategy, got {found!r}")
-    return made
+def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Batch]) -> Rule | Strategy:
+    """Somebody's Flower strategy, `Rule`, or plain function `(updates, weights, **options) -> (d,)`. Raises TypeError for anything else."""
+    thing = strategies.find(name)
+    if isinstance(thing, type) and issubclass(thing, Strategy):
+        return thing(**options)
+    if isinstance(thing, Rule):
+        return replace(thing, combine=OwnCombine(name, thing.combine, options, probe)) if thing.combine else thing
+    if isinstance(thing, type) or not callable(thing):
+        raise TypeError(
+            "expected a subclass of flwr.serverapp.strategy.Strategy, a fl_sim.Rule, or a function (updates, weights, **options), "
+            f"got {thing!r}"
+        )
+    own = {key: value for key, value in options.items() if key not in ASKED}
+    inspect.signature(thing).bind(None, None, **dict.fromkeys(asked_for(thing)), **own)
+    return Rule(combine=OwnCombine(name, thing, options, probe))
+
+
+def _no_probe() -> Batch:
+    raise RuntimeError("the server's data is not shown here")
+
+
+def _is_flowers(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("flwr.")
 
 
 def _family_problem(name: str) -> str | None:

@@ -16,8 +16,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fl_sim.config.keys import Config
+from fl_sim.grid.server_strategy import Needs
 from fl_sim.rng.streams import lent_generators
 from fl_sim.wire.arrays import array_record, from_record, to_record
+from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restored, saved
 
 PATIENCE = 5  # times that a strategy may look for nodes in a round
@@ -37,22 +40,20 @@ class FlowerHost(Strategy):
     Args: inner, the strategy; theta (d,); layout, how theta falls into named parameters.
     """
 
+    needs = Needs(client_ids=True)
+
     def __init__(
-        self,
-        inner: Strategy,
-        theta: Tensor,
-        *,
-        layout: Layout,
-        learning_rate: float,
-        sample: Callable[[int], Sequence[int]],
-        seed: int,
-        wide: bool = False,
+        self, inner: Strategy, theta: Tensor, config: Config, layout: Layout, sample: Callable[[int], Sequence[int]], *, wide: bool = False
     ) -> None:
-        self.inner, self.theta, self._layout, self._learning_rate = inner, theta, layout, learning_rate
-        self._sample, self._seed, self._wide = sample, seed, wide
+        self.inner, self.theta, self._layout, self.step_size = inner, theta, layout, config.client.learning_rate
+        self._name, self._sample, self._seed, self._wide = config.strategy.name, sample, config.seed, wide
         self._asked: dict[int, Message] = {}
         self._sent = theta
         self._unread: frozenset[str] = frozenset()
+
+    def public_rule(self) -> PublicRule:
+        """Its name: what it does with models is its own."""
+        return PublicRule(self._name, combine=None, step_size=self.step_size)
 
     def save(self) -> State:
         """All that the next round depends on: the model, and what the strategy keeps in its attributes. Raises UnsavableError."""
@@ -63,7 +64,7 @@ class FlowerHost(Strategy):
         self.theta = restored(state, {"inner": self.inner})["theta"]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """What the strategy sends, as messages for the `ClientGrid`: one shared flat model, `stacked` updates asked for."""
+        """What the strategy sends, as one packed message for the `ClientGrid`: a flat model, `stacked` updates asked for."""
         offered = _Offer(grid, [client + 1 for client in self._sample(server_round)])
         with self._lent("configure", server_round):
             messages = list(self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offered))
@@ -73,10 +74,17 @@ class FlowerHost(Strategy):
         self._sent = self._flat(_only_arrays(messages[0].content))
         self._check(messages)
         settings = ConfigRecord(
-            {"phase": "", **config, "round": server_round, "stacked": True, "clip-norm": "", "clip-bound": 0.0},
+            {
+                "phase": "",
+                **config,
+                "clients": [node - 1 for node in sorted(self._asked)],
+                "round": server_round,
+                "stacked": True,
+                "clip-norm": "",
+                "clip-bound": 0.0,
+            }
         )
-        content = RecordDict({"arrays": to_record({"theta": self._sent}), "config": settings})
-        return [Message(content, node, "train") for node in sorted(self._asked)]
+        return [Message(RecordDict({"arrays": to_record({"theta": self._sent}), "config": settings}), 1, "train")]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next model, from what the strategy makes of one reply a client.
@@ -96,9 +104,9 @@ class FlowerHost(Strategy):
             self.theta = self._flat(arrays)
         if not bool(torch.isfinite(self.theta).all()):
             raise RuntimeError(f"round {server_round}: {type(self.inner).__name__} made a model that is not finite of finite updates")
-        moved = float(torch.linalg.vector_norm(before - self.theta)) / self._learning_rate
+        moved = float(torch.linalg.vector_norm(before - self.theta)) / self.step_size
         figures = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-        return to_record({"theta": self.theta}), MetricRecord({**figures, "combined-norm": moved, "applied-norm": moved})
+        return to_record({"theta": self.theta}), MetricRecord({**figures, "combined_norm": moved, "applied_norm": moved})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the ServerApp evaluates centrally."""
@@ -123,7 +131,7 @@ class FlowerHost(Strategy):
     def _reply(self, message: Message, update: Tensor, weight: float) -> Message:
         """An ordinary reply to a message: the client's model and its number of examples."""
         dtype = torch.float64 if self._wide else self._sent.dtype
-        weights = self._sent.to(dtype) - self._learning_rate * update.to(dtype)
+        weights = self._sent.to(dtype) - self.step_size * update.to(dtype)
         if torch.equal(weights, self._sent.to(dtype)):
             weights = weights.clone()
             weights[0] = torch.nextafter(weights[0], weights.new_tensor(float("inf")))

@@ -10,7 +10,7 @@ from torch import Tensor
 from fl_sim.config.keys import Strategy
 from fl_sim.training.clipping import Clip, clip, clip_of, norms
 
-Combine = Callable[[Tensor, Tensor], Tensor]  # updates (n, d), weights (n,) -> (d,)
+Combine = Callable[[Tensor, Tensor, Tensor], Tensor]  # updates (n, d), weights (n,), client ids (n,) -> (d,)
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,22 @@ def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
     Args: client_norms (n,), each update's norm in the norm of `before`, NaN where nobody needed it.
     """
     update, norm = clip(mean, rule.after) if rule.after else (mean, norms(mean))
-    metrics = {"combined-norm": float(norms(mean)), "applied-norm": float(norms(update))}
+    metrics = {"combined_norm": float(norms(mean)), "applied_norm": float(norms(update))}
     if rule.after:
         metrics["clipped"] = float(norm > rule.after.bound)
     if rule.before:
         metrics["clipped"] = float((client_norms > rule.before.bound).sum())
-        metrics["median-norm"] = float(client_norms.nanmedian())
+        metrics["median_norm"] = float(client_norms.nanmedian())
     return Combined(update, metrics)
 
 
-def stacked_mean(rule: Rule, updates: Tensor, weights: Tensor) -> Tensor:
-    """The `before` and `combine` slots on single updates (n, d) with weights (n,): `sum_i w_i before(g_i) / sum_i w_i`, or the
-    rule's own combination.
+def stacked_mean(rule: Rule, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
+    """The `before` and `combine` slots on single updates (n, d) with weights (n,) of clients (n,): `sum_i w_i before(g_i) / sum_i w_i`,
+    or the rule's own combination.
     """
     clipped = clip(updates, rule.before)[0] if rule.before else updates
     if rule.combine:
-        return rule.combine(clipped, weights)
+        return rule.combine(clipped, weights, clients)
     return (weights @ clipped) / weights.sum()
 
 

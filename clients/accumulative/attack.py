@@ -1,7 +1,7 @@
 """The accumulative poisoning attack in a federation.
 
 Source: Pang et al. 2021, "Accumulative Poisoning Attacks on Real-time Data", section 3.3 and Algorithm 2. Ours: the
-look-ahead objective, relative scaling, stealth control and the rehearsed trigger (MATH section 2).
+look-ahead objective, relative scaling, stealth control and the rehearsed trigger (docs/mathematics.md, section 4).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     nobody trains in the phase, as in the released code of Pang et al. 2021, but for rounds in which stealth pauses. Trigger: aim for `P_t`.
 
     The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
-    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth: the
+    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth, because the
     model is broken already. In a control the scale is 0.
     """
     settings = knowledge.settings
@@ -38,7 +38,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     scalars = _running_norm(knowledge, state)
     history = history_of(knowledge, state)
     next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state), scalars)
-    metrics = {"own-loss": own.loss, "own-accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
+    metrics = {"own_loss": own.loss, "own_accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
     if metrics["fired"]:
         return Action(trigger_updates, next_state, metrics)
     gamma = settings.stealth_gamma if knowledge.phase == "accumulate" else float("inf")
@@ -47,14 +47,14 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     may_fire = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
     if settings.fire == "rehearsed" and may_fire:
         rehearsal = rehearse(knowledge, trigger, own, rehearsed)
-        metrics["rehearsed-accuracy"] = rehearsal.after
+        metrics["rehearsed_accuracy"] = rehearsal.after
         if rehearsal.succeeds:
             metrics["fired"] = 1.0
             return Action(trigger_updates, next_state, metrics)
     if h is None:
         return Action(knowledge.updates, next_state, metrics)
-    push = scale * scaled_direction(h, knowledge, scalars["honest-norm"])
-    metrics["scale"], metrics["push-norm"] = scale, float(torch.linalg.vector_norm(push))
+    push = scale * scaled_direction(h, knowledge, scalars["honest_norm"])
+    metrics["scale"], metrics["push_norm"] = scale, float(torch.linalg.vector_norm(push))
     target = knowledge.honest_mean + push if settings.keep_honest else push
     return Action(_send(knowledge, target, last), next_state, metrics)
 
@@ -72,9 +72,9 @@ def _send(knowledge: Knowledge, target: Tensor, last: Tensor | None) -> Tensor:
 
 def _running_norm(knowledge: Knowledge, state: AttackState) -> dict[str, float]:
     """The running mean of |honest_t| and the number of rounds in it."""
-    rounds, mean = state.scalars.get("rounds", 0.0) + 1.0, state.scalars.get("honest-norm", 0.0)
+    rounds, mean = state.scalars.get("rounds", 0.0) + 1.0, state.scalars.get("honest_norm", 0.0)
     norm = float(torch.linalg.vector_norm(knowledge.honest_mean))
-    return {"rounds": rounds, "honest-norm": mean + (norm - mean) / rounds}
+    return {"rounds": rounds, "honest_norm": mean + (norm - mean) / rounds}
 
 
 def _arrays(knowledge: Knowledge, vector: Tensor) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def scaled_direction(h: Tensor, knowledge: Knowledge, mean_honest_norm: float) -
 
 def stealth(loss: float, start_loss: float, gamma: float) -> float:
     """`clamp((L0 + gamma - L) / gamma, 0, 1)`: 1 at the starting loss, 0 once it rose by gamma. Ours, for the constraint
-    `L(S_val; theta_t) <= L(S_val; theta_0) + gamma` of Pang et al. 2021, Eq. 8.
+    `L(S_val; theta_t) <= L(S_val; theta_0) + gamma` of Pang et al. 2021, Eq. 10.
     """
     if gamma == float("inf"):
         return 1.0

@@ -1,4 +1,4 @@
-"""The directions h_t (d,) along which the server is made to descend in the accumulative phase (MATH section 2)."""
+"""The directions h_t (d,) along which the server is made to descend in the accumulative phase (docs/mathematics.md, section 4.4)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
 def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`M(S_val; theta - server_lr * P_t)` with P_t constant and `M = mean(-log(1 - p_y))`.
 
-    Prepares a model that misclassifies after the trigger. M is bounded below, so the pull dies once the look-ahead point
-    is broken. Ours.
+    Prepares a model that misclassifies after the trigger. M is at least 0, so its gradient vanishes once the model after the trigger is
+    wrong. Ours.
     """
     inputs, labels = knowledge.validation_draw
     log_p = F.log_softmax(knowledge.model.logits(theta - knowledge.server_lr * trigger, inputs), dim=1)
@@ -60,9 +60,9 @@ def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
 
 
 def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
-    """`-L(S_val; theta - server_lr * P_t)` with P_t constant: the loss after the trigger itself, whose pull never dies.
+    """`-L(S_val; theta - server_lr * P_t)` with P_t constant: the loss after the trigger itself. Its gradient does not vanish.
 
-    Source: Pang et al. 2021, Eq. 8, with the trigger's step taken instead of its first-order estimate. For an attacker without stealth.
+    Source: Pang et al. 2021, Eq. 5, without the first-order expansion of Eq. 10. For an attacker without stealth.
     """
     logits = knowledge.model.logits(theta - knowledge.server_lr * trigger, knowledge.validation_draw.inputs)
     labels = knowledge.validation_draw.labels

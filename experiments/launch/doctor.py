@@ -11,12 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from experiments.launch.launch import APP_DIR, cpu_cores
+from experiments.launch.app_folder import app_folder
+from experiments.launch.launch import cpu_cores
 from experiments.records.folder import PACKAGES
 from fl_sim.config.resolve import resolve
 
-OPTIONAL = ("byzfl",)
+OPTIONAL = ("byzfl", "tensorboard", "wandb", "mlflow", "pyarrow", "datasets")
 
 
 def doctor(console: Console) -> int:
@@ -25,10 +27,10 @@ def doctor(console: Console) -> int:
     for name, check in CHECKS.items():
         try:
             found = check()
-            console.print(f"[green]ok[/]    {name}: {found}", highlight=False)
+            console.print("[green]ok[/]   ", Text(f"{name}: {found}"), highlight=False)
         except Exception as error:  # a broken installation may raise anything
             failed += 1
-            console.print(f"[red]wrong[/] {name}: {type(error).__name__}: {error}", highlight=False)
+            console.print("[red]wrong[/]", Text(f"{name}: {type(error).__name__}: {error}"), highlight=False)
     return 1 if failed else 0
 
 
@@ -61,9 +63,9 @@ def _device() -> str:
 
 
 def _app() -> str:
-    if not (APP_DIR / "pyproject.toml").is_file():
-        raise FileNotFoundError(f"{APP_DIR} has no pyproject.toml: install from a checkout with `pip install -e .`")
-    return str(APP_DIR)
+    if not (app_folder() / "pyproject.toml").is_file():
+        raise FileNotFoundError(f"{app_folder()} has no pyproject.toml: this installation is damaged")
+    return str(app_folder())
 
 
 def _cache() -> str:

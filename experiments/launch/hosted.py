@@ -1,4 +1,4 @@
-"""A whole run inside one worker, where a sweep has a cell for each: no round then waits for a message."""
+"""Runs a whole cell in one worker, so that no round waits for messages."""
 
 from __future__ import annotations
 

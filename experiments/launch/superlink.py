@@ -2,48 +2,45 @@
 
 ``flwr run .`` leaves a daemon that outlives it, shares ``~/.flwr`` and a fixed port with every other project, and exits 0 when the run
 crashed. `run_in_flower` starts ``flower-superlink`` and ``flower-superexec`` itself, submits the app with ``flwr run --stream``, asks
-``flwr list`` how it ended, and ends every process it started. `experiments.launch.warm` holds what runs in those processes.
+``flwr list`` how it ended, and ends every process it started.
 """
 
 from __future__ import annotations
 
+import ctypes
+import http.client
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import psutil
 import tomli_w
 
-from experiments.launch import warm
+from fl_sim.signals import signals_raise
 
 COMPLETED = "finished:completed"
-PRELOAD = ("torch",)  # imported while the SuperLink starts
+START_LIMIT = 120.0  # seconds until the SuperLink must answer; it needs 4 to 5 on idle cores
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CONNECTION = "own"
-_MARKS = {"accepted": "Successfully started run", "simulation": "Starting Flower Simulation", "installed": "Successfully installed"}
 # Longest path that Ray puts below its temporary folder; the whole must fit the 107 bytes of a Unix socket's name.
 _RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 class FlowerRun(NamedTuple):
-    """How a run ended: Flower's status ("finished:completed" when all is well) and seconds from the call to each step."""
+    """How a run ended: Flower's status ("finished:completed" when all is well)."""
 
     status: str
-    seconds: dict[str, float]
 
     @property
     def exit_code(self) -> int:
@@ -67,109 +64,111 @@ def run_in_flower(
         run_config: overrides of ``[tool.flwr.app.config]`` by dotted key; any float, any text.
         on_line: called with each line of the run's log as it comes, without colours and line end.
         num_supernodes: size of the federation, >= 1.
-        ray_cpus: processors that Ray counts, and so the number of Flower's own ClientApp actors, >= 1. Ours take none of them.
+        ray_cpus: processors that Ray counts, and so the number of Flower's own ClientApp actors, >= 1.
         grace: seconds between asking what is left to end and killing it.
 
     Returns:
-        Status ("unknown" if the SuperLink did not start or did not take the run; ``on_line`` has got the reason) and timings.
+        Flower's status ("unknown" if the SuperLink did not start or did not take the run; ``on_line`` has got the reason).
     """
     if num_supernodes < 1 or ray_cpus < 1:
         raise ValueError(f"expected num_supernodes >= 1 and ray_cpus >= 1, got {num_supernodes} and {ray_cpus}")
-    started = time.monotonic()
     # Resolved: the folder's name marks our processes, and must read the same everywhere.
     home = Path(tempfile.mkdtemp(prefix="fl-sim-")).resolve()
     roots: list[subprocess.Popen[str]] = []
-    with _signals_raise() as ignore_signals:
+    with signals_raise() as ignore_signals:
         try:
-            submitter = _start(home, roots, app_dir.resolve(), run_config, num_supernodes, ray_cpus)
-            return _listen(submitter, home / "superlink.log", on_line, started)
+            return _Link(home, roots, on_line).run(app_dir.resolve(), run_config, num_supernodes, ray_cpus)
         finally:
             ignore_signals()
             _end(home, roots, grace)
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _start(
-    home: Path,
-    roots: list[subprocess.Popen[str]],
-    app_dir: Path,
-    run_config: Mapping[str, bool | int | float | str],
-    num_supernodes: int,
-    ray_cpus: int,
-) -> subprocess.Popen[str]:
-    """Start the submitter and the simulation; both are added to ``roots``."""
-    port, config, arguments, log = _free_port(), home / "run-config.toml", home / "simulation-arguments", home / "superlink.log"
-    address = f"127.0.0.1:{port}"
-    connection = {"address": address, "insecure": True}
-    (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": _CONNECTION, _CONNECTION: connection}}), encoding="utf-8")
-    config.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
-    # Ray puts its driver's working directory before all else on the workers' sys.path: it must hold no modules.
-    (work := home / "work").mkdir()
-    (bin_dir := home / "bin").mkdir()
-    shim, quoted = bin_dir / "flwr-simulation", shlex.quote(str(arguments))
-    shim.write_text(f'#!/bin/sh\nprintf %s "$*" > {quoted}.part && mv {quoted}.part {quoted}\n', encoding="utf-8")
-    shim.chmod(0o755)
-    environment = _environment(home, bin_dir)
+class _Link:
+    """A SuperLink with its SuperExec, and Flower's command beside them; each process it starts is added to ``roots``."""
 
-    def start(part: str, out: int, err: int, **options: Any) -> subprocess.Popen[str]:
-        line = [sys.executable, "-P", warm.__file__, part, json.dumps({"parent": os.getpid(), **options})]
-        roots.append(
-            subprocess.Popen(
-                line,
-                cwd=work,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                encoding="utf-8",
-                errors="replace",
-            )
+    def __init__(self, home: Path, roots: list[subprocess.Popen[str]], on_line: Callable[[str], None]) -> None:
+        self._home, self._roots, self._on_line = home, roots, on_line
+        self._log, self._environment = home / "superlink.log", _environment(home)
+        # Ray puts its driver's working directory before all else on the workers' sys.path: it must hold no modules.
+        (home / "work").mkdir()
+
+    def run(self, app_dir: Path, run_config: Mapping[str, Any], num_supernodes: int, ray_cpus: int) -> FlowerRun:
+        """Start both, submit the app, and ask how it ended."""
+        port, config = _free_port(), self._home / "run-config.toml"
+        address = f"127.0.0.1:{port}"
+        connection = {"superlink": {"default": _CONNECTION, _CONNECTION: {"address": address, "insecure": True}}}
+        (self._home / "config.toml").write_text(tomli_w.dumps(connection), encoding="utf-8")
+        config.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        with self._log.open("ab") as sink:
+            link = ["--insecure", "--simulation", "--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
+            services = [self._start("flower-superlink", link, sink.fileno())]
+            services.append(self._start("flower-superexec", ["--insecure", "--runtime-api-address", address], sink.fileno()))
+        if not self._healthy(port, services):
+            return self._failed()
+        federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
+        if not os.environ.get("RAY_ADDRESS"):  # a cluster has the processors that it has
+            federation += f" init-args-num-cpus={ray_cpus}"
+        arguments = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
+        for line in self._flwr(arguments):
+            self._on_line(line)
+        status = _status("\n".join(self._flwr(["list", _CONNECTION, "--format", "json"])))
+        return FlowerRun(status) if status else self._failed()
+
+    def _start(self, name: str, arguments: Sequence[str], out: int) -> subprocess.Popen[str]:
+        command = shutil.which(name, path=self._environment["PATH"])
+        if command is None:
+            raise FileNotFoundError(f"Flower's command {name} is not beside {sys.executable}")
+        process = subprocess.Popen(
+            [command, *arguments],
+            cwd=self._home / "work",
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            encoding="utf-8",
+            errors="replace",
         )
-        return roots[-1]
+        self._roots.append(process)
+        return process
 
-    superlink = ["--insecure", "--simulation", "--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
-    services = [("flower-superlink", superlink), ("flower-superexec", ["--insecure", "--runtime-api-address", address])]
-    federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
-    run = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
-    commands = [run, ["list", _CONNECTION, "--format", "json"]]
-    pipe, same = subprocess.PIPE, subprocess.STDOUT
-    submitter = start("submit", pipe, same, services=services, port=port, log=str(log), commands=commands)
-    with log.open("ab") as sink:
-        start("simulate", sink.fileno(), same, arguments_file=str(arguments), ray_cpus=ray_cpus, app_dir=str(app_dir), preload=PRELOAD)
-    return submitter
+    def _flwr(self, arguments: Sequence[str]) -> Iterator[str]:
+        """What `flwr` prints, line by line."""
+        process = self._start("flwr", arguments, subprocess.PIPE)
+        assert process.stdout is not None
+        for raw in process.stdout:
+            yield _ANSI.sub("", raw).rstrip("\n")
 
+    def _healthy(self, port: int, services: Sequence[subprocess.Popen[str]]) -> bool:
+        """Wait until the SuperLink answers; false if it or its SuperExec ended, or it does not within `START_LIMIT`."""
+        deadline = time.monotonic() + START_LIMIT
+        while time.monotonic() < deadline and all(service.poll() is None for service in services):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
+            try:
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return True
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.02)
+            finally:
+                connection.close()
+        return False
 
-def _listen(submitter: subprocess.Popen[str], log: Path, on_line: Callable[[str], None], started: float) -> FlowerRun:
-    """Hand on the submitter's lines until it ends, and read the status from the last ones."""
-    seconds: dict[str, float] = {}
-    answer: list[str] | None = None
-    assert submitter.stdout is not None
-    for raw in submitter.stdout:
-        line, now = _ANSI.sub("", raw).rstrip("\n"), time.monotonic() - started
-        if line == warm.HEALTHY:
-            seconds["superlink"] = now
-        elif line == warm.STATUS_FOLLOWS:
-            answer = []
-            seconds["logs_ended"] = now
-        elif answer is not None:
-            answer.append(line)
-        else:
-            if "installed" in seconds:  # what comes next is the app's
-                seconds.setdefault("app", now)
-            for mark, text in _MARKS.items():
-                if text in line:
-                    seconds.setdefault(mark, now)
-            on_line(line)
-    status = _status("\n".join(answer or []))
-    if status is None and log.exists():
-        for line in _ANSI.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()[-30:]:
-            on_line(line)
-    seconds["ended"] = time.monotonic() - started
-    return FlowerRun(status or "unknown", seconds)
+    def _failed(self) -> FlowerRun:
+        """Hand on the end of the SuperLink's log."""
+        for line in _ANSI.sub("", self._log.read_text(encoding="utf-8", errors="replace")).splitlines()[-30:]:
+            self._on_line(line)
+        return FlowerRun("unknown")
 
 
-def _environment(home: Path, bin_dir: Path) -> dict[str, str]:
+def _end_with_parent() -> None:
+    """In a child: end when the parent ends, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _environment(home: Path) -> dict[str, str]:
     beside = str(Path(sys.executable).parent)
     fixed = {
         "FLWR_HOME": str(home),
@@ -181,8 +180,7 @@ def _environment(home: Path, bin_dir: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway, and without its warning
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # as flwr-simulation sets it
-        "PATH": os.pathsep.join([str(bin_dir), beside, os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1", "localhost", os.environ.get("NO_PROXY") or os.environ.get("no_proxy")])),
     }
     fixed["no_proxy"] = fixed["NO_PROXY"]
@@ -203,31 +201,6 @@ def _status(answer: str) -> str | None:
     with suppress(ValueError, LookupError, TypeError):
         return str(json.loads(answer[answer.index("{") :])["runs"][0]["status"])
     return None
-
-
-@contextmanager
-def _signals_raise() -> Generator[Callable[[], None]]:
-    """While open, SIGTERM and SIGHUP raise SystemExit; yields a function that makes these two and SIGINT wait until it closes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
-
-    def ignore() -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-
-    try:
-        yield ignore
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(home: Path, roots: Sequence[subprocess.Popen[str]], grace: float) -> None:

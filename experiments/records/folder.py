@@ -13,19 +13,16 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from experiments.records.trackers import open_trackers
+from experiments.records.trackers import Trackers
 from fl_sim.atomic_files import remove_parts, save_tensors, write_whole, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_hash, to_flat, to_json
 from fl_sim.device import device_of
-
-if TYPE_CHECKING:
-    from experiments.run.checkpoint import Found
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "ray")
 
@@ -50,55 +47,67 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `rounds.jsonl`, in the order written. Raises ValueError naming the file and the line that is damaged."""
+    path, lines = folder / "rounds.jsonl", list[dict[str, Any]]()
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            raise ValueError(f"{path}, line {number} is damaged: {text[:60]!r}") from None
+    return lines
+
+
 def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of `rounds.jsonl` by track, in the order written."""
     tracks: dict[str, list[dict[str, Any]]] = {}
-    for line in _lines(folder):
+    for line in read_lines(folder):
         tracks.setdefault(line["track"], []).append(line)
     return tracks
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+class Continued(NamedTuple):
+    """Where an interrupted run goes on: the bytes of `rounds.jsonl` that are kept (None: it begins anew), the checkpoint that says so, and
+    those that were damaged."""
+
+    size: int | None = None
+    checkpoint: str | None = None
+    damaged: tuple[str, ...] = ()
 
 
 class RunRecords:
-    """Writes a run's folder. An earlier, incomplete run of the same configuration is continued at the checkpoint found, or replaced."""
+    """Writes a run's folder. An earlier, incomplete run of the same configuration is continued, or replaced."""
 
-    def __init__(self, folder: Path, config: Config, found: Found | None = None) -> None:
-        checkpoint = found.checkpoint if found else None
-        self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if checkpoint else []
+    def __init__(self, folder: Path, config: Config, continued: Continued) -> None:
+        goes_on = continued.size is not None
+        self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if goes_on else []
         with writing(folder):
-            if folder.exists() and not checkpoint:
+            if folder.exists() and not goes_on:
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
-            if checkpoint:
-                os.truncate(folder / "rounds.jsonl", checkpoint.lines)
-                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self.folder, self._goes_on = folder, checkpoint is not None
-        self._sessions.append(_session(config, found))
+            if continued.size is not None:
+                os.truncate(folder / "rounds.jsonl", continued.size)
+        self.folder = folder
+        self._sessions.append(_session(config, continued))
         write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
-        self._trackers = open_trackers(config, folder)
-        for line in self.kept():
-            self._track(line)
+        self._trackers = Trackers(folder, config)
+        for line in self.lines():
+            self._trackers.on_round(line)
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Append one round and flush."""
+        line = plain(line)
         with writing(self.folder / "rounds.jsonl"):
-            self._rounds.write(json.dumps(plain(line)) + "\n")
+            self._rounds.write(json.dumps(line) + "\n")
             self._rounds.flush()
-        self._track(line)
+        self._trackers.on_round(line)
 
-    def _track(self, line: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            tracker.round(line)
-
-    def kept(self) -> list[dict[str, Any]]:
-        """The rounds that a continued run has already."""
-        return _lines(self.folder) if self._goes_on else []
+    def lines(self) -> list[dict[str, Any]]:
+        """The rounds so far."""
+        return read_lines(self.folder)
 
     def size(self) -> int:
         """Bytes of `rounds.jsonl`, all of them on the disk."""
@@ -110,19 +119,23 @@ class RunRecords:
         """`calibration.json`: DGC's thresholds, and the scores of the clean rounds that they come from."""
         write_whole(self.folder / "calibration.json", _pretty(plain(record)))
 
-    def finish(self, model: Mapping[str, Tensor], summary: Mapping[str, Any], config: Config) -> None:
-        """The last model, and at the very end `summary.json`: the run is complete."""
-        self.close()
-        save_tensors(self.folder / "final.safetensors", model)
+    def model(self, state: Mapping[str, Tensor], record: Mapping[str, str]) -> None:
+        """`final.safetensors`: the attacked track's last model, by the names of its parameters."""
+        save_tensors(self.folder / "final.safetensors", state, record)
+
+    def finish(self, summary: Mapping[str, Any], config: Config) -> None:
+        """At the very end `summary.json`: the run is complete."""
+        with writing(self.folder / "rounds.jsonl"):
+            self._rounds.close()
         self._write_meta(config, finished=_now())
         write_whole(self.folder / "summary.json", _pretty(plain(summary)))
+        self._trackers.close(plain(summary))
 
     def close(self) -> None:
         """Close the open file; the folder stays incomplete unless `finish` was called."""
         with writing(self.folder / "rounds.jsonl"):
             self._rounds.close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._trackers.close({})
 
     def _write_meta(self, config: Config, **more: str) -> None:
         """What the run was made with: the last session's, when it began and ended, and each session (one but for interruptions)."""
@@ -131,7 +144,7 @@ class RunRecords:
         write_whole(self.folder / "meta.json", _pretty(meta))
 
 
-def _session(config: Config, found: Found | None) -> dict[str, Any]:
+def _session(config: Config, continued: Continued) -> dict[str, Any]:
     """One process that worked on a run: when, with what, from which checkpoint on, and which were damaged."""
     cpu = f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
     return {
@@ -139,8 +152,8 @@ def _session(config: Config, found: Found | None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device_of(config).type == "cuda" else cpu,
         "git_commit": _git_commit(),
         "started": _now(),
-        "resumed_from": found.path.name if found and found.path else None,
-        "damaged": [path.name for path in found.damaged] if found else [],
+        "resumed_from": continued.checkpoint,
+        "damaged": list(continued.damaged),
     }
 
 
@@ -169,8 +182,8 @@ def _versions() -> dict[str, str]:
 @cache
 def _git_commit() -> str:
     """The commit of the checkout that this file is in, or "" (an app bundle has none); asked once a process."""
-    here = Path(__file__).parent.parent
-    if not (here.parent / ".git").exists() or shutil.which("git") is None:
+    here = Path(__file__).parent.parent.parent
+    if not (here / ".git").exists() or shutil.which("git") is None:
         return ""
     found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip()

@@ -1,49 +1,172 @@
-"""Round records for a viewer, on request: TensorBoard."""
+"""Round records for a viewer, on request: TensorBoard, Weights & Biases, MLflow, or your own."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fl_sim.config.keys import Config
+from fl_sim.config.resolve import names_in, to_flat, to_json
 from fl_sim.registry import Registry
+
+PROJECT = "fl-sim"  # of W&B, the experiment of MLflow
+
+
+class Tracker(Protocol):
+    """What `tracking` names is called with the run's folder and its configuration (flat keys) and gives this."""
+
+    def on_round(self, line: dict[str, Any]) -> object:
+        """A line of `rounds.jsonl`, right after it was written. A run that goes on from a checkpoint begins with all earlier lines."""
+        ...
+
+    def close(self, summary: dict[str, Any]) -> object:
+        """The run ended: what `summary.json` holds, or {} if the run was interrupted."""
+        ...
 
 
 class TensorBoard:
-    """Writes every number of a round's record into `tensorboard/` of a run's folder, tagged by its place in the record and its track."""
+    """Events in `tensorboard/` of the run's folder: every number of a line, tagged by its place in the line and its track."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, and not installed everywhere
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(_emptied(folder / "tensorboard")))
 
-    def round(self, line: Mapping[str, Any]) -> None:
+    def on_round(self, line: dict[str, Any]) -> None:
         """One line of `rounds.jsonl`."""
-        for place, number in _numbers(line):
-            if place != "round":
-                self._writer.add_scalar(f"{place}/{line['track']}", number, line["round"])
+        for tag, number in _tagged(line):
+            self._writer.add_scalar(tag, number, line["round"])
 
-    def close(self) -> None:
+    def close(self, summary: dict[str, Any]) -> None:
         """Write what is left."""
         self._writer.close()
 
 
-TRACKERS: Mapping[str, Callable[..., TensorBoard]] = {"tensorboard": TensorBoard}
+class WeightsAndBiases:
+    """A run of W&B in `wandb/` of the run's folder, with `round` as its axis; offline unless WANDB_MODE says otherwise."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means that nothing is sent
+        import wandb
+
+        _emptied(folder / "wandb")
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=folder.name,
+            dir=folder,
+            config=config,
+            mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType] - it says which modes there are
+            reinit="create_new",  # cells of a sweep run side by side
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("*", step_metric="round")
+
+    def on_round(self, line: dict[str, Any]) -> None:
+        """One line of `rounds.jsonl`."""
+        self._run.log({**dict(_tagged(line)), "round": line["round"]})
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """The numbers of the summary under `summary/`; a run without one is marked as failed."""
+        self._run.summary.update({f"summary/{place}": number for place, number in _numbers(summary)})
+        self._run.finish(exit_code=0 if summary else 1)
+
+
+class MLflow:
+    """A run of MLflow in `mlruns/` of the run's folder, or where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions ask for it
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        place = os.environ.get("MLFLOW_TRACKING_URI", "")
+        self._client: Any = MlflowClient(tracking_uri=place or (folder / "mlruns").absolute().as_uri())
+        experiment: Any = self._client.get_experiment_by_name(PROJECT)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT)
+        for interrupted in [] if place else self._client.search_runs([number]):  # this one is told every line again
+            self._client.delete_run(interrupted.info.run_id)
+        self._run: str = self._client.create_run(number, run_name=folder.name).info.run_id
+        params = [Param(key, str(value)) for key, value in config.items()]
+        for start in range(0, len(params), 100):  # at most
+            self._client.log_batch(self._run, params=params[start : start + 100])
+
+    def on_round(self, line: dict[str, Any]) -> None:
+        """One line of `rounds.jsonl`."""
+        self._log(_tagged(line), line["round"])
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """The numbers of the summary under `summary/`; a run without one is marked as killed."""
+        self._log(((f"summary/{place}", number) for place, number in _numbers(summary)), 0)
+        self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
+
+    def _log(self, numbers: Iterator[tuple[str, float]], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, metrics=[Metric(name, number, now, step) for name, number in numbers])
+
+
+TRACKERS: Mapping[str, Callable[[Path, dict[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
 
 
 def _none(name: str) -> str | None:
     return "" if name == "none" else None
 
 
-trackers: Registry[Callable[..., TensorBoard]] = Registry(
-    "tracker", "tracking", TRACKERS, "fl_sim.trackers", extras={"tensorboard": "tensorboard"}, family=_none, more=("none",)
+trackers: Registry[Callable[[Path, dict[str, Any]], Tracker]] = Registry(
+    "tracker", "tracking", TRACKERS, "fl_sim.trackers", extras={name: name for name in TRACKERS}, family=_none, more=("none",)
 )
 
 
-def open_trackers(config: Config, folder: Path) -> list[TensorBoard]:
-    """The viewers that `tracking` asks for."""
-    return [] if config.tracking == "none" else [trackers.find(config.tracking)(folder)]
+class Trackers:
+    """All that `tracking` asks for. One that raises is left out from there on and said so: the run and its records go on."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        """Raises what a tracker raises that cannot be made: nothing was computed yet."""
+        keys = json.loads(to_json(to_flat(config)))
+        names = [name for name in names_in("tracking", config.tracking) if name != "none"]
+        self._open = {name: trackers.find(name)(folder, dict(keys)) for name in names}
+
+    def on_round(self, line: Mapping[str, Any]) -> None:
+        """A line of `rounds.jsonl`, for each of them."""
+        self._tell(lambda tracker: tracker.on_round(dict(line)))
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """The end of the run, for each of them, once."""
+        self._tell(lambda tracker: tracker.close(dict(summary)))
+        self._open.clear()
+
+    def _tell(self, what: Callable[[Tracker], object]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                what(tracker)
+            except Exception as error:  # somebody's code, or a network
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                words = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+                print(f"fl-sim: tracking = {name!r} is left out from here on: {words}", flush=True)
+                del self._open[name]
+
+
+def _emptied(folder: Path) -> Path:
+    """A folder of a tracker without what an interrupted session left in it: the tracker is told every line again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _tagged(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(tag, number) of every number in a line but its round: its place in the line and the track, `accuracy/attacked`."""
+    return ((f"{place}/{line['track']}", number) for place, number in _numbers(line) if place != "round")
 
 
 def _numbers(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:

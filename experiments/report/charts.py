@@ -1,15 +1,17 @@
-"""The figures of a study as interactive charts of the report: plotly's JSON, without colours of a page that may be light or dark."""
+"""The figures of a study as interactive charts of the report: plotly's figures, without colours of a page that may be light or dark."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
 from experiments.report.run_figures import PHASES
-from experiments.report.study_figures import RATIOS, heat_values, stealth_runs
-from experiments.report.tables import Matrix
-from experiments.report.views import Curve, Panel, RoundPanels
+from experiments.report.views import RATIOS, Curve, Matrix, Panel, RoundPanels, ratio_axis, ratio_curves, stealth_points
 from experiments.sweep.published import Pair
 from experiments.sweep.search import left_after, stealth_cost
 from experiments.sweep.study import Run
@@ -18,9 +20,8 @@ from experiments.sweep.study import Run
 COLOURS = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999"]
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash"]
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x"]
-POINTS = 160  # of a curve: a page is to open at once
-
-Figure = dict[str, Any]  # {"data": [..], "layout": {..}}, as plotly.js takes it
+POINTS = 160  # of a curve at most: a page must open at once
+PERCENT = [0, 102]
 
 
 @dataclass(frozen=True)
@@ -29,155 +30,174 @@ class Chart:
 
     title: str
     caption: str
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, go.Figure]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plotly.js takes them: data and layout."""
+        return {choice: figure.to_plotly_json() for choice, figure in self.figures.items()}
 
 
-def ratio_chart(curves: Mapping[str, Mapping[float, Sequence[float]]], axis: str) -> Chart:
-    """Accuracy against the poison ratio; bars from least to most over seeds."""
-    share = "poison ratio" if axis == RATIOS[0] else "malicious clients of all"
-    data: list[Figure] = []
-    for number, (name, values) in enumerate(curves.items()):
-        means = [sum(found) / len(found) for found in values.values()]
+def ratio_chart(runs: Sequence[Run]) -> list[Chart]:
+    """Accuracy against the poison ratio, bars from least to most over the seeds; no chart for a study without such an axis."""
+    axis = ratio_axis(runs)
+    if axis is None:
+        return []
+    figure = _figure(f"{RATIOS[axis]} (%)", "test accuracy (%)", y_range=PERCENT)
+    for number, (name, curve) in enumerate(ratio_curves(runs, axis).items()):
         bars = {
-            "array": _rounded([max(found) - mean for found, mean in zip(values.values(), means, strict=True)]),
-            "arrayminus": _rounded([mean - min(found) for found, mean in zip(values.values(), means, strict=True)]),
+            "array": _rounded(curve["max"] - curve["mean"]),
+            "arrayminus": _rounded(curve["mean"] - curve["min"]),
             "thickness": 1,
             "width": 3,
         }
+        seeds = [", ".join(f"{value:.1f}" for value in values) for values in curve["list"]]
         hover = "%{x:.3g} % malicious: %{y:.1f} %<br>seeds: %{text}"
-        seeds = [", ".join(f"{value:.1f}" for value in found) for found in values.values()]
-        ratios = _rounded([100.0 * ratio for ratio in values])
-        data.append(_line(number, name, ratios, means) | {"mode": "lines+markers", "error_y": bars, "text": seeds, "hovertemplate": hover})
+        ratios = [100.0 * ratio for ratio in curve.index]
+        trace = _scatter(number, name, ratios, curve["mean"], mode="lines+markers", error_y=bars, text=seeds, hovertemplate=hover)
+        figure.add_trace(trace)
     caption = "After the trigger, or at the end of a run in which none fired: mean over seeds, bars from least to most."
-    return Chart("Accuracy against the poison ratio", caption, {"": _figure(data, f"{share} (%)", "test accuracy (%)", y=[0, 102])})
+    return [Chart("Accuracy against the poison ratio", caption, {"": figure})]
 
 
-def rounds_chart(found: RoundPanels) -> Chart:
+def rounds_chart(shown: RoundPanels) -> Chart:
     """Accuracy over rounds with the phases; a figure for each column of the study."""
-    figures: dict[str, Figure] = {}
-    for column, panel in found.panels.items():
-        data: list[Figure] = []
+    figures: dict[str, go.Figure] = {}
+    for column, panel in shown.panels.items():
+        figure = _figure(shown.counted, "test accuracy (%)", y_range=PERCENT)
         for number, (row, curve) in enumerate(panel.curves.items()):
-            kept = _kept(curve, panel)
-            rounds = [curve.rounds[i] for i in kept]
-            least, most = [curve.least[i] for i in kept], [curve.most[i] for i in kept]
-            line = _line(number, row, rounds, [curve.mean[i] for i in kept])
+            points = _points(curve, panel)
+            rounds, mean, least, most = ([values[i] for i in points] for values in curve)
+            line = _scatter(number, row, rounds, mean, mode="lines", legendgroup=row, hovertemplate="round %{x}: %{y:.1f} %")
             if least != most:
-                shade = {"fill": "toself", "fillcolor": line["line"]["color"], "opacity": 0.15, "line": {"width": 0}, "mode": "lines"}
-                band = {"x": rounds + rounds[::-1], "y": _rounded([*most, *least[::-1]])}
-                data.append(band | shade | {"type": "scatter", "legendgroup": row, "showlegend": False, "hoverinfo": "skip"})
-            data.append(line | {"mode": "lines", "legendgroup": row, "hovertemplate": "round %{x}: %{y:.1f} %"})
-        shapes = [_shape(*phase) for phase in panel.phases]
-        figures[column] = _figure(data, found.counted, "test accuracy (%)", y=[0, 102], shapes=shapes)
-        figures[column]["layout"]["legend"]["title"] = {"text": found.axis}
+                band = go.Scatter(
+                    x=rounds + rounds[::-1],
+                    y=_rounded([*most, *least[::-1]]),
+                    fill="toself",
+                    fillcolor=COLOURS[number % len(COLOURS)],
+                    opacity=0.15,
+                    line={"width": 0},
+                    mode="lines",
+                    legendgroup=row,
+                    showlegend=False,
+                    hoverinfo="skip",
+                )
+                figure.add_trace(band)
+            figure.add_trace(line)
+        figure.layout.shapes = [_shade(*phase) for phase in panel.phases]
+        figure.layout.legend.title.text = shown.axis
+        figures[column] = figure
     caption = "Mean over seeds, least to most shaded. Background: accumulative phase, triggers, recovery."
     return Chart("Accuracy over rounds", caption, figures)
 
 
 def heat_chart(matrix: Matrix) -> Chart:
     """The study's matrix of accuracies, or of worst cases."""
-    means, title = heat_values(matrix)
-    columns = list(dict.fromkeys(column for row in means.values() for column in row))
-    grid = [[round(row[column], 2) if column in row else None for column in columns] for row in means.values()]
-    heat = {
-        "type": "heatmap", "x": columns, "y": list(means), "z": grid, "zmin": 0, "zmax": 100, "colorscale": "Cividis", "xgap": 2, "ygap": 2,
-        "texttemplate": "%{z:.1f}", "hovertemplate": "%{y}<br>%{x}: %{z:.1f} %<extra></extra>", "colorbar": {"title": {"text": "%"}},
-    }  # fmt: skip
-    figure = _figure([heat], "", "")
-    figure["layout"] |= {"height": 160 + 26 * len(means)}
-    figure["layout"]["yaxis"] |= {"autorange": "reversed", "showgrid": False, "type": "category"}
-    figure["layout"]["xaxis"] |= {"showgrid": False, "type": "category"}
+    means, title = matrix.means()
+    grid = [[None if np.isnan(value) else round(value, 2) for value in row] for row in means.to_numpy(dtype=float).tolist()]
+    figure = _figure("", "", height=160 + 26 * len(means))
+    heat = go.Heatmap(
+        x=list(means.columns), y=list(means.index), z=grid, zmin=0, zmax=100, colorscale="Cividis", xgap=2, ygap=2,
+        texttemplate="%{z:.1f}", hovertemplate="%{y}<br>%{x}: %{z:.1f} %<extra></extra>", colorbar={"title": {"text": "%"}},
+    )  # fmt: skip
+    figure.add_trace(heat)
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(showgrid=False, type="category")
     return Chart("Every setting at a glance", f"{title[0].upper()}{title[1:]}.", {"": figure})
 
 
-def stealth_chart(runs: Sequence[Run], limit: float) -> Chart:
-    """Each run a point: the drop at the trigger against the stealth gap of the phase before."""
+def stealth_chart(runs: Sequence[Run], limit: float) -> list[Chart]:
+    """Each run a point: the drop at the trigger against the stealth gap of the phase before; no chart where no run has both."""
+    points = stealth_points(runs)
+    if points.empty:
+        return []
+    figure = _figure("stealth gap: worst round of the phase (points)", "drop at the trigger (points)", shapes=[_limit(limit)])
     hover = "%{text}<br>gap %{x:.2f}, drop %{y:.1f} points<extra></extra>"
-    data = [
-        _line(number, name, [run.summary["stealth_gap"] for run in found], [run.summary["drop"] for run in found])
-        | {"mode": "markers", "text": [_named(run) for run in found], "hovertemplate": hover}
-        for number, (name, found) in enumerate(stealth_runs(runs).items())
-    ]
-    figure = _figure(data, "stealth gap: worst round of the phase (points)", "drop at the trigger (points)", shapes=[_limit(limit)])
+    for number, name in enumerate(points["group"].unique()):
+        group = points[points["group"] == name]
+        texts = [_labels(runs[place]) for place in group.index]
+        figure.add_trace(_scatter(number, name, group["gap"], group["drop"], mode="markers", text=texts, hovertemplate=hover))
     caption = f"Each run a point. Right of the dotted line ({limit:g} points) the phase before the trigger would have been noticed."
-    return Chart("Drop against stealth", caption, {"": figure} if data else {})
+    return [Chart("Drop against stealth", caption, {"": figure})]
 
 
 def search_chart(runs: Sequence[Run], limit: float) -> Chart:
     """Each setting of a search a point."""
-    hover = "%{text}<br>cost %{x:.2f} points, left %{y:.1f} %<extra></extra>"
-    points = _line(0, "settings", [stealth_cost(run.summary) for run in runs], [left_after(run.summary) for run in runs])
-    points |= {"mode": "markers", "text": [_named(run) for run in runs], "hovertemplate": hover}
-    order: Figure = {"color": list(range(1, len(runs) + 1)), "colorscale": "Cividis", "colorbar": {"title": {"text": "setting"}}}
-    points["marker"] = {"size": 9} | order
     labels = "cost of the accumulative phase (points)", "test accuracy after the trigger (%)"
-    figure = _figure([points], *labels, y=[0, 102], shapes=[_limit(limit)])
+    figure = _figure(*labels, y_range=PERCENT, shapes=[_limit(limit)])
+    costs, left = [stealth_cost(run.summary) for run in runs], [left_after(run.summary) for run in runs]
+    hover = "%{text}<br>cost %{x:.2f} points, left %{y:.1f} %<extra></extra>"
+    points = _scatter(0, "settings", costs, left, mode="markers", text=list(map(_labels, runs)), hovertemplate=hover)
+    order = list(range(1, len(runs) + 1))
+    points.marker = {"size": 9, "color": order, "colorscale": "Cividis", "colorbar": {"title": {"text": "setting"}}}
+    figure.add_trace(points)
     caption = f"Each setting a point, by the order in which the search tried it. Stealth limit: {limit:g} points."
     return Chart("The attack's settings", caption, {"": figure})
 
 
 def published_chart(pairs: Sequence[Pair], source: str) -> Chart:
-    """Published accuracies and ours, a line for each setting."""
-    settings, theirs = [pair.setting for pair in pairs], [pair.published for pair in pairs]
-    ours = [pair.mean for pair in pairs]
+    """Published accuracies and ours, one line for each setting."""
+    settings, ours = [pair.setting for pair in pairs], [pair.mean for pair in pairs]
     bars = {
-        "array": _rounded([max(pair.ours) - mean for pair, mean in zip(pairs, ours, strict=True)]),
-        "arrayminus": _rounded([mean - min(pair.ours) for pair, mean in zip(pairs, ours, strict=True)]),
+        "array": _rounded([max(pair.ours) - pair.mean for pair in pairs]),
+        "arrayminus": _rounded([pair.mean - min(pair.ours) for pair in pairs]),
     }
-    hover = "%{y}: %{x:.1f} %"
-    data = [
-        _line(2, "published", theirs, settings, "circle-open") | {"mode": "markers", "hovertemplate": hover},
-        _line(0, "ours", ours, settings) | {"mode": "markers", "error_x": bars, "hovertemplate": hover},
-    ]
-    figure = _figure(data, "test accuracy (%)", "")
-    figure["layout"] |= {"height": 180 + 20 * len(pairs)}
-    figure["layout"]["xaxis"] |= {"range": [0, 102]}
-    figure["layout"]["yaxis"] |= {"autorange": "reversed", "type": "category"}
+    figure = _figure("test accuracy (%)", "", height=180 + 20 * len(pairs))
+    style: dict[str, Any] = {"mode": "markers", "hovertemplate": "%{y}: %{x:.1f} %"}
+    figure.add_trace(_scatter(2, "published", [pair.published for pair in pairs], settings, symbol="circle-open", **style))
+    figure.add_trace(_scatter(0, "ours", ours, settings, error_x=bars, **style))
+    figure.update_xaxes(range=PERCENT)
+    figure.update_yaxes(autorange="reversed", type="category")
     return Chart("Published numbers beside ours", f"{source}. Ours: mean over seeds, bars from least to most.", {"": figure})
 
 
-def _line(number: int, name: str, x: Sequence[Any], y: Sequence[Any], symbol: str = "") -> Figure:
+def _scatter(number: int, name: str, x: Iterable[Any], y: Iterable[Any], symbol: str = "", **more: Any) -> go.Scatter:
     colour = COLOURS[number % len(COLOURS)]
     style = {"color": colour, "width": 2, "dash": DASHES[number // len(COLOURS) % len(DASHES)]}
     marker = {"symbol": symbol or SYMBOLS[number % len(SYMBOLS)], "size": 8, "color": colour}
-    return {"type": "scatter", "name": name, "x": _rounded(x), "y": _rounded(y), "line": style, "marker": marker}
+    return go.Scatter(name=name, x=_rounded(x), y=_rounded(y), line=style, marker=marker, **more)
 
 
-def _figure(data: list[Figure], x: str, y_label: str, y: Sequence[float] | None = None, shapes: Sequence[Figure] = ()) -> Figure:
-    vertical: Figure = {"title": {"text": y_label}, "automargin": True} | ({"range": list(y)} if y else {})
+def _figure(
+    x: str, y: str, *, height: int = 420, y_range: Sequence[float] | None = None, shapes: Sequence[Mapping[str, Any]] = ()
+) -> go.Figure:
+    """An empty figure with axis titles, and without plotly's template: the page has colours of its own."""
     layout = {
-        "height": 420,
+        "height": height,
         "margin": {"l": 60, "r": 20, "t": 20, "b": 60},
         "xaxis": {"title": {"text": x}, "automargin": True},
-        "yaxis": vertical,
+        "yaxis": {"title": {"text": y}, "automargin": True, "range": y_range},
         "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.2},
         "shapes": list(shapes),
     }
-    return {"data": data, "layout": layout}
+    figure = go.Figure(layout=layout)
+    figure.layout.template = None
+    return figure
 
 
-def _shape(phase: str, first: int, last: int) -> Figure:
+def _shade(phase: str, first: int, last: int) -> dict[str, Any]:
     place = {"type": "rect", "xref": "x", "yref": "paper", "x0": first - 0.5, "x1": last + 0.5, "y0": 0, "y1": 1}
     return place | {"fillcolor": PHASES[phase][0], "opacity": 0.13, "line": {"width": 0}, "layer": "below"}
 
 
-def _limit(points: float) -> Figure:
+def _limit(points: float) -> dict[str, Any]:
     place = {"type": "line", "xref": "x", "yref": "paper", "x0": points, "x1": points, "y0": 0, "y1": 1}
     return place | {"line": {"dash": "dot", "width": 1, "color": "#999999"}}
 
 
-def _kept(curve: Curve, panel: Panel) -> list[int]:
+def _points(curve: Curve, panel: Panel) -> list[int]:
     """Which points of a curve are drawn: evenly spread, the last, and all around the triggers."""
     step = -(-len(curve.rounds) // POINTS)
-    fired = [(first, last) for name, first, last in panel.phases if name == "trigger"]
+    triggers = [(first, last) for name, first, last in panel.phases if name == "trigger"]
     last = len(curve.rounds) - 1
-    return [i for i, round_ in enumerate(curve.rounds) if not i % step or i == last or any(a - 3 <= round_ <= b + 10 for a, b in fired)]
+    return [i for i, round_ in enumerate(curve.rounds) if not i % step or i == last or any(a - 3 <= round_ <= b + 10 for a, b in triggers)]
 
 
-def _rounded(values: Sequence[Any]) -> list[Any]:
-    return [round(value, 2) if isinstance(value, float) else value for value in values]
+def _rounded(values: Iterable[Any]) -> list[Any]:
+    """A plain list: of arrays, plotly would write base64."""
+    plain = values.tolist() if isinstance(values, pd.Series) else values
+    return [round(value, 2) if isinstance(value, float) else value for value in plain]
 
 
-def _named(run: Run) -> str:
+def _labels(run: Run) -> str:
     return "<br>".join(f"{axis} = {label}" for axis, label in run.cell.labels.items())

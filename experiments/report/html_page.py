@@ -14,17 +14,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.report.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
-from experiments.report.study_figures import ratio_axis, ratio_curves
-from experiments.report.tables import Matrix, accuracy_matrix, over_seeds, worst_cases
-from experiments.report.views import round_panels
+from experiments.report.tables import over_seeds
+from experiments.report.views import Matrix, accuracy_matrix, round_panels, worst_cases
 from experiments.sweep.published import Pair, published_numbers
 from experiments.sweep.search import STEALTH_LIMIT
-from experiments.sweep.study import Run, Study, changes_results, read_config
+from experiments.sweep.study import Run, Study, result_keys
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.resolve import default_flat, to_json
 
 PAGE = Path(__file__).parent / "page"
-FIGURES = {  # a cell's columns: from the summary, by path
+FIGURES = {  # a run's columns: from the summary, by path
     "before trigger (%)": ("accuracy", "before_trigger"),
     "after trigger (%)": ("accuracy", "after_trigger"),
     "final (%)": ("accuracy", "final"),
@@ -44,15 +43,15 @@ def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     matrix = accuracy_matrix(runs)
-    base = {key: value for key, value in {**default_flat(), **json.loads(to_json(study.base))}.items() if changes_results(key)}
-    configs = [read_config(run.folder) for run in runs]
+    base = result_keys({**default_flat(), **json.loads(to_json(study.base))})
+    configs = [result_keys(run.config) for run in runs]
     charts = _charts(study, runs, matrix, pairs)
     text = environment.get_template("report.html").render(
         study=study,
         complete=len(runs),
         made=meta_values(runs),
         matrix=matrix,
-        rows=[(row, [over_seeds(column.get(row, [])) for column in matrix.values.values()]) for row in matrix.rows],
+        headline=matrix.texts(),
         charts=charts,
         pairs=pairs,
         source=published_numbers()[study.published] if study.published else {},
@@ -64,7 +63,7 @@ def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[
             {
                 "base": base,
                 "changes": [{key: value for key, value in config.items() if base.get(key) != value} for config in configs],
-                "charts": [chart.figures for chart in charts],
+                "charts": [chart.to_json() for chart in charts],
             }
         ),
         style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
@@ -77,11 +76,11 @@ def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[
 
 def meta_values(runs: Sequence[Run]) -> dict[str, list[str]]:
     """What the runs were made with: each entry of their meta.json with its different values, and the first start and last end."""
-    metas = [json.loads((run.folder / "meta.json").read_text(encoding="utf-8")) for run in runs]
+    metas = [run.meta for run in runs]
     values: dict[str, list[str]] = {"device": [], "git commit": []}
     for meta in metas:
-        found = {"device": meta["device"], "git commit": meta["git_commit"] or "none", **meta["versions"]}
-        for name, value in found.items():
+        entries = {"device": meta["device"], "git commit": meta["git_commit"] or "none", **meta["versions"]}
+        for name, value in entries.items():
             if value not in values.setdefault(name, []):
                 values[name].append(value)
     values["from"], values["to"] = [min(meta["started"] for meta in metas)], [max(meta.get("finished", "") for meta in metas)]
@@ -89,17 +88,12 @@ def meta_values(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _charts(study: Study, runs: Sequence[Run], matrix: Matrix, pairs: Sequence[Pair]) -> list[Chart]:
-    charts: list[Chart] = []
-    if axis := ratio_axis([run.cell for run in runs]):
-        charts.append(ratio_chart(ratio_curves(runs, axis), axis))
+    charts = ratio_chart(runs)
     if pairs:
         charts.append(published_chart(pairs, published_numbers()[study.published]["source"]))
-    if study.stealth_limit is None:
-        charts += [rounds_chart(round_panels(runs)), heat_chart(worst_cases(runs) or matrix)]
-        charts.append(stealth_chart(runs, STEALTH_LIMIT))
-    else:
-        charts.append(search_chart(runs, study.stealth_limit))
-    return [chart for chart in charts if chart.figures]
+    if study.stealth_limit is not None:
+        return [*charts, search_chart(runs, study.stealth_limit)]
+    return [*charts, rounds_chart(round_panels(runs)), heat_chart(worst_cases(runs) or matrix), *stealth_chart(runs, STEALTH_LIMIT)]
 
 
 def _figure_of(summary: Mapping[str, Any], name: str) -> float | None:

@@ -2,72 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from experiments.report.frame import write_csv, write_parquet
 from experiments.report.html_page import write_report
-from experiments.report.study_figures import (
-    heat_figure,
-    published_figure,
+from experiments.report.latex import write_latex
+from experiments.report.run_figures import draw_figures
+from experiments.report.study_figures import heat_figure, published_figure, ratio_figure, rounds_figure, search_figure, stealth_figure
+from experiments.report.tables import matrix_table, published_table, run_table, search_table
+from experiments.report.views import (
+    accuracy_matrix,
     ratio_axis,
     ratio_curves,
-    ratio_figure,
-    rounds_figure,
-    search_figure,
-    stealth_figure,
-    stealth_runs,
+    round_panels,
+    search_ranking,
+    stealth_points,
+    worst_cases,
 )
-from experiments.report.tables import accuracy_matrix, matrix_table, published_table, search_table, worst_cases, write_results
-from experiments.report.views import round_panels
-from experiments.sweep.published import beside, published_numbers
-from experiments.sweep.study import Study, complete_runs
-from fl_sim.atomic_files import whole_file
+from experiments.sweep.published import Pair, match_published, published_numbers
+from experiments.sweep.study import Run, Study, complete_runs
+from fl_sim.atomic_files import writing
 
 
-def write_outputs(folder: Path, study: Study) -> list[Path]:
+def write_outputs(
+    folder: Path, study: Study, runs: Sequence[Run] | None = None, *, parquet: bool = False, latex: bool = False
+) -> list[Path]:
     """Write all that the complete runs of a study (at least one) give into its folder; returns the paths, figures as PNG (each has its
-    PDF beside it)."""
-    runs = complete_runs(folder, study)
-    write_results(folder / "results.csv", runs)
+    PDF beside it).
+
+    A folder that is itself a run keeps its own figures: they are drawn anew, and the study's outputs go into `report/` below it.
+    Args: runs, of `complete_runs` (default: read); parquet and latex, whether to write results.parquet and results.tex.
+    """
+    runs = complete_runs(folder, study).runs if runs is None else runs
+    of_run: list[Path] = []
+    if study.folders == (".",):
+        of_run, folder = draw_figures(folder), folder / "report"
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+    files: dict[str, Callable[[Path], None]] = {"results.csv": lambda path: write_csv(path, runs)}
+    if parquet:
+        files["results.parquet"] = lambda path: write_parquet(path, runs)
+    if latex:
+        files["results.tex"] = lambda path: write_latex(path, study, runs)
+    pairs = _pairs(study, runs)
+    files |= {f"{name}.png": lambda path, draw=draw: draw(path.with_suffix("")) for name, draw in _figures(study, runs, pairs).items()}
+    files["report.html"] = lambda path: write_report(path, study, runs, pairs)
+    for name, write in files.items():
+        write(folder / name)
+    return [*of_run, *(folder / name for name in files)]
+
+
+def study_tables(folder: Path, study: Study, runs: Sequence[Run] | None = None) -> list[Table]:
+    """What a study's command prints. Args: as of `write_outputs`."""
+    runs = complete_runs(folder, study).runs if runs is None else runs
+    if study.folders == (".",):
+        return [run_table(runs[0].summary)]
+    if study.stealth_limit is not None:
+        return [search_table(search_ranking(runs, study.stealth_limit), study.stealth_limit)]
+    pairs = _pairs(study, runs)
+    return [matrix_table(accuracy_matrix(runs)), *([published_table(study.published, pairs)] if pairs else [])]
+
+
+def _pairs(study: Study, runs: Sequence[Run]) -> list[Pair]:
+    return match_published(study.published, runs) if study.published else []
+
+
+def _figures(study: Study, runs: Sequence[Run], pairs: Sequence[Pair]) -> dict[str, Callable[[Path], None]]:
+    """What draws each figure, given a path without suffix."""
     figures: dict[str, Callable[[Path], None]] = {}
     limit = study.stealth_limit
     if limit is None:
-        matrix = accuracy_matrix(runs)
         figures["accuracy"] = lambda path: rounds_figure(path, round_panels(runs))
-        figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or matrix)
-        if axis := ratio_axis([run.cell for run in runs]):
+        figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or accuracy_matrix(runs))
+        if axis := ratio_axis(runs):
             figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis)
     else:
         figures["search"] = lambda path: search_figure(path, runs, limit)
-    if groups := stealth_runs(runs):
-        summaries = {label: [run.summary for run in found] for label, found in groups.items()}
-        figures["stealth"] = lambda path: stealth_figure(path, summaries)
-    pairs = beside(study.published, runs) if study.published else []
+    if not (points := stealth_points(runs)).empty:
+        figures["stealth"] = lambda path: stealth_figure(path, points)
     if pairs:
         figures["published"] = lambda path: published_figure(path, pairs, published_numbers()[study.published]["source"])
-    for name, draw in figures.items():
-        draw(folder / name)
-    write_report(folder / "report.html", study, runs, pairs)
-    return [folder / "results.csv", *(folder / f"{name}.png" for name in figures), folder / "report.html"]
-
-
-def study_tables(folder: Path, study: Study) -> list[Table]:
-    """What a study's command prints."""
-    runs = complete_runs(folder, study)
-    if study.stealth_limit is not None:
-        return [search_table(runs, study.stealth_limit)]
-    pairs = beside(study.published, runs) if study.published else []
-    return [matrix_table(runs), *([published_table(study.published, pairs)] if pairs else [])]
-
-
-def write_parquet(table: Path) -> Path:
-    """`results.parquet` beside `results.csv`, its columns typed by their values. Raises ImportError without pyarrow."""
-    from pyarrow import csv, parquet  # an extra
-
-    path = table.with_suffix(".parquet")
-    rows = csv.read_csv(table)
-    with whole_file(path) as part:
-        parquet.write_table(rows, part)
-    return path
+    return figures

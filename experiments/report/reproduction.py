@@ -14,67 +14,68 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.report.study_figures import published_figure, stealth_figure
 from experiments.report.tables import over_seeds
-from experiments.sweep.published import Pair, agreement, beside, published_numbers
-from experiments.sweep.study import changes_results, complete_runs, read_config, read_study
+from experiments.report.views import seeds_text
+from experiments.sweep.published import Pair, agreement, match_published, published_numbers
+from experiments.sweep.study import complete_runs, read_study, result_keys
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.resolve import ConfigError
 
 RESULTS = Path(__file__).parent.parent / "results"
 PAGE = Path(__file__).parent.parent.parent / "docs" / "reproduction.md"
 COLUMNS = {
-    "before the trigger": ("accuracy", "before_trigger"),
-    "after": ("accuracy", "after_trigger"),
-    "drop": ("drop",),
-    "stealth gap": ("stealth_gap",),
-    "gain over control": ("gain",),
-    "at the end": ("accuracy", "final"),
+    "before the trigger": "accuracy.before_trigger",
+    "after": "accuracy.after_trigger",
+    "drop": "drop",
+    "stealth gap": "stealth_gap",
+    "gain over control": "gain",
+    "at the end": "accuracy.final",
 }
-FIGURES = ("accuracy", "drop", "stealth_gap", "gain", "worst_loss_in_phase", "trigger_round")  # of a summary, that are kept
+FIGURES = ("accuracy", "drop", "stealth_gap", "gain", "worst_loss_in_phase", "trigger_round")  # of a summary, in a record
 
 
-def kept(folder: Path, data: str) -> dict[str, Any]:
-    """What is kept of a study: its base, where it ran and with what, each run's labels and accuracies (percent; differences in points),
-    and the published numbers beside ours. Raises ConfigError without a complete run.
+def record_of(folder: Path, data: str) -> dict[str, Any]:
+    """The record of a study: its base, where it ran and with what, each run's labels and accuracies (percent; differences in points),
+    and the published numbers beside ours. Raises ConfigError without a complete run, and for damaged ones.
 
     Args: folder, the study's; data, the name of the data for a reader ("CIFAR-10 (JPEG copy)").
     """
     study = read_study(folder)
-    runs = complete_runs(folder, study)
-    if not runs:
-        raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r}"])
-    metas = [json.loads((run.folder / "meta.json").read_text(encoding="utf-8")) for run in runs]
-    machines = {json.dumps({key: meta[key] for key in ("device", "versions", "git_commit")}, sort_keys=True) for meta in metas}
-    configs = [read_config(run.folder) for run in runs]
-    pairs = beside(study.published, runs) if study.published else []
+    runs, problems = complete_runs(folder, study)
+    if problems or not runs:
+        raise ConfigError(problems or [f"expected DIR to hold a complete run, got {str(folder)!r}"])
+    machines = {json.dumps({key: run.meta[key] for key in ("device", "versions", "git_commit")}, sort_keys=True) for run in runs}
+    pairs = match_published(study.published, runs) if study.published else []
     return {
         "study": study.name,
         "published": study.published,
         "data": data,
-        "model": sorted({f"{config['model.name']}, {config['model.norm']} norm" for config in configs}),
+        "model": sorted({f"{run.config['model.name']}, {run.config['model.norm']} norm" for run in runs}),
         "machines": [json.loads(machine) for machine in sorted(machines)],
-        "seeds": sorted({config["seed"] for config in configs}),
+        "seeds": sorted({run.config["seed"] for run in runs}),
         "cells": len(study.cells),
         "seconds": round(sum(run.summary["seconds"]["total"] for run in runs)),
-        "base": {key: value for key, value in study.base.items() if changes_results(key) and key != "data.root"},
+        "base": {key: value for key, value in result_keys(study.base).items() if key != "data.root"},
         "runs": [{"labels": run.cell.labels, **{name: run.summary[name] for name in FIGURES}} for run in runs],
         "pairs": [{"labels": pair.labels, "round": pair.round, "published": pair.published, "ours": pair.ours} for pair in pairs],
     }
 
 
 def table_of(record: Mapping[str, Any]) -> str:
-    """A record as Markdown: where it comes from, and "published / ours", or before and after the trigger where nothing was published."""
+    """A record as Markdown: where it is from, and "published / ours", or before and after the trigger where nothing was published."""
     machines = dict.fromkeys(
         f"{machine['device']}, " + ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "flwr", "ray"))
         for machine in record["machines"]
     )
     what = f"{record['data']}, {' and '.join(record['model'])}"
     where = f"{what}; {' and '.join(machines)}; seeds {', '.join(map(str, record['seeds']))}"
-    done = f"{len(record['runs'])} of {record['cells']} cells in {record['seconds'] / 60:.0f} min of work"
+    extent = f"{len(record['runs'])} of {record['cells']} cells in {record['seconds'] / 60:.0f} min of work"
     pairs = [Pair(**pair) for pair in record["pairs"]]
     ours = [run for run in record["runs"] if not any(pair.labels.items() <= run["labels"].items() for pair in pairs)]
-    parts = [f"{where}; {done}"]
+    parts = [f"{where}; {extent}"]
     if pairs:
         parts = [f"{parts[0]}; **{agreement(record['published'], pairs)}**", _grid(record["published"], pairs)]
     if ours:
@@ -92,23 +93,18 @@ def _grid(entry: str, pairs: Sequence[Pair]) -> str:
         rows.setdefault(row, {})[column] = pair
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [["published / ours", *columns], ["---"] * (1 + len(columns))]
-    for row, found in rows.items():
-        cells = [f"{found[column].published:.1f} / **{over_seeds(found[column].ours)}**" if column in found else "-" for column in columns]
+    for row, there in rows.items():
+        cells = [f"{there[column].published:.1f} / **{over_seeds(there[column].ours)}**" if column in there else "-" for column in columns]
         lines.append([row, *cells])
     return _markdown(lines)
 
 
 def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    groups = _grouped(runs, "seed")
-
-    def shown(run: Sequence[Mapping[str, Any]], *path: str) -> str:
-        values = [entry["accuracy"][path[1]] if path[0] == "accuracy" else entry[path[0]] for entry in run]
-        return over_seeds([value for value in values if value is not None])
-
-    columns = {title: [shown(group, *path) for group in groups.values()] for title, path in COLUMNS.items()}
-    columns = {title: values for title, values in columns.items() if set(values) != {"-"}}
-    lines = [["", *columns], ["---"] * (1 + len(columns))]
-    return _markdown([*lines, *([name, *values] for name, *values in zip(groups, *columns.values(), strict=True))])
+    frame = _frame(runs, "seed")
+    figures = frame.reindex(columns=list(COLUMNS.values())).set_axis(list(COLUMNS), axis=1)
+    texts = figures.groupby(frame["name"], sort=False).agg(seeds_text)
+    texts = texts.loc[:, (texts != "-").any()]
+    return _markdown([["", *texts.columns], ["---"] * (1 + len(texts.columns)), *texts.itertuples()])
 
 
 def _named(axis: str, value: str) -> str:
@@ -119,12 +115,11 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _grouped(runs: Sequence[Mapping[str, Any]], *without: str) -> dict[str, list[Mapping[str, Any]]]:
-    """Runs by their labels but those of the axes `without`."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(" · ".join(_named(axis, value) for axis, value in run["labels"].items() if axis not in without), []).append(run)
-    return groups
+def _frame(runs: Sequence[Mapping[str, Any]], *without: str) -> pd.DataFrame:
+    """One row per run of a record: its figures (`accuracy.final`), and its `name`, its labels but those of the axes `without`."""
+    names = [" · ".join(_named(axis, value) for axis, value in run["labels"].items() if axis not in without) for run in runs]
+    figures = pd.json_normalize([{name: value for name, value in run.items() if name != "labels"} for run in runs])
+    return figures.astype(float).assign(name=names)
 
 
 def with_tables(page: str, records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -134,14 +129,14 @@ def with_tables(page: str, records: Mapping[str, Mapping[str, Any]]) -> str:
     """
     return re.sub(
         r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{table_of(records[found[2]])}\n{found[3]}",
+        lambda match: f"{match[1]}{table_of(records[match[2]])}\n{match[3]}",
         page,
         flags=re.DOTALL,
     )
 
 
 def records() -> dict[str, dict[str, Any]]:
-    """All that was kept, by study."""
+    """All records, by study."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
@@ -154,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "keep":
         try:
-            record = kept(args.folder, args.data)
+            record = record_of(args.folder, args.data)
         except ConfigError as error:
             parser.error("; ".join(error.problems))
         RESULTS.mkdir(exist_ok=True)
@@ -166,8 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if record["pairs"]:
             source = published_numbers()[record["published"]]["source"]
             published_figure(figure, [Pair(**pair) for pair in record["pairs"]], f"{source}; {record['data']}")
-        elif told := [run for run in record["runs"] if run["stealth_gap"] is not None and run["drop"] is not None]:
-            stealth_figure(figure, _grouped(told, "seed", "strategy"))
+        else:
+            points = _frame(record["runs"], "seed", "strategy")[["name", "stealth_gap", "drop"]].dropna()
+            if not points.empty:
+                stealth_figure(figure, points.set_axis(["group", "gap", "drop"], axis=1))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Figures of runs, colour-blind safe (Okabe and Ito 2008), from their records alone."""
+"""Figures of one run, safe for colour-blind readers (Okabe and Ito 2008), from its records alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from experiments.records.folder import read_rounds
+from fl_sim.atomic_files import writing
+from fl_sim.config.resolve import from_json
+from fl_sim.data.sampling import malicious_clients
 
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
@@ -20,6 +25,36 @@ PHASES = {
     "between": ("#F0E442", "between triggers"),
     "recover": ("#56B4E9", "recovery"),
 }
+
+SCORES = {
+    "history": "discrepancy, lagged model",
+    "fixed": "discrepancy, burnt-in model",
+    "rise": "rise of the probe loss",
+    "fragility": "rise of loss by a rehearsed trigger",
+}
+
+
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw a run's figures into its folder: `accuracy.png`, `attack.png` where there was a coalition, and `guard.png` where the strategy
+    scored candidate models against thresholds. Returns their paths."""
+    config = from_json((folder / "config.json").read_text(encoding="utf-8"))
+    tracks = read_rounds(folder)
+    title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
+    figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
+    if malicious_clients(config):
+        figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
+    if scores := guard_scores(tracks):
+        figures["guard.png"] = lambda path: guard_figure(path, tracks, title, scores)
+    for name, draw in figures.items():
+        with writing(folder / name):
+            draw(folder / name)
+    return [folder / name for name in figures]
+
+
+def guard_scores(tracks: Mapping[str, Lines]) -> list[str]:
+    """The scores of `SCORES` that the attacked run's lines have, with thresholds."""
+    lines = tracks["attacked"]
+    return [name for name in SCORES if _series(lines, "strategy", name) and _series(lines, "strategy", f"{name}_threshold")]
 
 
 def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
@@ -49,7 +84,7 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
         ("norm (gradient units)", lambda axes: _norms(axes, lines)),
         ("test accuracy (%)", lambda axes: _with_and_without(axes, tracks)),
     ]
-    if _series(lines, "attack", "own-loss"):
+    if _series(lines, "attack", "own_loss"):
         panels.insert(1, ("coalition's validation loss", lambda axes: _own_loss(axes, lines, gamma)))
     if any(value > 0.0 for _, value in _series(lines, "attack", "scale")):
         panels.insert(0, ("scale of the push", lambda axes: _plot(axes, _series(lines, "attack", "scale"), "#000000", "scale")))
@@ -69,25 +104,18 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
     figure.savefig(path, dpi=160)
 
 
-SCORES = {
-    "history": "discrepancy, lagged model",
-    "fixed": "discrepancy, burnt-in model",
-    "rise": "rise of the probe loss",
-    "fragility": "rise of loss by a rehearsed trigger",
-}
-
-
-def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
-    """What DGC saw: each score of the attacked run's and of the clean twin's candidate models over the rounds, with the threshold,
+def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Sequence[str]) -> None:
+    """What DGC measured: each score of the attacked run's and of the clean twin's candidate models over the rounds, with the threshold,
     and the attacked run's running means with theirs.
 
     After Zhu et al. 2023, Figs. 2 and 4: theirs are clean and poisoned samples, ours clean and poisoned candidate models.
+
+    Args: scores, of `guard_scores`, at least one.
     """
-    shown = [name for name in SCORES if _series(tracks["attacked"], "strategy", name)]
-    figure, rows = _panels(len(shown), 1.0 + 2.1 * len(shown))
-    for axes, name in zip(rows, shown, strict=True):
-        threshold = _series(tracks["attacked"], "strategy", f"{name}-threshold")
-        floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # nothing below is worth its place; 0 has none on this axis
+    figure, rows = _panels(len(scores), 1.0 + 2.1 * len(scores))
+    for axes, name in zip(rows, scores, strict=True):
+        threshold = _series(tracks["attacked"], "strategy", f"{name}_threshold")
+        floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # 0 has no place on a logarithmic axis
         _plot(axes, threshold, "#000000", "threshold")
         for track in ("twin", "attacked"):
             series = [(round_, max(value, floor)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
@@ -96,9 +124,9 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
             alarmed = [round_ for round_, value in _series(tracks["attacked"], "strategy", what) if value]
             for round_ in alarmed:
                 axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
-        if levels := _series(tracks["attacked"], "strategy", f"{name}-level"):
+        if levels := _series(tracks["attacked"], "strategy", f"{name}_level"):
             _plot(axes, levels, "#E69F00", "attacked, running mean")
-            _plot(axes, _series(tracks["attacked"], "strategy", f"{name}-level-threshold"), "#999999", "its threshold")
+            _plot(axes, _series(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "its threshold")
         log_axis(axes)
         axes.set_ylabel(SCORES[name], fontsize=8)
         axes.grid(alpha=0.25)
@@ -110,8 +138,8 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
 
 
 def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.5) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below one another, 7.2 inches wide. Its margins (inches) are fixed: finding them takes matplotlib longer than
-    drawing, and a sweep draws three figures a cell.
+    """A figure of panels below one another, 7.2 inches wide. Its margins (inches) are fixed: computing them takes matplotlib longer than
+    drawing.
     """
     figure, width = Figure(figsize=(7.2, height)), 7.2
     rows = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
@@ -120,20 +148,20 @@ def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis whose ticks are powers of ten: the minor ones would be most of the time that a figure takes."""
+    """A logarithmic y axis with ticks at powers of ten only: drawing minor ticks would take most of a figure's time."""
     axes.set_yscale("log")
     axes.minorticks_off()
 
 
 def _norms(axes: Axes, lines: Lines) -> None:
-    _plot(axes, _series(lines, "honest-norm"), "#0072B2", "honest mean")
-    _plot(axes, _series(lines, "attack", "malicious-norm"), "#D55E00", "malicious update")
-    _plot(axes, _series(lines, "strategy", "combined-norm"), "#000000", "combined")
+    _plot(axes, _series(lines, "honest_norm"), "#0072B2", "honest mean")
+    _plot(axes, _series(lines, "attack", "malicious_norm"), "#D55E00", "malicious update")
+    _plot(axes, _series(lines, "strategy", "combined_norm"), "#000000", "combined")
     log_axis(axes)
 
 
 def _own_loss(axes: Axes, lines: Lines, gamma: float) -> None:
-    losses = _series(lines, "attack", "own-loss")
+    losses = _series(lines, "attack", "own_loss")
     _plot(axes, losses, "#CC79A7", "own loss")
     if gamma < float("inf"):
         axes.axhline(losses[0][1] + gamma, color="#000000", linewidth=0.8, linestyle="--", label="start + gamma")
@@ -146,15 +174,15 @@ def _with_and_without(axes: Axes, tracks: Mapping[str, Lines]) -> None:
 
 
 def _series(lines: Lines, *keys: str) -> list[tuple[int, float]]:
-    """(round, value) of the rounds in which there is one."""
-    found: list[tuple[int, float]] = []
+    """(round, value) of the rounds that have a value."""
+    series: list[tuple[int, float]] = []
     for line in lines:
         value: Any = line
         for key in keys:
             value = value.get(key) if value is not None else None
         if value is not None:
-            found.append((line["round"], value))
-    return found
+            series.append((line["round"], value))
+    return series
 
 
 def _plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str) -> None:

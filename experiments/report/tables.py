@@ -1,23 +1,33 @@
-"""Results of finished runs, from their records alone: tables for the terminal, `results.csv`, and a study's accuracies as a matrix."""
+"""Results of finished runs as tables for the terminal. It imports no pandas: every `fl-sim run` prints one of these."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from rich.console import Console
 from rich.table import Table
 
-from experiments.records.folder import is_complete, read_summary, run_folders
+from experiments.records.folder import is_complete
 from experiments.sweep.published import Pair, agreement, published_numbers
-from experiments.sweep.search import left_after, stealth_cost
-from experiments.sweep.spec import Cell
-from experiments.sweep.study import Run
-from fl_sim.atomic_files import write_whole
-from fl_sim.config.resolve import flatten
+from experiments.sweep.study import DamagedError, read_config, read_whole_summary, run_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiments.report.views import Matrix
+
+FILE_WIDTH = 160  # characters of a table that goes into a file or a pipe
+TAIL = 1 << 16  # bytes: the longest line of a rounds.jsonl is far shorter
+
+
+def table_console() -> Console:
+    """The console that tables are printed to: as wide as the terminal, or `FILE_WIDTH` in a file or a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
 
 
 def run_table(summary: Mapping[str, Any]) -> Table:
@@ -39,105 +49,79 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def search_table(runs: Sequence[Run], limit: float, shown: int = 10) -> Table:
-    """The settings of a search that left the least accuracy, those over the stealth limit (points) after all others."""
+class RunList(NamedTuple):
+    """A table of runs, and a sentence for each that is left out because its records are damaged."""
 
-    def rank(run: Run) -> tuple[bool, float]:
-        return stealth_cost(run.summary) > limit, left_after(run.summary)
+    table: Table
+    problems: list[str]
 
-    ranked = sorted(runs, key=rank)
-    table = Table(title=f"the worst of {len(runs)} settings", title_justify="left", caption_justify="left")
-    for column in ("left (%)", "phase cost", *ranked[0].cell.labels):
+
+def runs_table(root: Path) -> RunList:
+    """Every run below a folder: its name, what it is, and how it ended; a run without a summary is incomplete."""
+    table = Table(caption_justify="left")
+    table.add_column("folder", no_wrap=True)  # a name in two lines cannot be searched for
+    for column in ("strategy", "attack", "seed", "rounds", "after trigger (%)", "final (%)", "seconds"):
+        table.add_column(column, justify="left" if column in ("strategy", "attack") else "right", overflow="fold")
+    complete, problems = 0, list[str]()
+    for folder in run_folders(root):
+        try:
+            config = read_config(folder)
+            ended = _ended(folder)
+        except DamagedError as error:
+            problems.append(f"{error}; the run is left out")
+            continue
+        complete += is_complete(folder)
+        table.add_row(str(folder.relative_to(root)), config["strategy.name"], config["attack.name"], str(config["seed"]), *ended)
+    table.caption = f"{table.row_count} runs, {complete} complete" + (f", {len(problems)} damaged" if problems else "")
+    return RunList(table, problems)
+
+
+def _ended(folder: Path) -> list[str]:
+    """A run's rounds, accuracies and seconds. Raises DamagedError for a complete run whose summary or last round is cut."""
+    rounds = folder / "rounds.jsonl"
+    if not is_complete(folder):
+        done = rounds.read_bytes().count(b"\n")  # the last line may be half of one
+        return [f"{done} so far", "-", "-", "incomplete"]
+    with rounds.open("rb") as file:
+        file.seek(max(rounds.stat().st_size - TAIL, 0))
+        tail = file.read()
+    try:
+        json.loads(tail.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise DamagedError(f"{rounds} is damaged (its last line is cut)") from None
+    summary = read_whole_summary(folder)
+    accuracy = summary["accuracy"]
+    return [str(summary["rounds"]), *_shown(accuracy["after_trigger"], accuracy["final"]), f"{summary['seconds']['total']:.0f}"]
+
+
+def search_table(ranking: pd.DataFrame, limit: float, shown: int = 10) -> Table:
+    """The settings of a search that left the least accuracy, those over the stealth limit (points) after all others.
+
+    Args: ranking, of `search_ranking`."""
+    table = Table(title=f"the worst of {len(ranking)} settings", title_justify="left", caption_justify="left")
+    for column in ("left (%)", "phase cost", *ranking.columns[3:]):
         table.add_column(column, justify="right")
-    for cell, _, summary in ranked[:shown]:
-        lost = stealth_cost(summary)
-        table.add_row(*_shown(left_after(summary)), f"{lost:.1f}" + " (over the limit)" * (lost > limit), *cell.labels.values())
-    within = sum(not rank(run)[0] for run in runs)
+    for left, cost, over, *labels in ranking.head(shown).itertuples(index=False):
+        table.add_row(f"{left:.1f}", f"{cost:.1f}" + " (over the limit)" * over, *labels)
+    within = int((~ranking["over"]).sum())
     table.caption = f"accuracy after the trigger; with {within} settings the phase before it cost at most {limit:g} points"
     return table
 
 
-def runs_table(root: Path) -> Table:
-    """Every run below a folder: its name, what it is, and how it ended; a run without a summary is incomplete."""
-    table = Table(caption_justify="left")
-    for column in ("folder", "strategy", "attack", "seed", "rounds", "after trigger (%)", "final (%)", "seconds"):
-        table.add_column(column, justify="left" if column in ("folder", "strategy", "attack") else "right", overflow="fold")
-    folders = run_folders(root)
-    for folder in folders:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        who = [str(folder.relative_to(root)), config["strategy.name"], config["attack.name"], str(config["seed"])]
-        if is_complete(folder):
-            summary = read_summary(folder)
-            accuracy = summary["accuracy"]
-            ended = [str(summary["rounds"]), *_shown(accuracy["after_trigger"], accuracy["final"]), f"{summary['seconds']['total']:.0f}"]
-        else:
-            done = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")  # the last line may be half of one
-            ended = [f"{done} so far", "-", "-", "incomplete"]
-        table.add_row(*who, *ended)
-    complete = sum(map(is_complete, folders))
-    table.caption = f"{len(folders)} runs, {complete} complete"
-    return table
-
-
-class Matrix(NamedTuple):
-    """Accuracies (percent), a value a seed, by column and row; what they are, in words; and the axis of the rows."""
-
-    values: Mapping[str, Mapping[str, Sequence[float]]]
-    what: str
-    axis: str = ""
-
-    @property
-    def rows(self) -> list[str]:
-        return list(dict.fromkeys(row for column in self.values.values() for row in column))
-
-
-def accuracy_matrix(runs: Sequence[Run]) -> Matrix:
-    """Accuracy after the trigger, or at the end where no run has one: rows by the first axis, columns by the others but the seed."""
-    without = all(run.summary["accuracy"]["after_trigger"] is None for run in runs)
-    matrix: dict[str, dict[str, list[float]]] = {}
-    for cell, _, summary in runs:
-        row, column = place(cell)
-        value = summary["accuracy"]["final" if without else "after_trigger"]
-        matrix.setdefault(column, {}).setdefault(row, []).extend([] if value is None else [value])
-    what = "test accuracy at the end (%)" if without else "test accuracy after the trigger (%)"
-    return Matrix(matrix, what, row_axis(runs))
-
-
-def worst_cases(runs: Sequence[Run]) -> Matrix | None:
-    """Strategies by attacks: the mean over seeds left by those of the attack's settings that leave least. None for a study of other axes.
-
-    Source: the heat maps of ByzFL (Gonzalez et al. 2025), there the worst case over attacks.
-    """
-    if not all(_axis(run.cell, "strategy") and "attack.name" in run.cell.flat for run in runs):
-        return None
-    settings: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for cell, _, summary in runs:
-        labels = {axis: text for axis, text in cell.labels.items() if axis != "seed"}
-        own = [axis for axis in labels if axis.partition(".")[0] == "attack"]
-        row = " · ".join(text for axis, text in labels.items() if axis not in own)
-        column = settings.setdefault(cell.flat["attack.name"], {}).setdefault(row, {})
-        column.setdefault(" · ".join(labels[axis] for axis in own), []).append(left_after(summary))
-    worst = {
-        attack: {row: [min(sum(left) / len(left) for left in tried.values())] for row, tried in rows.items()}
-        for attack, rows in settings.items()
-    }
-    return Matrix(worst, "test accuracy after the trigger, or at the end (%): mean over seeds, worst of the attack's settings")
-
-
-def matrix_table(runs: Sequence[Run]) -> Table:
-    """The accuracy matrix: mean (least to most) over seeds."""
-    matrix = accuracy_matrix(runs)
+def matrix_table(matrix: Matrix) -> Table:
+    """A matrix of accuracies: mean (least to most) over the seeds."""
     table = Table(caption=matrix.what, caption_justify="left")
+    texts = matrix.texts()
     table.add_column(matrix.axis, overflow="fold")
-    for column in matrix.values:
+    for column in texts.columns:
         table.add_column(column, justify="right", overflow="fold")
-    for row in matrix.rows:
-        table.add_row(row, *(over_seeds(column.get(row, [])) for column in matrix.values.values()))
+    for row, *values in texts.itertuples():
+        table.add_row(row, *values)
     return table
 
 
 def published_table(entry: str, pairs: Sequence[Pair]) -> Table:
-    """Published accuracies beside ours: mean (least to most) over seeds, and the difference of the means."""
+    """Published accuracies beside ours: mean (least to most) over the seeds, and the difference of the means."""
     source = published_numbers()[entry]["source"]
     table = Table(caption=f"test accuracy (%); published: {source}; {agreement(entry, pairs)}", caption_justify="left")
     for column in ("setting", "published", "ours", "ours - published"):
@@ -147,44 +131,11 @@ def published_table(entry: str, pairs: Sequence[Pair]) -> Table:
     return table
 
 
-def write_results(path: Path, runs: Sequence[Run]) -> None:
-    """`results.csv`: a row a complete cell, with every swept key and every summary figure."""
-    rows = [
-        {
-            **cell.flat,
-            "folder": folder.name,
-            **{key: json.dumps(value) if isinstance(value, list) else value for key, value in flatten(summary).items()},
-        }
-        for cell, folder, summary in runs
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())
-
-
-def place(cell: Cell) -> tuple[str, str]:
-    """Row (the first axis) and column (the others but the seed) of a cell."""
-    row, *others = [label for axis, label in cell.labels.items() if axis != "seed"] or ["all seeds"]
-    return row, " · ".join(others) or "accuracy"
-
-
-def row_axis(runs: Sequence[Run]) -> str:
-    """The axis whose values are rows: the first but the seed; empty for a study without one."""
-    return next((axis for run in runs for axis in run.cell.labels if axis != "seed"), "")
-
-
-def _axis(cell: Cell, section: str) -> bool:
-    """Whether the name of a section is swept."""
-    return section in cell.labels or f"{section}.name" in cell.labels
-
-
 def over_seeds(values: Sequence[float]) -> str:
     """`mean (least to most)` of one or several accuracies."""
     if not values:
         return "-"
-    mean = sum(values) / len(values)
+    mean = float(np.mean(values))
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 

@@ -9,28 +9,24 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from experiments.run.track import Position, Track
+from experiments.run.history import TRACKS
+from experiments.run.track import Position
 from fl_sim.atomic_files import load_tensors, save_tensors, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, hashed_keys
-from fl_sim.wire.messages import AttackState
 from fl_sim.wire.object_state import State, restored, saved
 
-ORDER = ("attacked", "twin", "control")  # in which a run's tracks are run
 RECORD = "fl-sim"  # the metadata entry that holds the JSON
 
 
 class Checkpoint(NamedTuple):
-    """A run after some round of a track: bytes of `rounds.jsonl` until then, seconds spent, the tracks that ended, and the one that is
-    under way."""
+    """A run after some round of a track: bytes of `rounds.jsonl` until then, and the track that is under way."""
 
-    lines: int
-    seconds: float
-    done: Mapping[str, Track]
+    size: int
     position: Position
 
 
-class Found(NamedTuple):
+class LatestCheckpoint(NamedTuple):
     """The newest checkpoint that can be used and its file, if there is one, and the damaged ones that are newer."""
 
     checkpoint: Checkpoint | None
@@ -38,30 +34,30 @@ class Found(NamedTuple):
     damaged: Sequence[Path]
 
 
-def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffers: Tensor, keep: int) -> Path:
-    """Write `<track>-<round>.safetensors` into a folder, whole or not at all, and keep the latest `keep`.
+def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffers: Tensor) -> Path:
+    """Write `<track>-<round>.safetensors` into a folder, whole or not at all, and keep the latest `checkpoint.keep`.
 
     Its tensors: what the strategy remembers, `theta` and `velocity` (d,) among them; batch-norm `buffers` (s,); and under `run.` and
     `rollback.` what the rest of the run needs.
     """
     position = checkpoint.position
-    run = saved(checkpoint._replace(position=position._replace(strategy=None, rollback=None))._asdict())
+    run = saved({"size": checkpoint.size, **position._asdict(), "strategy": None, "rollback": None})
     rollback = position.rollback or State(None, {})
     tensors = {**position.strategy.tensors, "buffers": buffers} if position.strategy else {}
     tensors |= {f"run.{name}": tensor for name, tensor in run.tensors.items()}
     tensors |= {f"rollback.{name}": tensor for name, tensor in rollback.tensors.items()}
     states = {"run": run.json, "strategy": position.strategy.json if position.strategy else None, "rollback": rollback.json}
     record = json.dumps({"config": hashed_keys(config), "states": states}, allow_nan=False)
-    path = folder / f"{position.track.name}-{position.track.rounds:06d}.safetensors"
+    path = folder / f"{position.track}-{position.round:06d}.safetensors"
     with writing(path):
         folder.mkdir(exist_ok=True)
         save_tensors(path, tensors, {RECORD: record})
-        for old in _newest_first(folder)[keep:]:
+        for old in _newest_first(folder)[config.checkpoint.keep :]:
             old.unlink()
     return path
 
 
-def find_checkpoint(folder: Path, config: Config) -> Found:
+def latest_checkpoint(folder: Path, config: Config) -> LatestCheckpoint:
     """The newest checkpoint in `folder/checkpoint` that is whole and whose rounds are all in `rounds.jsonl`. Others are passed over.
 
     Raises ConfigError naming the keys in which it is of another configuration, or a file that cannot be read.
@@ -81,22 +77,22 @@ def find_checkpoint(folder: Path, config: Config) -> Found:
         if problems := _differences(path, record["config"], hashed_keys(config)):
             raise ConfigError(problems)
         checkpoint = _checkpoint(record["states"], tensors)
-        if checkpoint.lines <= size:
-            return Found(checkpoint, path, damaged)
+        alone = checkpoint.position.track == "attacked" or (folder / "final.safetensors").is_file()
+        if checkpoint.size <= size and alone:
+            return LatestCheckpoint(checkpoint, path, damaged)
         damaged.append(path)
-    return Found(None, None, damaged)
+    return LatestCheckpoint(None, None, damaged)
 
 
 def _checkpoint(states: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
     def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    state = State(states["run"], below("run."))
-    tracks = {name: Track(name) for name in ORDER}
-    like = {"done": tracks, "position": Position(Track("attacked"), None, AttackState(), (0.0, 0), None)}
-    checkpoint = Checkpoint(**restored(state, like))
+    run: dict[str, Any] = restored(State(states["run"], below("run.")))
     rollback = State(states["rollback"], below("rollback.")) if states["rollback"] is not None else None
-    return checkpoint._replace(position=checkpoint.position._replace(strategy=State(states["strategy"], tensors), rollback=rollback))
+    size = run.pop("size")
+    run |= {"strategy": State(states["strategy"], tensors), "rollback": rollback}
+    return Checkpoint(size, Position(**run))
 
 
 def _differences(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -107,7 +103,7 @@ def _differences(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any])
 def _newest_first(folder: Path) -> list[Path]:
     def rank(path: Path) -> tuple[int, int]:
         track, _, round_ = path.stem.rpartition("-")
-        return ORDER.index(track), int(round_)
+        return [*TRACKS].index(track), int(round_)  # pyright: ignore[reportArgumentType]
 
-    paths = [path for path in folder.glob("*-*.safetensors") if path.stem.rpartition("-")[0] in ORDER and path.stem[-6:].isdigit()]
+    paths = [path for path in folder.glob("*-*.safetensors") if path.stem.rpartition("-")[0] in TRACKS and path.stem[-6:].isdigit()]
     return sorted(paths, key=rank, reverse=True)

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.records.folder import RunRecords, is_complete, read_rounds, read_summary, run_folder
-from experiments.report.run_figures import accuracy_figure, attack_figure, guard_figure
-from experiments.run.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
-from experiments.run.phases import planned_rounds
-from experiments.run.shared_twins import shared_twin
+from experiments.records.folder import Continued, RunRecords, is_complete, run_folder
+from experiments.run.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from experiments.run.evaluator import Evaluator
+from experiments.run.history import Line, TrackHistory, TrackName, history_of
+from experiments.run.phases import has_control, is_attacked
+from experiments.run.shared_twins import store_twin, stored_twin
 from experiments.run.summary import summarise
-from experiments.run.track import Evaluator, Position, Progress, Track, TrackName, run_track
+from experiments.run.track import RunInputs, TrackRun
 from fl_sim.atomic_files import writing
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
-from fl_sim.data.sampling import malicious_clients
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import burn_in
+from fl_sim.model.saved import final_record, named_state
+from fl_sim.wire.object_state import UnsavableError
 from strategies.calibration import calibrate
+from strategies.catalogue import needs_of
 
 LOCK_WAIT = 60.0  # seconds
 
+Progress = Callable[[str, int, str, float | None], None]  # track, round, phase, accuracy in percent
+
 
 def execute_run(
-    config: Config, output_dir: Path, transport: Transport, progress: Progress, orders: int = 0, twins: Path | None = None
-) -> dict[str, Any]:
-    """Run one configuration into `output_dir/<name>-<hash>` and return its summary; from its last checkpoint, if it was interrupted.
+    config: Config, output_dir: Path, transport: Transport, progress: Progress, max_messages: int = 0, twins: Path | None = None
+) -> Path:
+    """Run one configuration into `output_dir/<name>-<hash>`, from its last checkpoint if it was interrupted; the folder.
 
     Raises RuntimeError if another process writes into the folder, and ConfigError if the checkpoint is of another configuration.
 
-    Args: transport, the workers, which outlive the run; progress, called after each round; orders, how many orders a wave
-    may be split into (0: one a worker); twins, a folder for clean twins that other runs may use too.
+    Args: transport, the workers, which outlive the run; progress, called after each round; max_messages, how many orders a wave
+    may be split into (0: one per worker); twins, a folder for clean twins that other runs may use too.
     """
     folder = run_folder(output_dir, config)
     with run_lock(folder, Path(config.data.cache_dir).expanduser()):
-        if is_complete(folder):  # while this process waited
-            return read_summary(folder)
-        return _execute(config, folder, transport, progress, orders, twins)
+        if not is_complete(folder):  # another process may have completed it while this one waited
+            _Run(config, folder, transport, progress, max_messages).execute(twins)
+    return folder
 
 
 @contextmanager
@@ -61,89 +64,90 @@ def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
         raise RuntimeError(f"another process has been writing into {folder} for {LOCK_WAIT:.0f} s; end it, or use another -o DIR") from None
 
 
-def _execute(config: Config, folder: Path, transport: Transport, progress: Progress, orders: int, twins: Path | None) -> dict[str, Any]:
-    began = time.perf_counter()
-    federation = load_federation(config)
-    start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
-    evaluator = Evaluator(config, federation, start)
-    burnt = time.perf_counter()
-    found = find_checkpoint(folder, config)
-    resumed = found.checkpoint
-    records = RunRecords(folder, config, found)
-    tracks: dict[str, Track] = dict(resumed.done) if resumed else {}
-    for line in records.kept():
-        progress(line["track"], line["round"], line["phase"], line.get("accuracy"))
-    earlier = resumed.seconds if resumed else 0.0
-    calibration = None
-    if config.strategy.name == "dgc":
-        calibration, record = calibrate(
-            config,
-            transport=transport,
-            orders=orders,
-            start=start,
-            federation=federation,
-            model=evaluator.model,
-            progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
-        )
-        records.calibration(record)
+class _Run:
+    """A run under way: what its tracks share, its records, and who is told of each round."""
 
-    def save(position: Position) -> None:
-        checkpoint = Checkpoint(records.size(), time.perf_counter() - began + earlier, tracks, position)
-        write_checkpoint(folder / "checkpoint", config, checkpoint, start.buffers, config.checkpoint.keep)
+    def __init__(self, config: Config, folder: Path, transport: Transport, progress: Progress, max_messages: int) -> None:
+        self._config, self._progress = config, progress
+        began = time.perf_counter()
+        federation = load_federation(config)
+        start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
+        evaluator, burnt = Evaluator(config, federation, start), time.perf_counter()
+        latest = latest_checkpoint(folder, config)
+        self._position = latest.checkpoint.position if latest.checkpoint else None
+        damaged = tuple(path.name for path in latest.damaged)
+        size = latest.checkpoint.size if latest.checkpoint else None
+        self._records = RunRecords(folder, config, Continued(size, latest.path.name if latest.path else None, damaged))
+        calibration = None
+        if needs_of(config).calibration:
+            calibration, record = calibrate(
+                config,
+                transport,
+                start,
+                federation,
+                evaluator.model,
+                max_messages=max_messages,
+                progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
+            )
+            self._records.calibration(record)
+        seconds = {"burn_in": burnt - began, "calibration": time.perf_counter() - burnt}
+        self._inputs = RunInputs(config, transport, federation, start, evaluator, calibration, max_messages, seconds)
 
-    def run(name: TrackName, length: int | None = None, reference: Track | None = None) -> Track:
-        return run_track(
-            name,
-            config,
-            position=resumed.position if resumed and resumed.position.track.name == name else None,
-            save=save,
-            transport=transport,
-            orders=orders,
-            start=start,
-            evaluator=evaluator,
-            federation=federation,
-            calibration=calibration,
-            records=records,
-            progress=progress,
-            length=length,
-            reference=reference,
-        )
+    def execute(self, twins: Path | None) -> None:
+        """Run the tracks that are not in the records yet, and end the records."""
+        config, records = self._config, self._records
+        try:
+            for line in records.lines():
+                self._tell(line)
+            if not self._track("attacked").ended:
+                theta = self._play("attacked")
+                state = named_state(self._inputs.evaluator.model, theta.theta, self._inputs.start.buffers)
+                records.model(state, final_record(config, self._inputs.federation.dataset))
+            attacked = self._track("attacked")
+            if config.twin and is_attacked(config) and not self._track("twin").ended:
+                self._twin(attacked, twins)
+            if has_control(config) and not self._track("control").ended:
+                self._play("control")
+            records.finish(summarise(config, records.lines()).model_dump(), config)
+        finally:
+            records.close()
 
-    try:
-        acts = bool(malicious_clients(config))
-        attacked = tracks["attacked"] = tracks.get("attacked") or run("attacked")
-        twin = tracks.get("twin")
-        if config.twin and acts and not twin:
-            fresh = partial(run, "twin", attacked.rounds, attacked)
-            begun = resumed is not None and resumed.position.track.name == "twin"  # then its first rounds are in the records
-            shared = None if begun else twins
-            tracks["twin"] = twin = shared_twin(shared, config, attacked, records, progress, fresh) if shared else fresh()
-        control = run("control") if config.control and acts and config.attack.name == "accumulative" else None
-        total, before = time.perf_counter() - began + earlier, burnt - began
-        seconds = {"total": total, "burn_in": before, "rounds": total - before}
-        summary = summarise(config, evaluator.whole(start.theta), attacked, twin, control, seconds)
-        with writing(folder / "*.png"):
-            draw_figures(folder, config)
-        assert attacked.theta is not None
-        records.finish({"theta": attacked.theta, "buffers": start.buffers}, summary, config)
-        return summary
-    finally:
-        records.close()
+    def _twin(self, attacked: TrackHistory, twins: Path | None) -> None:
+        """The clean twin: another run's, if it has left the same one and this one's is not begun."""
+        shared = None if self._track("twin").lines else twins
+        if shared and (lines := stored_twin(shared, self._config, attacked)):
+            for line in lines:
+                self._records.round(line)
+                self._tell(line)
+            return
+        self._play("twin", attacked)
+        if shared:
+            store_twin(shared, self._config, attacked, self._track("twin").lines)
 
+    def _play(self, name: TrackName, reference: TrackHistory | None = None) -> TrackRun:
+        """Play a track to its end, telling the records, the progress and the checkpoints of each round."""
+        position = self._position if self._position and self._position.track == name else None
+        track = TrackRun(self._inputs, name, reference, position, self._track(name))
+        listeners: Sequence[Callable[[Line], None]] = (self._records.round, self._tell, lambda line: self._checkpoint(track, line))
+        for line in track.play():
+            for listener in listeners:
+                listener(line)
+        return track
 
-def draw_figures(folder: Path, config: Config) -> None:
-    """`accuracy.png`, `attack.png` where there was a coalition and `guard.png` under DGC, from the records in a run's folder."""
-    tracks = read_rounds(folder)
-    title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
-    accuracy_figure(folder / "accuracy.png", tracks, title)
-    if malicious_clients(config):
-        attack_figure(folder / "attack.png", tracks, title, config.attack.stealth_gamma)
-    if config.strategy.name == "dgc":
-        guard_figure(folder / "guard.png", tracks, title)
+    def _checkpoint(self, track: TrackRun, line: Line) -> None:
+        every = self._config.checkpoint.every
+        if not every or line["round"] % every or "whole_accuracy" in line:  # after the last round there is nothing to go on with
+            return
+        try:
+            position = track.position()
+        except UnsavableError as error:  # a strategy of the user's may keep anything
+            print(f"fl-sim: no checkpoint of {self._config.strategy.name}: {error}", flush=True)
+            return
+        checkpoint = Checkpoint(self._records.size(), position)
+        write_checkpoint(self._records.folder / "checkpoint", self._config, checkpoint, self._inputs.start.buffers)
 
+    def _tell(self, line: Line) -> None:
+        self._progress(line["track"], line["round"], line["phase"], line.get("accuracy"))
 
-def expected_rounds(config: Config) -> int:
-    """How many rounds of all tracks a run has at most, for a progress bar."""
-    acts = bool(malicious_clients(config))
-    tracks = 1 + (config.twin and acts) + (config.control and acts and config.attack.name == "accumulative")
-    return tracks * planned_rounds(config)
+    def _track(self, name: TrackName) -> TrackHistory:
+        return history_of(self._records.lines()).get(name, TrackHistory())

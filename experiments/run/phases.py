@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fl_sim.config.keys import Config
+from fl_sim.data.sampling import malicious_clients
 
 Phase = Literal["accumulate", "trigger", "between", "recover", "end"]
 
@@ -42,3 +43,18 @@ def planned_rounds(config: Config) -> int:
     schedule = config.schedule
     triggers = 1 + (schedule.triggers - 1) * schedule.trigger_every if schedule.triggers else 0
     return accumulate_rounds(config) + triggers + schedule.recovery_rounds
+
+
+def is_attacked(config: Config) -> bool:
+    """Whether there is a coalition."""
+    return bool(malicious_clients(config))
+
+
+def has_control(config: Config) -> bool:
+    """Whether the run has a control: only an attack with a phase has one."""
+    return config.control and is_attacked(config) and config.attack.name == "accumulative"
+
+
+def expected_rounds(config: Config) -> int:
+    """How many rounds of all tracks a run has at most, for a progress bar."""
+    return (1 + (config.twin and is_attacked(config)) + has_control(config)) * planned_rounds(config)

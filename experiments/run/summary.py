@@ -1,100 +1,203 @@
-"""The summary of a run, from its tracks."""
+"""The summary of a run: a pure function of its configuration and its lines."""
 
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from experiments.run.track import Track
+from pydantic import BaseModel, ConfigDict
+
+from experiments.run.history import Line, TrackHistory, history_of
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_hash
 
 
-def summarise(
-    config: Config, burn_in_accuracy: float, attacked: Track, twin: Track | None, control: Track | None, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """The keys of DESIGN section 7. Accuracies in percent, differences in points; null where nothing was measured.
+class Part(BaseModel):
+    """A part of a summary; keys of later versions are kept."""
 
-    `worst_loss_in_phase`: from the accuracy before round 1 to the worst in the phase, on the same examples. Without an attack,
-    `before_trigger` and `after_trigger` are the accuracies around the round for which it was planned.
-    """
-    before, after = attacked.before_trigger, attacked.after_trigger
-    phase = [round_ for round_, name in attacked.phases.items() if name == "accumulate"]
-    in_phase = [attacked.evaluated[round_] for round_ in phase if round_ in attacked.evaluated]
-    ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
-    summary: dict[str, Any] = {
-        "accuracy": {"burn_in": burn_in_accuracy, "before_trigger": before, "after_trigger": after, "final": attacked.final},
-        "drop": _minus(before, after),
-        "stealth_gap": _stealth_gap(attacked, twin, phase),
-        "gain": _minus(control.after_trigger if control else None, after),
-        "worst_accuracy_in_phase": min(in_phase, default=None),
-        "worst_loss_in_phase": _minus(attacked.start, min(in_phase, default=None)),
-        "trigger_round": attacked.fired[0] if attacked.fired else None,
-        "triggers": list(attacked.fired),
-        "after_last_trigger": attacked.after_last_trigger,
-        "alarms": list(attacked.alarms),
-        "monitor": _monitor(config, attacked),
-        "refused": {"attacked": attacked.refused, "twin": twin.refused if twin else None},
-        "drifted": {"attacked": attacked.drifted, "twin": twin.drifted if twin else None},
-        "client_failures": attacked.failures,
-        "retries": attacked.retries,
-        "clean_twin": {"final": twin.final, "at_trigger": twin.after_trigger} if twin else None,
-        "control": {
-            "before_trigger": control.before_trigger,
-            "after_trigger": control.after_trigger,
-            "trigger_round": control.fired[0] if control.fired else None,
-        }
-        if control
-        else None,
-        "poison_ratio": {
-            "configured": 0.0 if config.attack.name == "none" else ratio,
-            "realised_mean": sum(attacked.ratios) / len(attacked.ratios) if attacked.ratios else 0.0,
-        },
-        "rounds": attacked.rounds,
-        "seconds": {**seconds, **_seconds_a_round(attacked, twin)},
-        "config_hash": config_hash(config),
-        "status": "complete",
-    }
-    return summary
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
-def _monitor(config: Config, track: Track) -> dict[str, Any]:
-    """When the monitor fired and when the damage was done: the first evaluated round (rounds with an alarm always are) with test
-    accuracy `monitor.drop` points below its best so far, after whatever the monitor did about it.
+class Accuracy(Part):
+    """Percent, on the whole test set."""
 
-    `in_time`: true if the alarm came before the damage, or a rollback left none; false if it came with it or later; null if there was no
+    burn_in: float
+    before_trigger: float | None
+    after_trigger: float | None
+    final: float
+
+
+class CleanTwin(Part):
+    """Percent."""
+
+    final: float
+    at_trigger: float | None
+
+
+class Control(Part):
+    """Percent, and the round in which it fired."""
+
+    before_trigger: float | None
+    after_trigger: float | None
+    trigger_round: int | None
+
+
+class MonitorSummary(Part):
+    """When an alarm came, when the damage, and what the monitor did about it.
+
+    in_time: true if the alarm came before the damage, or a rollback left none; false if it came with it or later; None if there was no
     alarm, or nothing to be alarmed about.
     """
-    best, damage = track.start, None
+
+    first_alarm: int | None
+    first_damage: int | None
+    in_time: bool | None
+    rollbacks: int
+
+
+class Counted(Part):
+    """Rounds of the attacked track and of its twin."""
+
+    attacked: int
+    twin: int | None
+
+
+class PoisonRatio(Part):
+    """Shares from 0 to 1."""
+
+    configured: float
+    realised_mean: float
+
+
+class Seconds(Part):
+    """Of the run (all its sessions), of the burn-in, of all rounds; and medians per round, without evaluation."""
+
+    total: float
+    burn_in: float
+    rounds: float
+    attacked_round: float | None
+    aggregation: float | None
+    honest_round: float | None
+
+
+class Summary(Part):
+    """What a run came to (docs/records.md). Accuracies in percent, differences in points; None where nothing was measured."""
+
+    accuracy: Accuracy
+    drop: float | None
+    stealth_gap: float | None
+    gain: float | None
+    worst_accuracy_in_phase: float | None
+    worst_loss_in_phase: float | None
+    trigger_round: int | None
+    triggers: list[int]
+    after_last_trigger: float | None
+    alarms: list[int]
+    monitor: MonitorSummary
+    refused: Counted
+    drifted: Counted
+    client_failures: int
+    retries: int
+    clean_twin: CleanTwin | None
+    control: Control | None
+    poison_ratio: PoisonRatio
+    rounds: int
+    seconds: Seconds
+    config_hash: str
+    status: Literal["complete"] = "complete"
+
+
+def summarise(config: Config, lines: Iterable[Line]) -> Summary:
+    """The summary of a complete run's lines.
+
+    `worst_loss_in_phase`: from the accuracy before round 1 to the worst in the phase, on the same examples. Without an attack,
+    `before_trigger` and `after_trigger` are the accuracies around the round for which it was planned. Raises KeyError without a complete
+    attacked track.
+    """
+    tracks = history_of(lines)
+    attacked, twin, control = tracks["attacked"], tracks.get("twin"), tracks.get("control")
+    before, after, start = attacked.before_trigger, attacked.after_trigger, attacked.start
+    in_phase = [line["accuracy"] for line in attacked.in_phase("accumulate") if "accuracy" in line]
+    ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
+    return Summary(
+        accuracy=Accuracy(
+            burn_in=start["whole_accuracy"], before_trigger=before, after_trigger=after, final=attacked.lines[-1]["whole_accuracy"]
+        ),
+        drop=_minus(before, after),
+        stealth_gap=_stealth_gap(attacked, twin),
+        gain=_minus(control.after_trigger if control else None, after),
+        worst_accuracy_in_phase=min(in_phase, default=None),
+        worst_loss_in_phase=_minus(start["accuracy"], min(in_phase, default=None)),
+        trigger_round=attacked.fired[0] if attacked.fired else None,
+        triggers=list(attacked.fired),
+        after_last_trigger=attacked.after_last_trigger,
+        alarms=[line["round"] for line in attacked.lines if line.get("alarm")],
+        monitor=_monitor(config, attacked),
+        refused=Counted(attacked=attacked.count("strategy", "refused"), twin=twin.count("strategy", "refused") if twin else None),
+        drifted=Counted(attacked=attacked.count("strategy", "drifted"), twin=twin.count("strategy", "drifted") if twin else None),
+        client_failures=sum(len(line.get("failures", {})) for line in attacked.lines),
+        retries=sum(len(line.get("retried", {})) for line in attacked.lines),
+        clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,
+        control=_control(control) if control else None,
+        poison_ratio=PoisonRatio(
+            configured=0.0 if config.attack.name == "none" else ratio,
+            realised_mean=statistics.fmean(line["poison_ratio"] for line in attacked.lines),
+        ),
+        rounds=attacked.rounds,
+        seconds=_seconds(tracks),
+        config_hash=config_hash(config),
+    )
+
+
+def _control(control: TrackHistory) -> Control:
+    return Control(
+        before_trigger=control.before_trigger,
+        after_trigger=control.after_trigger,
+        trigger_round=control.fired[0] if control.fired else None,
+    )
+
+
+def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:
+    best, damage = track.start["accuracy"], None
     for round_, accuracy in track.evaluated.items():
         best = max(best, accuracy)
         if accuracy <= best - config.monitor.drop:
             damage = round_
             break
-    alarm = track.alarms[0] if track.alarms else None
-    in_time = None if alarm is None else alarm < damage if damage else True if track.rollbacks else None
-    return {"first_alarm": alarm, "first_damage": damage, "in_time": in_time, "rollbacks": track.rollbacks}
+    alarm = next((line["round"] for line in track.lines if line.get("alarm")), None)
+    rollbacks = sum(bool(line.get("rolled_back")) for line in track.lines)
+    in_time = None if alarm is None else alarm < damage if damage else True if rollbacks else None
+    return MonitorSummary(first_alarm=alarm, first_damage=damage, in_time=in_time, rollbacks=rollbacks)
 
 
-def _seconds_a_round(attacked: Track, twin: Track | None) -> dict[str, float | None]:
-    """Medians, without evaluation: rounds in the accumulative phase and what the strategy's own part of them takes, and honest
-    rounds (the twin's, or those of recovery)."""
-    phase = [round_ for round_, name in attacked.phases.items() if name == "accumulate"]
-    honest = list(twin.trained.values()) if twin else [attacked.trained[r] for r, phase in attacked.phases.items() if phase == "recover"]
-    return {
-        "attacked_round": statistics.median(attacked.trained[round_] for round_ in phase) if phase else None,
-        "aggregation": statistics.median(attacked.aggregated[round_] for round_ in phase) if phase else None,
-        "honest_round": statistics.median(honest) if honest else None,
-    }
+def _seconds(tracks: dict[str, TrackHistory]) -> Seconds:
+    """Medians without evaluation: rounds of the accumulative phase and what the strategy's own part of them takes, and honest rounds (the
+    twin's, or those of recovery)."""
+    attacked, twin = tracks["attacked"], tracks.get("twin")
+    phase = [line["seconds"] for line in attacked.in_phase("accumulate")]
+    honest = [line["seconds"]["train"] for line in (twin.lines if twin else attacked.in_phase("recover"))]
+    rounds = sum(line["seconds"]["train"] + line["seconds"]["evaluate"] for track in tracks.values() for line in track.lines)
+    before = {name: attacked.start.get(f"{name}_seconds", 0.0) for name in ("burn_in", "calibration")}
+    return Seconds(
+        total=rounds + sum(before.values()),
+        burn_in=before["burn_in"],
+        rounds=rounds,
+        attacked_round=statistics.median(seconds["train"] for seconds in phase) if phase else None,
+        aggregation=statistics.median(seconds["aggregate"] for seconds in phase) if phase else None,
+        honest_round=statistics.median(honest) if honest else None,
+    )
 
 
 def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
-def _stealth_gap(attacked: Track, twin: Track | None, phase: list[int]) -> float | None:
+def _stealth_gap(attacked: TrackHistory, twin: TrackHistory | None) -> float | None:
     """The largest gap between the twin's and the attacked accuracy in the phase, over the rounds in which both were evaluated."""
-    if twin is None:
-        return None
-    both = [round_ for round_ in phase if round_ in attacked.evaluated and round_ in twin.evaluated]
-    return max((twin.evaluated[round_] - attacked.evaluated[round_] for round_ in both), default=None)
+    gaps: list[Any] = [
+        twin.evaluated[line["round"]] - line["accuracy"]
+        for line in (attacked.in_phase("accumulate") if twin else [])
+        if "accuracy" in line and twin and line["round"] in twin.evaluated
+    ]
+    return max(gaps, default=None)

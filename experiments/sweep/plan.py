@@ -23,7 +23,8 @@ from fl_sim.grid.transports import InlineTransport, claim_identity
 from fl_sim.model.burn_in import StartModel
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
-from fl_sim.wire.arrays import flat_buffers, flat_parameters, to_record
+from fl_sim.model.vectors import flat_buffers, flat_parameters
+from fl_sim.wire.arrays import to_record
 from strategies.catalogue import build_strategy
 
 START_UP = 20.0  # seconds of Flower and Ray on two cores

@@ -1,4 +1,4 @@
-"""The worst case of an attack over its own settings: a sweep whose cells are found as it goes.
+"""The worst case of an attack over its own settings: a sweep whose cells are chosen as it goes.
 
 A defence is judged by the attack that was made for it. Optuna's TPE (Watanabe 2023) with a constraint looks for the settings that leave the
 least accuracy after the trigger, among those that stay below the stealth limit. It proposes `batch` settings at a time and hears of them in
@@ -8,119 +8,130 @@ that are complete, and goes on where it was interrupted.
 
 from __future__ import annotations
 
-import json
-import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from experiments.records.folder import is_complete, read_summary, run_folder
-from experiments.sweep.spec import preset_path
+from experiments.sweep.spec import common_keys, option_value
+from experiments.sweep.toml_specs import FlatTable, Spec, load_toml, parse_spec, spec_path
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, default_flat, flatten, read_toml, resolve
+from fl_sim.config.resolve import ConfigError, default_flat, resolve
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+SEARCHES = Path(__file__).parent.parent / "searches"
 STEALTH_LIMIT = 2.0  # points that the phase may cost before an attack counts as noticed
-KEYS = {"base", "set", "space", "trials", "batch", "stealth-limit", "seed"}
 
 Summaries = Sequence[Mapping[str, Any] | None]
 Settings = dict[str, Any]  # flat keys
 Trial = tuple[Settings, Mapping[str, Any] | None]  # with the summary of their run, if it is complete
 
 
-@dataclass(frozen=True)
-class Search:
-    """What to look through: `space` by key, a list of choices or {low, high, log}; how many settings, how many of them at a time; and
-    the points of accuracy that the phase before the trigger may cost."""
+class Range(Spec):
+    """Numbers from `low` to `high`; `log`: proposed by their logarithm."""
 
+    kind: ClassVar[str] = "a range"
+    low: int | float = Field(description="a finite number")
+    high: int | float = Field(description="a finite number")
+    log: bool = Field(False, description="true or false")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0.0):
+            raise ValueError("low >= high, or a logarithm of low <= 0")
+        return self
+
+
+def _choices(value: Any) -> Any:
+    """The choices or the range of one key. Raises ValueError for anything else."""
+    if isinstance(value, Range):
+        return value
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("no choices")
+        return list(cast(Sequence[Any], value))
+    try:
+        return Range.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("no range") from error  # of the whole value: pydantic would report each of its keys as a problem of its own
+
+
+def _space(table: Any) -> Any:
+    """The flat keys of `[space]`; an unquoted dotted key is a table of tables, down to what has a `low` or a `high`."""
+    if not isinstance(table, Mapping):
+        return table
+    flat: dict[str, Any] = {}
+    for key, value in cast(Mapping[str, Any], table).items():
+        if isinstance(value, Mapping) and "low" not in value and "high" not in value:
+            flat |= {f"{key}.{inner}": values for inner, values in _space(value).items()}
+        elif isinstance(value, list):
+            flat[key] = [option_value(key, choice) for choice in cast(list[Any], value)]
+        else:
+            flat[key] = value
+    return flat
+
+
+class SearchSpec(Spec):
+    """A search as it is written."""
+
+    kind: ClassVar[str] = "a search"
+    tables: ClassVar[Mapping[str, str]] = {
+        "set": "a value",
+        "space": "a list of at least one choice, or {low, high, log} with finite numbers, low < high, and low > 0 where log is true",
+    }
+    base: str = Field("digits", description="the name of a preset or the path of a .toml file")
+    set: FlatTable = Field({}, description="a table")
+    space: Annotated[dict[str, Annotated[Any, PlainValidator(_choices)]], BeforeValidator(_space)] = Field(
+        min_length=1, description="a table with at least one key"
+    )
+    trials: int = Field(40, ge=1, description="a whole number >= 1")
+    batch: int = Field(4, ge=1, description="a whole number >= 1")
+    stealth_limit: float = Field(STEALTH_LIMIT, ge=0.0, description="a number >= 0 (points)")
+    seed: int = Field(1, ge=0, description="a whole number >= 0")
+
+
+class Search(SearchSpec):
+    """What to look through: `space` by key, a list of choices or a `Range`; how many settings, how many of them at a time; and the points
+    of accuracy that the phase before the trigger may cost. `common`, the flat keys of all settings."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, ser_json_inf_nan="constants")
     name: str
-    common: Mapping[str, Any]
-    space: Mapping[str, Any]
-    trials: int = 40
-    batch: int = 4
-    stealth_limit: float = STEALTH_LIMIT
-    seed: int = 1
+    common: dict[str, Any] = Field({})
 
     def to_json(self) -> str:
         """Everything but the common keys, for the ServerApp."""
-        names = ("name", "space", "trials", "batch", "stealth_limit", "seed")
-        return json.dumps({name: getattr(self, name) for name in names})
+        return self.model_dump_json(exclude={"base", "set", "common"})
 
     @staticmethod
     def from_json(text: str) -> Search:
         """The inverse of `to_json`."""
-        return Search(common={}, **json.loads(text))
+        return Search.model_validate_json(text)
 
     def corners(self) -> list[Settings]:
         """Settings that hold every choice and both ends of every range: if these are valid, all are, cross-checks aside."""
-        ends = {key: values if isinstance(values, list) else [values["low"], values["high"]] for key, values in self.space.items()}
+        ends = {key: [values.low, values.high] if isinstance(values, Range) else values for key, values in self.space.items()}
         most = max(map(len, ends.values()))
         return [{key: values[min(i, len(values) - 1)] for key, values in ends.items()} for i in range(most)]
 
 
-def read_search(path: Path) -> Search:
-    """Read a spec: `base` and `[set]` as in a sweep, `[space]`, and `trials`, `batch`, `stealth-limit`, `seed`.
-
-    Raises ConfigError naming the file and what is wrong.
+def read_search(name: str | Path) -> Search:
+    """The search of a spec, one that comes with fl-sim by its name or a TOML file by its path: `base` and `[set]` as in a sweep, `[space]`,
+    and `trials`, `batch`, `stealth-limit`, `seed`. Raises ConfigError naming the file and what is wrong.
     """
-    try:
-        spec = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
-    problems = [f"{path}: unknown key {key!r}; a search has {', '.join(sorted(KEYS))}" for key in sorted(set(spec) - KEYS)]
-    for name, least in (("trials", 1), ("batch", 1), ("seed", 0)):
-        value = spec.get(name, least)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            problems.append(f"{path}: expected {name} to be a whole number >= {least}, got {value!r}")
-    limit = spec.get("stealth-limit", STEALTH_LIMIT)
-    if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit >= 0.0:
-        problems.append(f"{path}: expected stealth-limit >= 0 points, got {limit!r}")
-    space = _space(spec.get("space"))
-    if not space:
-        problems.append(f"{path}: expected [space] to be a table with at least one key, got {spec.get('space')!r}")
-    for key, values in space.items():
-        if (problem := _range_problem(values)) is not None:
-            problems.append(f"{path}: expected space.{key} to be a list of choices or {{low, high, log}}, {problem}, got {values!r}")
-    if problems:
-        raise ConfigError(problems)
-    common = {
-        **read_toml(preset_path(str(spec.get("base", "digits")))),
-        "name": path.stem.replace("_", "-"),
-        **flatten(spec.get("set", {})),
-    }
-    given = {name.replace("-", "_"): spec[name] for name in ("trials", "batch", "stealth-limit", "seed") if name in spec}
-    return Search(path.stem, common, space, **given)
+    path = spec_path(name, SEARCHES, "a search")
+    return search_of(path.stem, load_toml(path), path)
 
 
-def _space(table: Any) -> dict[str, Any]:
-    """The flat keys of `[space]`; an unquoted dotted key is a table of tables, down to what has a `low`."""
-    found: dict[str, Any] = {}
-    for key, value in cast(dict[str, Any], table if isinstance(table, dict) else {}).items():
-        if isinstance(value, dict) and "low" not in value and "high" not in value:
-            found |= {f"{key}.{inner}": values for inner, values in _space(value).items()}
-        else:
-            found[key] = value
-    return found
-
-
-def _range_problem(values: Any) -> str | None:
-    """Why a space's entry is none, or None."""
-    if isinstance(values, list):
-        return None if values else "with at least one choice"
-    if not isinstance(values, dict):
-        return "a table or a list"
-    entry = cast(dict[str, Any], values)
-    low, high = entry.get("low"), entry.get("high")
-    if set(entry) - {"low", "high", "log"} or not isinstance(entry.get("log", False), bool):
-        return "with nothing but these and log true or false"
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high)):
-        return "with finite numbers"
-    low, high = cast(float, low), cast(float, high)
-    return None if low < high and (low > 0.0 or not entry.get("log")) else "with low < high, and low > 0 where log"
+def search_of(name: str, spec: Mapping[str, Any], path: Path | None = None) -> Search:
+    """The search of a spec that is a mapping, as TOML's tables are. Raises ConfigError with what is wrong. Args: path, as of `sweep_of`."""
+    where = str(path) if path else f"search {name!r}"
+    parsed = parse_spec(SearchSpec, spec, where)
+    common = common_keys(where, name, parsed.base, parsed.set, folder=path and path.parent)
+    return Search(name=name, common=common, **dict(parsed))
 
 
 def explore(search: Search, evaluate: Callable[[list[Settings]], Summaries]) -> list[Trial]:
@@ -133,18 +144,18 @@ def explore(search: Search, evaluate: Callable[[list[Settings]], Summaries]) -> 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=search.seed))
     distributions = {key: _distribution(key, values) for key, values in search.space.items()}
-    found: list[Trial] = []
-    while len(found) < search.trials:
-        asked = [study.ask(distributions) for _ in range(min(search.batch, search.trials - len(found)))]
-        settings = [dict(trial.params) for trial in asked]
-        for trial, tried, summary in zip(asked, settings, evaluate(settings), strict=True):
+    trials: list[Trial] = []
+    while len(trials) < search.trials:
+        asked = [study.ask(distributions) for _ in range(min(search.batch, search.trials - len(trials)))]
+        batch = [dict(trial.params) for trial in asked]
+        for trial, settings, summary in zip(asked, batch, evaluate(batch), strict=True):
             if summary is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
                 trial.set_constraint("stealth", stealth_cost(summary) - search.stealth_limit)
                 study.tell(trial, left_after(summary))
-            found.append((tried, summary))
-    return found
+            trials.append((settings, summary))
+    return trials
 
 
 def evaluated(
@@ -182,12 +193,11 @@ def contradiction(common: Mapping[str, Any], settings: Settings) -> str:
     return ""
 
 
-def _distribution(key: str, values: Any) -> BaseDistribution:
+def _distribution(key: str, values: Range | list[Any]) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if isinstance(values, list):
-        return CategoricalDistribution(cast(list[Any], values))
-    low, high, log = values["low"], values["high"], values.get("log", False)
-    if isinstance(default_flat()[key], int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(float(low), float(high), log=log)
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values)
+    if isinstance(default_flat().get(key, values.low), int) and isinstance(values.high, int):
+        return IntDistribution(int(values.low), values.high, log=values.log)
+    return FloatDistribution(float(values.low), float(values.high), log=values.log)

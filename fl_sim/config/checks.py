@@ -11,7 +11,7 @@ Problem = tuple[tuple[str, ...], str]
 
 def cross_checks(config: Config) -> list[Problem]:
     """Every contradiction between keys, as (keys, sentence). Cheap: nothing is loaded."""
-    return [*_sampling(config), *_attack(config), *_dgc(config), *_faults(config)]
+    return [*_sampling(config), *_attack(config), *_faults(config)]
 
 
 def _sampling(config: Config) -> list[Problem]:
@@ -72,20 +72,6 @@ def _attack(config: Config) -> list[Problem]:
             )
         )
     return problems
-
-
-def _dgc(config: Config) -> list[Problem]:
-    if config.strategy.name == "dgc" and config.strategy.guard != "discrepancy" and math.isinf(config.strategy.bound):
-        keys = ("strategy.bound", "strategy.guard")
-        return [(keys, f"expected a finite strategy.bound (the step rehearsed) with strategy.guard = {config.strategy.guard!r}, got inf")]
-    if config.strategy.name == "dgc" and config.strategy.scope == "client" and config.strategy.guard != "discrepancy":
-        return [
-            (
-                ("strategy.scope", "strategy.guard"),
-                f"expected strategy.guard = 'discrepancy' with strategy.scope = 'client', got {config.strategy.guard!r}",
-            )
-        ]
-    return []
 
 
 def _faults(config: Config) -> list[Problem]:

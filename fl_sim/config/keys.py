@@ -238,11 +238,3 @@ class Config(Section):
     def clients_per_round(self) -> int:
         """n, the clients sampled a round."""
         return self.server.clients_per_round or self.data.num_clients
-
-    @property
-    def step_size(self) -> float:
-        """How far the model moves for a combined update of length 1, without momentum: a Flower strategy is shown models that are
-        `client.learning-rate` times the update away.
-        """
-        foreign = self.strategy.name.startswith("flwr.") or ":" in self.strategy.name
-        return self.client.learning_rate if foreign else self.server.learning_rate

@@ -103,7 +103,11 @@ def resolve(flat: Mapping[str, Any]) -> Config:
         config = Config.model_validate(nest({key: value for key, value in given.items() if key not in bad}))
     problems += [problem for keys, problem in cross_checks(config) if not bad & set(keys)]
     named = {key: value for key, value in given.items() if key in REGISTRIES and key not in bad and value != known[key]}
-    problems += filter(None, (registry(key).problem(value) for key, value in named.items()))
+    problems += filter(None, (registry(key).problem(name) for key, value in named.items() for name in names_in(key, value)))
+    try:
+        _start_digest(config)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems, config)
     return config
@@ -149,7 +153,7 @@ def config_hash(config: Config) -> str:
     """The first 12 hex digits of SHA-256 over every key that can change a result.
 
     `data.root` counts where it says which data is meant: not for public data sets. Of what is from outside the repository the content
-    of its file counts too.
+    of its file counts too, of `model.start` alone. Raises ConfigError where that file cannot be read.
     """
     return hashlib.sha256(to_json(hashed_keys(config)).encode()).hexdigest()[:12]
 
@@ -157,9 +161,35 @@ def config_hash(config: Config) -> str:
 def hashed_keys(config: Config) -> dict[str, Scalar]:
     """The keys that can change a result, with values as JSON has them (infinity as the text "inf")."""
     flat = to_flat(config)
-    sources = {f"{key} (source)": registry(key).content(str(flat[key])) for key in REGISTRIES if ":" in str(flat[key])}
+    counted = [key for key in REGISTRIES if ":" in str(flat[key]) and not key.startswith(NOT_HASHED)]
+    sources = {f"{key} (source)": registry(key).content(str(flat[key])) for key in counted}
+    if config.model.start:
+        flat["model.start"] = _start_digest(config)  # wherever the file lies
     left_out = NOT_HASHED + (("data.root",) if config.data.name in FIXED_CONTENT else ())
     return json.loads(to_json({key: value for key, value in (flat | sources).items() if not key.startswith(left_out)}))
+
+
+def names_in(key: str, value: str) -> list[str]:
+    """The names that the value of a key of `REGISTRIES` holds: one, or several for `tracking`."""
+    return [name.strip() for name in value.split(",")] if key == "tracking" else [value]
+
+
+def _start_digest(config: Config) -> str:
+    """Sixteen hex digits of the content of the file `model.start`, empty without one. Raises ConfigError where it cannot be read."""
+    place = config.model.start
+    try:
+        path = Path(place).expanduser().absolute()
+        return _content_digest(path, path.stat().st_mtime_ns) if place else ""
+    except (OSError, RuntimeError) as error:  # a ~ of nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError([f"expected model.start to be a file with a state_dict, got {place!r} ({reason})"]) from None
+
+
+@lru_cache(maxsize=64)
+def _content_digest(path: Path, modified: int) -> str:
+    """A process-wide cache: the hash of a run is asked for many times."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def to_json(flat: Mapping[str, Any]) -> str:

@@ -8,10 +8,11 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.atomic_files import writing
-from fl_sim.registry import Registry
-from fl_sim.rng.streams import stream
+from fl_sim.data.outside import DataError, absent_on_disk, files_below, read_hugging_face, read_outside
+from fl_sim.data.readers import (
+    Decoded,
+    Inputs,
+    Progress,
+    Request,
+    Source,
+    absent_parts,
+    files_source,
+    idx_source,
+    image_folder_origin,
+    read_digits,
+    read_image_folder,
+    read_svhn,
+    torchvision_reader,
+)
+from fl_sim.data.tables import absent_table, read_table, table_origin
+from fl_sim.registry import OutsideError, Registry
 
-FORMAT = 1  # of the cache; raise it when the readers or the files below change
-
-Progress = Callable[[int, int], None]
-Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
+FORMAT = 2  # of the cache; raise it when the readers or the files below change
 
 DRAFT_LIFE = 3600.0  # seconds after which nobody writes a cache any more
 
@@ -34,27 +48,34 @@ class DataMissing(FileNotFoundError):  # noqa: N818 - read aloud, it says what i
     """The data set is not where the config says; the message says what to do."""
 
 
-class Images(NamedTuple):
-    """Examples, memory-mapped where they are on the CPU: `pixels` uint8 (n, C, H, W), `labels` int64 (n,)."""
+class Examples(NamedTuple):
+    """One part of a data set, memory-mapped where it is on the CPU: `inputs` (n, C, H, W), uint8 pixels or float32 features (of a table
+    (n, 1, 1, features)), `labels` int64 (n,)."""
 
-    pixels: Tensor
+    inputs: Tensor
     labels: Tensor
 
-    def on(self, device: torch.device) -> Images:
+    def on(self, device: torch.device) -> Examples:
         """The same examples in the memory of a device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
+        return Examples(self.inputs.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both parts of a data set. `mean` and `std` are per channel, over the training part, in units of the uint8 pixels."""
+    """Both parts of a data set.
+
+    mean, std: per channel, of the training part's pixels in their units (0 to 255); of features 0 and 1. fingerprint: SHA-256, 64 hex
+    digits, of both parts' inputs and labels and the number of classes. notes: a sentence for each kind of file that the reader left out.
+    """
 
     name: str
-    train: Images
-    test: Images
+    train: Examples
+    test: Examples
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
 
     def on(self, device: torch.device) -> Dataset:
         """The same data set in the memory of a device."""
@@ -63,184 +84,173 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self.train.pixels.shape[1:]
+        channels, height, width = self.train.inputs.shape[1:]
         return channels, height, width
 
 
-def normalised(pixels: Tensor, dataset: Dataset) -> Tensor:
-    """(pixels - mean) / std per channel, as float32 on the device of `pixels` (..., C, H, W). A constant channel gives zeros."""
-    images = pixels.to(torch.float32)
+def normalised(inputs: Tensor, dataset: Dataset) -> Tensor:
+    """What a model is given, float32 (..., C, H, W) on the device of `inputs`: of pixels (pixels - mean) / std per channel, where a
+    constant channel gives zeros; features as they are."""
+    if inputs.is_floating_point():
+        return inputs
+    images = inputs.to(torch.float32)
     mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
     return (images - mean) / torch.where(std > 0, std, 1)
 
 
-# (root, download, progress) -> train part, test part, number of classes. Readers import torchvision and scikit-learn themselves:
-# that takes seconds, and once the cache is there nobody needs them.
-Reader = Callable[[Path, bool, Progress], tuple[Part, Part, int]]
-
-
-def _read_digits(root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
-    """scikit-learn's 1,797 digits, which have no test part of their own: a fixed fifth of them, drawn once for all seeds."""
-    from sklearn.datasets import load_digits
-
-    digits = cast(Any, load_digits())
-    pixels, labels = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
-    order = stream(0, "digits").permutation(len(labels))
-    train, test = np.split(order, [len(order) * 4 // 5])
-    return (pixels[train], labels[train]), (pixels[test], labels[test]), 10
-
-
-def _torchvision(kind: str, num_classes: int) -> Reader:
-    """A reader for torchvision's classes of grey (n, H, W) or colour (n, H, W, C) images in memory."""
-
-    def read(root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
-        from torchvision import datasets
-
-        parts = [getattr(datasets, kind)(root, train=train, download=download) for train in (True, False)]
-        train, test = ((np.asarray(part.data), np.asarray(part.targets, np.int64)) for part in parts)
-        if train[0].ndim == 3:
-            return (train[0][:, None], train[1]), (test[0][:, None], test[1]), num_classes
-        return (train[0].transpose(0, 3, 1, 2), train[1]), (test[0].transpose(0, 3, 1, 2), test[1]), num_classes
-
-    return read
-
-
-def _read_svhn(root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
-    from torchvision.datasets import SVHN
-
-    train, test = (cast(Any, SVHN(root, split=split, download=download)) for split in ("train", "test"))
-    return (train.data, train.labels), (test.data, test.labels), 10
-
-
-def _read_image_folder(root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
-    """ROOT/train/CLASS/* and ROOT/test/CLASS/*, decoded to RGB; classes are numbered in the order of their names."""
-    from torchvision.datasets import ImageFolder
-
-    folders = [ImageFolder(root / part) for part in ("train", "test")]
-    if folders[0].classes != folders[1].classes:
-        raise ValueError(f"{root}: expected the same classes in train and test, got {folders[0].classes} and {folders[1].classes}")
-    first = np.asarray(folders[0][0][0])
-    total, done = sum(len(folder) for folder in folders), 0
-    parts: list[Part] = []
-    for folder in folders:
-        pixels = np.empty((len(folder), 3, *first.shape[:2]), np.uint8)
-        for row, (path, _) in enumerate(folder.samples):
-            image = np.asarray(folder.loader(path))
-            if image.shape != first.shape:
-                sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, image.shape)]
-                raise ValueError(f"{path}: expected images of one size, {sizes[0]} like {folders[0].samples[0][0]}, got {sizes[1]}")
-            pixels[row] = image.transpose(2, 0, 1)
-            done += 1
-            progress(done, total)
-        parts.append((pixels, np.array(folder.targets, np.int64)))
-    return parts[0], parts[1], len(folders[0].classes)
-
-
-class Source(NamedTuple):
-    """A reader, and the paths under `data.root` without which it cannot work."""
-
-    read: Reader
-    needs: tuple[str, ...] = ()
-
-
-def _idx_files(folder: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-
-
 DATASETS: Mapping[str, Source] = {
-    "digits": Source(_read_digits),
-    "fashion-mnist": Source(_torchvision("FashionMNIST", 10), _idx_files("FashionMNIST")),
-    "mnist": Source(_torchvision("MNIST", 10), _idx_files("MNIST")),
-    "cifar10": Source(
-        _torchvision("CIFAR10", 10),
-        (*(f"cifar-10-batches-py/data_batch_{batch}" for batch in range(1, 6)), "cifar-10-batches-py/test_batch"),
+    "digits": files_source(read_digits),
+    "fashion-mnist": idx_source("FashionMNIST"),
+    "mnist": idx_source("MNIST"),
+    "cifar10": files_source(
+        torchvision_reader("CIFAR10", 10),
+        *(f"cifar-10-batches-py/data_batch_{batch}" for batch in range(1, 6)),
+        "cifar-10-batches-py/test_batch",
     ),
-    "cifar100": Source(_torchvision("CIFAR100", 100), ("cifar-100-python/train", "cifar-100-python/test")),
-    "svhn": Source(_read_svhn, ("train_32x32.mat", "test_32x32.mat")),
-    "image-folder": Source(_read_image_folder, ("train", "test")),
+    "cifar100": files_source(torchvision_reader("CIFAR100", 100), "cifar-100-python/train", "cifar-100-python/test"),
+    "svhn": files_source(read_svhn, "train_32x32.mat", "test_32x32.mat"),
+    "image-folder": Source(
+        read_image_folder, absent_parts, image_folder_origin, remedy="lay it out there as train/CLASS/* and test/CLASS/*"
+    ),
+    "table": Source(
+        read_table, absent_table, table_origin, remedy="put both there, or let data.root name one .csv or .parquet file to be divided"
+    ),
+    "hugging-face": Source(
+        read_hugging_face, absent_on_disk, files_below, remedy="save it there: DatasetDict(train=…, test=…).save_to_disk(FOLDER)"
+    ),
 }
 
 
-def data_missing(name: str, root: str | Path) -> str | None:
-    """What to tell the user when the files of data set `name` are not under `root`, else None. Looks at names only, decodes nothing.
+def _takes_options(thing: Any) -> Any:
+    return thing.read if isinstance(thing, Source) else thing
 
-    Raises ValueError for an unknown name.
-    """
-    if name not in DATASETS:
-        raise ValueError(f"data.name: expected one of {', '.join(DATASETS)}, got {name!r}")
-    absent = [path for path in DATASETS[name].needs if not (_resolve(root) / path).exists()]
-    if not absent:
+
+datasets: Registry[Source] = Registry(
+    "data set",
+    "data.name",
+    DATASETS,
+    "fl_sim.datasets",
+    extras={"hugging-face": "datasets"},
+    arguments=1,
+    called=_takes_options,
+)
+
+
+def data_missing(name: str, root: str | Path) -> str | None:
+    """What to tell the user when the files of data set `name` are not under `root`, else None. Looks at names only, decodes nothing, and
+    does not know what somebody's own data set needs."""
+    source = DATASETS.get(name)
+    absent = source.absent(_resolve(root)) if source else ""
+    if not source or not absent:
         return None
-    layout = "lay it out there as train/CLASS/* and test/CLASS/*"
-    remedy = layout if name == "image-folder" else "set data.download = true or put it there"
-    return f"data.name = {name!r}: not found under data.root = {str(_resolve(root))!r} ({absent[0]} is missing); {remedy}"
+    return f"data.name = {name!r}: not found under data.root = {str(_resolve(root))!r} ({absent} is missing); {source.remedy}"
 
 
 def load_dataset(
-    name: str, root: str | Path, *, download: bool = False, cache_dir: str | Path, progress: Progress = lambda done, total: None
+    name: str,
+    root: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    download: bool = False,
+    cache_dir: str | Path,
+    progress: Progress = lambda done, total: None,
 ) -> Dataset:
-    """Data set `name`, decoded from the files under `root` at the first call and memory-mapped from `cache_dir` after that.
+    """Data set `name`, decoded from what lies under `root` at the first call and memory-mapped from `cache_dir` after that.
 
-    Writing to a tensor changes it in this process only. Several processes may call at once. A damaged cache is rebuilt, and so is one
-    whose source files have changed (by size and time; for an image folder those of the class folders: an image overwritten in place
-    is not noticed).
+    Writing to a tensor changes it in this process only. Several processes may call at once. A damaged cache is rebuilt. What a cache was
+    made from is part of its key: each file read by path, size, times and inode; of somebody's own data set the content of its code, and
+    every file under `root`.
 
-    download: fetch what is missing. progress: called with (images done, images in all) while single images are decoded.
-    Raises DataMissing where files are absent, cannot be fetched or are damaged; CannotWriteError where the cache cannot be written;
-    ValueError for an unknown name.
+    options: arguments of the reader. download: fetch what is missing. progress: called with (examples done, examples in all) while single
+    examples are decoded. Raises DataMissing where files are absent, cannot be fetched or are damaged; DataError for an own data set that
+    cannot be used; CannotWriteError where the cache cannot be written; KeyError for an unknown name.
     """
-    message, root, source = data_missing(name, root), _resolve(root), DATASETS[name]
-    fresh = None
+    message, root, cache_dir = data_missing(name, root), _resolve(root), _resolve(cache_dir)
+    source, arguments, decoded = DATASETS.get(name) or _own_source(name, cache_dir), dict(options or {}), None
     if message:
-        if not download or name == "image-folder":
+        if not download or not source.fetches:
             raise DataMissing(message)
-        fresh = _read(name, root, True, progress)
-    folder = _resolve(cache_dir) / f"{name}-{_fingerprint(name, root, source)}"
-    return _open(folder, name) or _build(folder, name, fresh or _read(name, root, False, progress))
+        decoded = _read(name, source, Request(root, True, progress), arguments)
+    origin = source.origin(root)
+    label = name if name in DATASETS else "own"
+    folder = cache_dir / f"{label}-{_key(name, arguments, origin.files)}"
+    opened = _open(folder, name) or _build(folder, name, decoded or _read(name, source, Request(root, False, progress), arguments))
+    return replace(opened, notes=origin.notes)
+
+
+def _own_source(name: str, cache_dir: Path) -> Source:
+    """A data set from outside the repository."""
+    try:
+        thing: Any = datasets.find(name)
+    except OutsideError as error:
+        raise DataError(f"cannot load data.name = {name!r}: {error}") from error
+    return Source(partial(read_outside, thing), _nothing_absent, partial(files_below, cache_dir=cache_dir), remedy="")
+
+
+def _nothing_absent(root: Path) -> str:
+    """Of an own data set nobody knows what it needs."""
+    return ""
 
 
 def _resolve(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def _read(name: str, root: Path, download: bool, progress: Progress) -> tuple[Part, Part, int]:
+def _read(name: str, source: Source, request: Request, options: Mapping[str, Any]) -> Decoded:
+    """What a reader makes of its files, checked. Raises DataMissing, or DataError for examples from outside."""
+    root = f"data.root = {str(request.root)!r}"
     try:
-        found = DATASETS[name].read(root, download, progress)
+        decoded = source.read(request, **options)
+    except DataError as error:
+        raise DataError(f"data.name = {name!r}: {error}") from error
     except Exception as error:  # torchvision, scipy and Pillow raise anything for a file that is damaged
         reason = str(error).strip() or type(error).__name__
-        raise DataMissing(f"data.name = {name!r}: could not be read from data.root = {str(root)!r}: {reason}") from error
-    for part, (pixels, labels) in zip(("train", "test"), found[:2], strict=True):
-        if problem := _part_problem(pixels, labels, found[2]):
-            raise DataMissing(f"data.name = {name!r}: what data.root = {str(root)!r} holds is damaged: {problem} in the {part} part")
-    sizes = [part[0].shape[1:] for part in found[:2]]
+        raise DataMissing(f"data.name = {name!r}: could not be read from {root}: {reason}") from error
+    for part, (inputs, labels) in (("train", decoded.train), ("test", decoded.test)):
+        if problem := _part_problem(inputs, labels, decoded.num_classes):
+            raise DataMissing(f"data.name = {name!r}: what {root} holds is damaged: {problem} in the {part} part")
+    sizes = [part[0].shape[1:] for part in (decoded.train, decoded.test)]
     if sizes[0] != sizes[1]:
-        raise DataMissing(
-            f"data.name = {name!r}: data.root = {str(root)!r} holds images of {sizes[0]} to train on and of {sizes[1]} to test"
-        )
-    return found
+        raise DataMissing(f"data.name = {name!r}: {root} holds images of {sizes[0]} to train on and of {sizes[1]} to test")
+    return decoded
 
 
-def _part_problem(pixels: NDArray[np.uint8], labels: NDArray[np.int64], num_classes: int) -> str:
-    """Why arrays are not a data set's part: uint8 (n, C, H, W) and int64 (n,) in 0..num_classes-1, n > 0; empty if they are."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not pixels.size:
-        return f"expected bytes of shape (n, C, H, W), got {pixels.dtype} of shape {pixels.shape}"
-    if labels.shape != pixels.shape[:1]:
-        return f"expected a label for each of {len(pixels)} images, got {labels.size}"
+def _part_problem(inputs: Inputs, labels: NDArray[np.int64], num_classes: int) -> str:
+    """Why arrays are not a data set's part: uint8 or float32 (n, C, H, W) and int64 (n,) in 0..num_classes-1, n > 0; empty if they are."""
+    if inputs.dtype.type not in (np.uint8, np.float32) or inputs.ndim != 4 or not inputs.size:
+        return f"expected bytes or features of shape (n, C, H, W), got {inputs.dtype} of shape {inputs.shape}"
+    if labels.shape != inputs.shape[:1]:
+        return f"expected a label for each of {len(inputs)} images, got {labels.size}"
     if labels.min() < 0 or labels.max() >= num_classes:
         return f"expected labels in 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}"
     return ""
 
 
-def _fingerprint(name: str, root: Path, source: Source) -> str:
-    """Sixteen hex digits that change when what the cache was made from does."""
-    needs = [root / path for path in source.needs]
-    files = sorted(needs + [child for path in needs if path.is_dir() for child in path.iterdir()])
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps([FORMAT, name, facts]).encode()).hexdigest()[:16]
+def _key(name: str, options: Mapping[str, Any], files: list[Path]) -> str:
+    """Sixteen hex digits that change when what a cache is made from does: the inode tells two files that changed places apart, the change
+    time one that was overwritten and given its old time."""
+    facts: list[tuple[str, int, int, int, int]] = []
+    for path in files:
+        stat = path.stat()
+        facts.append((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    text = json.dumps([FORMAT, name, datasets.content(name), options, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of (n, C, H, W), exact sums over the 256 levels: float32 sums over 10^8 pixels are not."""
+def _fingerprint(arrays: Mapping[str, NDArray[Any]], num_classes: int) -> str:
+    """SHA-256 of contiguous arrays, with their names, types and shapes, and the number of classes."""
+    digest = hashlib.sha256(f"{num_classes}\n".encode())
+    for kind, array in arrays.items():
+        digest.update(f"{kind} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _channel_statistics(pixels: Inputs) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of (n, C, H, W), exact sums over the 256 levels: float32 sums over 10^8 pixels are not.
+    Features, which stay as they are, count as having 0 and 1."""
+    if pixels.dtype != np.uint8:
+        return [0.0] * pixels.shape[1], [1.0] * pixels.shape[1]
     counts = np.zeros((pixels.shape[1], 256), np.int64)
     for start in range(0, len(pixels), 1024):  # bincount widens what it counts to eight bytes
         for channel in range(pixels.shape[1]):
@@ -251,21 +261,25 @@ def _channel_statistics(pixels: NDArray[np.uint8]) -> tuple[list[float], list[fl
     return mean.tolist(), std.tolist()
 
 
-def _build(folder: Path, name: str, decoded: tuple[Part, Part, int]) -> Dataset:
+def _build(folder: Path, name: str, decoded: Decoded) -> Dataset:
     """Write the cache beside its place and rename it into place; where another process was first, use its files."""
-    train, test, num_classes = decoded
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    mean, std = _channel_statistics(train[0])
+    arrays = {
+        f"{part}-{kind}": np.ascontiguousarray(array)
+        for part, examples in (("train", decoded.train), ("test", decoded.test))
+        for kind, array in zip(Examples._fields, examples, strict=True)
+    }
+    mean, std = _channel_statistics(decoded.train[0])
+    about = {"num_classes": decoded.num_classes, "mean": mean, "std": std, "fingerprint": _fingerprint(arrays, decoded.num_classes)}
     for old in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
         if time.time() - old.stat().st_mtime > DRAFT_LIFE:
             shutil.rmtree(old, ignore_errors=True)
     try:
         with writing(folder):
             draft.mkdir(parents=True)
-            for part, (pixels, labels) in zip(("train", "test"), (train, test), strict=True):
-                np.save(draft / f"{part}-pixels.npy", np.ascontiguousarray(pixels), allow_pickle=False)
-                np.save(draft / f"{part}-labels.npy", labels, allow_pickle=False)
-            (draft / "about.json").write_text(json.dumps({"num_classes": num_classes, "mean": mean, "std": std}))
+            for kind, array in arrays.items():
+                np.save(draft / f"{kind}.npy", array, allow_pickle=False)
+            (draft / "about.json").write_text(json.dumps(about))
         # Opened before the rename: its maps stay valid whatever happens to the names.
         ours = _open(draft, name)
         assert ours is not None
@@ -292,17 +306,14 @@ def _open(folder: Path, name: str) -> Dataset | None:
     """The cached data set, or None where there is none or it is damaged (a file is absent, cut short or not what it should be)."""
     try:
         about = json.loads((folder / "about.json").read_text())
-        train, test = (Images(*(_map(folder / f"{part}-{kind}.npy") for kind in Images._fields)) for part in ("train", "test"))
-        dataset = Dataset(name, train, test, about["num_classes"], tuple(about["mean"]), tuple(about["std"]))
+        train, test = (Examples(*(_map(folder / f"{part}-{kind}.npy") for kind in Examples._fields)) for part in ("train", "test"))
+        dataset = Dataset(name, train, test, about["num_classes"], tuple(about["mean"]), tuple(about["std"]), about["fingerprint"])
         sound = (
             dataset.image_shape[0] == len(dataset.mean)
-            and train.pixels.shape[1:] == test.pixels.shape[1:]
-            and not any(_part_problem(part.pixels.numpy(), part.labels.numpy(), dataset.num_classes) for part in (train, test))
+            and (train.inputs.shape[1:], train.inputs.dtype) == (test.inputs.shape[1:], test.inputs.dtype)
+            and not any(_part_problem(part.inputs.numpy(), part.labels.numpy(), dataset.num_classes) for part in (train, test))
             and all(part.labels.dtype == torch.int64 for part in (train, test))
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
     return dataset if sound else None
-
-
-datasets: Registry[Source] = Registry("data set", "data.name", DATASETS, "fl_sim.datasets")

@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fl_sim.config.keys import Config
-from fl_sim.data.datasets import Dataset, Images, load_dataset, normalised
-from fl_sim.data.splits import Splits, make_splits
+from fl_sim.config.options import parse_options
+from fl_sim.data.batches import Batch, CohortBatches, Indices, draw_batches
+from fl_sim.data.datasets import DATASETS, Dataset, Examples, datasets, load_dataset, normalised
+from fl_sim.data.readers import Progress
+from fl_sim.data.splits import SplitPlan, Splits, make_splits, split_plan
 from fl_sim.device import device_of
-from fl_sim.rng.member_streams import Longs, generator_of, member_states, shuffled
+from fl_sim.rng.member_streams import member_states
 from fl_sim.rng.streams import stream
 
-Indices = npt.NDArray[np.int64]
-RESIDENT_BYTES = 2**31  # of training pixels; more stay in the file, mapped into memory, and batches travel
-
-
-class Batch(NamedTuple):
-    """Normalised inputs (b, C, H, W) with labels (b,)."""
-
-    inputs: Tensor
-    labels: Tensor
-
-
-class CohortBatches(NamedTuple):
-    """One batch a client and local step, padded to one size.
-
-    inputs (k, steps, b, C, H, W), labels (k, steps, b), weights (k, steps, b): 1 / (the client's batch size) for a real
-    example and 0 for padding; sizes: the client's batch size.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    weights: Tensor
-    sizes: list[int]
-
-    def part(self, start: int, stop: int) -> CohortBatches:
-        """The batches of some of the clients, as if they had been drawn alone: copies, because sums round by their place in memory."""
-        sizes = self.sizes[start:stop]
-        where = slice(start, stop), slice(None), slice(max(sizes))
-        inputs, labels, weights = (
-            values[where].clone(memory_format=torch.contiguous_format) for values in (self.inputs, self.labels, self.weights)
-        )
-        return CohortBatches(inputs, labels, weights, sizes)
-
-    def halves(self) -> Iterator[CohortBatches]:
-        """The first half of the clients, then the others."""
-        middle = len(self.sizes) // 2
-        yield self.part(0, middle)
-        yield self.part(middle, len(self.sizes))
+RESIDENT_BYTES = 2**31  # of training inputs; more stay in the file, mapped into memory, and batches travel
 
 
 class Federation:
@@ -64,15 +30,18 @@ class Federation:
     def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
         self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
 
-    def batch(self, part: Images, indices: Indices, augment: Callable[[Tensor], Tensor] | None = None) -> Batch:
-        """The examples of `part` at `indices` (b,), their pixels augmented and then normalised, on the device."""
-        where = torch.from_numpy(indices).to(part.pixels.device)
-        pixels, labels = part.pixels.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
-        pixels = pixels.to(self.device)
-        return Batch(normalised(augment(pixels) if augment else pixels, self.dataset), labels.to(self.device))
+    def batch(self, part: Examples, indices: Indices, augment: Callable[[Tensor], Tensor] | None = None) -> Batch:
+        """The examples of `part` at `indices` (b,), their inputs augmented and then normalised, on the device."""
+        where = torch.from_numpy(indices).to(part.inputs.device)
+        inputs, labels = part.inputs.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
+        inputs = inputs.to(self.device)
+        return Batch(normalised(augment(inputs) if augment else inputs, self.dataset), labels.to(self.device))
 
-    def cohort(self, clients: list[int], round_: int, steps: int, batch_size: int) -> CohortBatches:
-        """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`."""
+    def cohort(
+        self, clients: list[int], round_: int, steps: int, batch_size: int, weight: Literal["batch", "share"] = "batch"
+    ) -> CohortBatches:
+        """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`.
+        weight: `client.weight`, of their updates."""
         states = member_states(self.seed, "batch", clients, round_)
         where, sizes = draw_batches([self.splits.shares[i] for i in clients], states, steps, batch_size)
         real = np.arange(where.shape[2]) < sizes[:, None]
@@ -83,6 +52,7 @@ class Federation:
             batch.labels.view(where.shape),
             torch.from_numpy(weights.copy()).to(self.device),
             sizes.tolist(),
+            [len(self.splits.shares[client]) for client in clients] if weight == "share" else None,
         )
 
     def test(self, examples: int = 0) -> Batch:
@@ -97,76 +67,69 @@ class Federation:
         return self.batch(self.dataset.test, self.splits.probe)
 
 
-def draw_batches(shares: Sequence[Indices], states: Longs, steps: int, batch_size: int) -> tuple[Indices, Indices]:
-    """Indices (k, steps, b) of the clients' batches in a round, 0 where padded, and the size of each client's batches (k,).
+@dataclass(frozen=True)
+class DataSource:
+    """What `load_dataset` is asked for by a configuration."""
 
-    A client makes passes over its share, shuffled anew for each pass by the generator of its states (k, 4); its batches have
-    min(batch-size, share) examples. Short shares of many clients are shuffled side by side.
-    """
-    lengths = np.array([len(share) for share in shares])
-    sizes = np.minimum(batch_size, lengths)
-    where = np.zeros((len(shares), steps, sizes.max()), dtype=np.int64)
-    together = (sizes < lengths) & (steps * sizes <= lengths)  # in one pass, with batches of batch_size
-    together &= 8 * lengths <= together.sum()  # measured: what a draw for all costs next to a shuffle of one
-    if together.any():
-        entries = np.arange(lengths[together].max()) < lengths[together, None]
-        table = np.zeros(entries.shape, dtype=np.int64)
-        table[entries] = np.concatenate([share for share, joins in zip(shares, together, strict=True) if joins])
-        order = shuffled(table, lengths[together], states[together])
-        where[together, :, :batch_size] = order[:, : steps * batch_size].reshape(-1, steps, batch_size)
-    for row in np.flatnonzero(~together).tolist():
-        where[row, :, : sizes[row]] = _batches_of(shares[row], generator_of(states[row]), steps, sizes[row])
-    return where, sizes
+    name: str
+    root: str
+    options: str
+    download: bool
+    cache_dir: str
+    content: str  # of the code of somebody's own data set
+
+    def load(self, progress: Progress = lambda done, total: None) -> Dataset:
+        """The data set, memory-mapped. Raises what `load_dataset` does."""
+        options = parse_options(self.options)
+        return load_dataset(self.name, self.root, options=options, download=self.download, cache_dir=self.cache_dir, progress=progress)
 
 
-def _batches_of(share: Indices, generator: np.random.Generator, steps: int, size: int) -> Indices:
-    """One client's batches (steps, size)."""
-    if size == len(share):
-        return np.broadcast_to(share, (steps, size))
-    passes = -(-steps * size // len(share))
-    return np.concatenate([generator.permutation(share) for _ in range(passes)])[: steps * size].reshape(steps, size)
+_LOADED: dict[DataSource, Dataset] = {}  # memory-mapped data sets of this process, as it found them first or at its last `read_federation`
 
 
 def load_federation(config: Config) -> Federation:
-    """The federation of a configuration; a process-wide cache keyed by the keys it depends on."""
+    """The federation of a configuration; process-wide caches keyed by what it depends on.
+
+    The code of an own data set or partition and a file of indices are looked at again each time; the files of a data set are not, so that
+    they are the same for the whole of a run (see `read_federation`).
+    Raises ValueError (DataError for things from outside) and OSError (DataMissing, CannotWriteError) where there is no such data.
+    """
+    source, device = _source(config), device_of(config)
+    if source not in _LOADED:
+        _LOADED[source] = source.load()
+    federation = _federation(source, _LOADED[source].fingerprint, split_plan(config), str(device))
+    channels, height, width = federation.dataset.image_shape
+    if config.schedule.burn_in_augmentation != "none" and channels == height == 1:
+        raise ValueError(
+            f"expected schedule.burn-in-augmentation = 'none' with data.name = {config.data.name!r}, which holds {width} features and no "
+            f"images, got {config.schedule.burn_in_augmentation!r}"
+        )
+    return federation
+
+
+def read_federation(config: Config, progress: Progress) -> Federation:
+    """`load_federation` at the start of a run: the files of the data set are looked at again, and read if they have changed since this
+    process saw them last. progress: as in `load_dataset`."""
+    source = _source(config)
+    _LOADED[source] = source.load(progress)
+    return load_federation(config)
+
+
+def _source(config: Config) -> DataSource:
     data = config.data
-    own = config.attack.set_size if config.attack.data == "own-set" else 0
-    key = (data.name, data.root, data.download, data.cache_dir, data.num_clients, data.partition, data.dirichlet_alpha)
-    return _federation(*key, data.shards_per_client, own, config.strategy.probe_size, config.seed, str(device_of(config)))
+    content = "" if data.name in DATASETS else datasets.content(data.name)
+    return DataSource(data.name, data.root, data.options, data.download, data.cache_dir, content)
 
 
 @lru_cache(maxsize=8)
-def _federation(
-    name: str,
-    root: str,
-    download: bool,
-    cache_dir: str,
-    num_clients: int,
-    partition: str,
-    alpha: float,
-    shards: int,
-    own_set_size: int,
-    probe_size: int,
-    seed: int,
-    device: str,
-) -> Federation:
-    dataset = _resident(name, root, download, cache_dir, device)
-    splits = make_splits(
-        dataset.train.labels.numpy(force=True),
-        dataset.test.labels.numpy(force=True),
-        seed=seed,
-        num_clients=num_clients,
-        partition=partition,
-        dirichlet_alpha=alpha,
-        shards_per_client=shards,
-        own_set_size=own_set_size,
-        probe_size=probe_size,
-    )
-    return Federation(dataset, splits, torch.device(device), seed)
+def _federation(source: DataSource, fingerprint: str, plan: SplitPlan, device: str) -> Federation:
+    dataset = _resident(source, fingerprint, device)
+    splits = make_splits(dataset.train.labels.numpy(force=True), dataset.test.labels.numpy(force=True), plan)
+    return Federation(dataset, splits, torch.device(device), plan.seed)
 
 
 @lru_cache(maxsize=4)
-def _resident(name: str, root: str, download: bool, cache_dir: str, device: str) -> Dataset:
-    """A data set in the memory of a device, unless it is too large: once, whatever seeds and splits look at it (a process-wide cache)."""
-    dataset = load_dataset(name, root, download=download, cache_dir=Path(cache_dir).expanduser())
-    return dataset.on(torch.device(device)) if dataset.train.pixels.numel() <= RESIDENT_BYTES else dataset
+def _resident(source: DataSource, fingerprint: str, device: str) -> Dataset:
+    """A data set in the memory of a device, unless it is too large: once, whatever seeds and splits look at it."""
+    dataset = _LOADED[source]
+    return dataset.on(torch.device(device)) if dataset.train.inputs.nbytes <= RESIDENT_BYTES else dataset

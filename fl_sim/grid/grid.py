@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fl_sim.config.resolve import from_json
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.device import device_of
 from fl_sim.grid.merging import MergedRound, Result
 from fl_sim.grid.reply_checks import reply_problem
+from fl_sim.grid.server_strategy import ServerStrategy
 from fl_sim.grid.transports import Answer, Transport
 from fl_sim.training.clipping import Clip
-from fl_sim.wire.arrays import from_record
-from fl_sim.wire.messages import (
-    AttackState,
-    Blocks,
-    ClientReport,
-    CoalitionOrder,
-    Order,
-    Reply,
-    order_to_content,
-    reply_from_content,
-)
+from fl_sim.wire.arrays import from_record, to_record
+from fl_sim.wire.messages import AttackState, Blocks, ClientReport, CoalitionOrder, Order, PublicRule, Reply
 
 RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
 
@@ -58,57 +53,53 @@ class RoundOutcome:
 class ClientGrid(Grid):
     """One track's view of the workers.
 
-    A strategy sends one message per sampled client, as to any Flower grid; their content is shared: "arrays" with the
-    model `theta`, and "config" with `round`, `phase`, `stacked`, `clip-norm`, `clip-bound`. It gets one packed reply: the
-    weighted sum of the updates, or their stack, with every client's report.
+    A strategy sends one packed message: "arrays" with the model `theta`, and "config" with `clients` (the ids sampled), `round`, `phase`,
+    `stacked`, `clip-norm`, `clip-bound`. It gets one packed reply: the weighted sum of the updates, or their stack, with every client's
+    report.
 
-    Args: config, the run's configuration as JSON for the workers; block, clients per block; malicious, the coalition's
-    ids; omniscient, whether it may know the honest sum; accumulate, false in a control; orders, how many orders a wave
-    (0: one a worker); waves, 1 or 2 for a round of an omniscient coalition (0: whichever the transport does faster).
+    Args: buffers (s,), batch-norm statistics; malicious, the coalition's ids; accumulate, false in a control; max_messages, how many
+    orders a wave (0: one per worker); waves, 1 or 2 for a round of an omniscient coalition (0: whichever the transport does faster).
     """
 
     def __init__(
         self,
         transport: Transport,
-        *,
-        config: str,
-        num_clients: int,
-        block: int,
+        config: Config,
         buffers: Tensor,
+        *,
         malicious: frozenset[int] = frozenset(),
-        omniscient: bool = True,
         accumulate: bool = True,
-        orders: int = 0,
+        max_messages: int = 0,
         waves: int = 0,
     ) -> None:
-        client = from_json(config).client
-        self._timeout, self._largest_weight = client.timeout or None, float(client.batch_size * client.local_steps)
-        self._transport, self._config, self._num_clients, self._block = transport, config, num_clients, block
-        self._buffers, self._malicious, self._omniscient, self._accumulate = buffers, malicious, omniscient, accumulate
-        self._orders, self._waves = orders or transport.num_workers, waves
+        self._transport, self._config, self._buffers, self._malicious = transport, config, buffers.cpu(), malicious
+        self._json = to_json({**to_flat(config), "output-dir": "", "cells": "", "search": "", "device": device_of(config).type})
+        self._accumulate, self._max_messages, self._waves = accumulate, max_messages or transport.num_workers, waves
         self.attack_state = AttackState()
-        self.outcome = RoundOutcome()
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def play(self, messages: Iterable[Message], rule: PublicRule) -> tuple[list[Message], RoundOutcome]:
+        """The replies to a strategy's messages, and what became of the round. `rule`: what the strategy publishes of itself."""
         messages = list(messages)
         if not messages:
-            return []
-        content = messages[0].content
-        order = self._order(content, sorted(message.metadata.dst_node_id - 1 for message in messages))
-        reply = Message(self._round(order), reply_to=messages[0])
-        return [reply]
+            return [], RoundOutcome()
+        (message,) = messages
+        content, outcome = self._round(self._order(message.content, rule))
+        return [Message(content, reply_to=message)], outcome
 
-    def _order(self, content: RecordDict, sampled: list[int]) -> Order:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return self.play(messages, PublicRule())[0]
+
+    def _order(self, content: RecordDict, rule: PublicRule) -> Order:
         """The whole round as one order: honest blocks, and the coalition's part if its malicious clients act."""
         settings = content.config_records["config"]
-        phase = cast(str, settings["phase"])
+        phase, sampled = cast(str, settings["phase"]), sorted(cast(list[int], settings["clients"]))
         acting = [] if phase in RESTING else [client for client in sampled if client in self._malicious]
         blocks = self._blocks([client for client in sampled if client not in acting])
         norm = cast(Any, settings["clip-norm"])
         order = Order(
             theta=from_record(content.array_records["arrays"])["theta"],
             buffers=self._buffers,
-            config=self._config,
+            config=self._json,
             round=cast(int, settings["round"]),
             num_blocks=len(blocks),
             blocks=blocks,
@@ -117,31 +108,30 @@ class ClientGrid(Grid):
         )
         if not acting:
             return order
-        return replace(order, coalition=CoalitionOrder(tuple(acting), phase, self._accumulate, len(sampled), self.attack_state))
+        part = CoalitionOrder(tuple(acting), phase, self._accumulate, len(sampled), self.attack_state, rule)
+        return replace(order, coalition=part)
 
     def _blocks(self, clients: list[int]) -> Blocks:
         """The clients by fixed ranges of `block` consecutive ids."""
         members: dict[int, list[int]] = {}
         for client in clients:
-            members.setdefault(client // self._block, []).append(client)
+            members.setdefault(client // self._config.client.block, []).append(client)
         return tuple((position, tuple(members[key])) for position, key in enumerate(sorted(members)))
 
-    def _round(self, order: Order) -> RecordDict:
+    def _round(self, order: Order) -> tuple[RecordDict, RoundOutcome]:
         """Run the waves of a round and pack what came back."""
         coalition, honest_only = order.coalition, replace(order, coalition=None)
-        one_wave = coalition is None or not self._omniscient or self._one_wave()
+        omniscient = self._config.attack.knowledge == "omniscient"
+        one_wave = coalition is None or not omniscient or self._one_wave()
+        parts = self._split(honest_only)
         if coalition and one_wave:
-            witness = order.blocks if self._omniscient else ()
-            parts = self._split(honest_only)
-            parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=witness))
-        else:
-            parts = self._split(honest_only)
+            parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=order.blocks if omniscient else ()))
         merged = MergedRound(order, self._exchange(parts))
         if coalition and not one_wave:
             merged.add(self._exchange([self._second_wave(order, merged)]))
         if merged.coalition:
             self.attack_state = merged.coalition.state
-        self.outcome = RoundOutcome(
+        outcome = RoundOutcome(
             reports=merged.reports(),
             malicious=self._malicious,
             metrics=dict(merged.coalition.metrics) if merged.coalition else {},
@@ -150,17 +140,17 @@ class ClientGrid(Grid):
             retried=merged.retried,
             seconds=merged.seconds,
         )
-        return merged.content()
+        return merged.content(), outcome
 
     def _one_wave(self) -> bool:
         """One wave when one worker has all honest updates anyway, or when a wave costs more than computing them again."""
         if self._waves:
             return self._waves == 1
-        return min(self._orders, self._transport.num_workers) == 1 or self._transport.slow_waves
+        return min(self._max_messages, self._transport.num_workers) == 1 or self._transport.slow_waves
 
     def _split(self, order: Order) -> list[Order]:
         """Contiguous ranges of blocks, one order a worker; at least one order."""
-        count = max(1, min(self._orders, self._transport.num_workers, len(order.blocks)))
+        count = max(1, min(self._max_messages, self._transport.num_workers, len(order.blocks)))
         bounds = [len(order.blocks) * i // count for i in range(count + 1)]
         return [replace(order, blocks=order.blocks[bounds[i] : bounds[i + 1]]) for i in range(count)]
 
@@ -194,24 +184,27 @@ class ClientGrid(Grid):
         return results
 
     def _send(self, parts: Sequence[Order], avoid: int | None = None) -> list[Answer]:
-        return self._transport.exchange([order_to_content(part) for part in parts], avoid=avoid, timeout=self._timeout)
+        return self._transport.exchange(parts, avoid=avoid, timeout=self._config.client.timeout or None)
 
     def _read(self, order: Order, answer: Answer) -> tuple[Reply | None, str]:
         """The reply of an answer, or why it has none that can be used."""
-        if answer.content is None:
+        if answer.reply is None:
             return None, answer.failure
         try:
-            reply = reply_from_content(answer.content)
-            problem = reply_problem(order, reply, self._largest_weight)
+            problem = reply_problem(order, answer.reply, self._largest_weight())
         except Exception as error:  # a reply may hold anything
             return None, f"the reply cannot be read ({type(error).__name__}: {error})"
-        return (None, problem) if problem else (reply, "")
+        return (None, problem) if problem else (answer.reply, "")
+
+    def _largest_weight(self) -> float:
+        client = self._config.client
+        return float(client.batch_size * client.local_steps) if client.weight == "batch" else float("inf")
 
     # What Flower's Grid asks for beside.
 
     def get_node_ids(self) -> list[int]:
         """Node ids of the virtual clients: client i is node i + 1 (Flower keeps 0 for nobody)."""
-        return list(range(1, self._num_clients + 1))
+        return list(range(1, self._config.data.num_clients + 1))
 
     def set_run(self, run: Any) -> None:
         raise RuntimeError("a ClientGrid has no Flower run of its own; use the grid that Flower gave to the ServerApp")
@@ -228,3 +221,30 @@ class ClientGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")
+
+
+class Played(NamedTuple):
+    """One round: the strategy's figures, what the grid saw, and seconds, of which `aggregated` the strategy's own."""
+
+    metrics: dict[str, float]
+    outcome: RoundOutcome
+    seconds: float
+    aggregated: float
+
+
+def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: str) -> Played:
+    """Play a round: the strategy asks, the clients answer, the strategy makes the next model of it.
+
+    Raises RuntimeError if every client failed.
+    """
+    began = time.perf_counter()
+    messages = strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": phase}), grid)
+    replies, outcome = grid.play(messages, strategy.public_rule())
+    received = time.perf_counter()
+    _, metrics = strategy.aggregate_train(round_, replies)
+    ended = time.perf_counter()
+    if not outcome.combined:
+        reasons = sorted({report.failure for report in outcome.reports})
+        raise RuntimeError(f"every client failed ({'; '.join(reasons)})")
+    figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
+    return Played(figures, outcome, ended - began, ended - received)

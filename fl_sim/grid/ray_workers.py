@@ -1,4 +1,4 @@
-"""Our own Ray actors on the Ray runtime that Flower's simulation has started or joined, called directly."""
+"""Our own Ray actors on the Ray runtime that we, or Flower's simulation, have started or joined, called directly."""
 
 from __future__ import annotations
 
@@ -14,30 +14,44 @@ import numpy.typing as npt
 import ray
 import ray.exceptions
 import torch
-from flwr.app import Message, RecordDict
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fl_sim.grid.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_app, claim_identity
-from fl_sim.wire.arrays import array_record
+from fl_sim.grid.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_worker, claim_identity
+from fl_sim.wire.arrays import as_tensor
+from fl_sim.wire.messages import Order
+from fl_sim.wire.object_state import State, packed, unpacked
 
 STARTS = 3  # times that a worker is started before its next order is sent to it anyway, and fails
 SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
 
 
+Arrays = Mapping[str, npt.NDArray[Any]]  # Ray carries them without copying
+
+
 class Server:
-    """Runs in an actor: holds the ClientApp and answers orders."""
+    """Runs in an actor: holds the worker's function and answers orders."""
 
-    def __init__(self, app: str) -> None:
+    def __init__(self, target: str) -> None:
         torch.set_num_threads(1)
-        self._app = _named(app)
+        self._answer = _named(target)
 
-    def call(self, message: Message, worker: int, model: Mapping[str, npt.NDArray[Any]]) -> Answer:
-        message.content["model"] = array_record(model)
-        return call_app(self._app, message, worker)
+    def call(self, order: Any, arrays: Arrays) -> tuple[Any, Arrays, str]:
+        """A reply as JSON and arrays, or the reason why there is none."""
+        answer = call_worker(self._answer, _unpacked(order, arrays), worker=0)
+        return (*_packed(answer.reply), answer.failure)
 
     def host(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
         claim_identity()
-        yield from _named(target)(InlineTransport(self._app), *arguments)
+        yield from _named(target)(InlineTransport(self._answer), *arguments)
+
+
+def _packed(value: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
+    state = packed(value)
+    return state.json, {name: tensor.detach().cpu().numpy() for name, tensor in state.tensors.items()}
+
+
+def _unpacked(json: Any, arrays: Arrays) -> Any:
+    return unpacked(State(json, {name: as_tensor(values) for name, values in arrays.items()}))
 
 
 def _named(target: str) -> Any:
@@ -63,18 +77,18 @@ def actor_class() -> type:
     """
 
     class Worker:
-        def __init__(self, app: str, path: list[str]) -> None:
+        def __init__(self, target: str, path: list[str]) -> None:
             import importlib
             import sys
 
             sys.path[:] = [*path, *(folder for folder in sys.path if folder not in path)]
-            self._server = importlib.import_module("fl_sim.grid.ray_workers").Server(app)
+            self._server = importlib.import_module("fl_sim.grid.ray_workers").Server(target)
 
         def ready(self) -> bool:
             return True
 
-        def call(self, message: Any, worker: int, **model: Any) -> Any:
-            return self._server.call(message, worker, model)
+        def call(self, order: Any, **arrays: Any) -> Any:
+            return self._server.call(order, arrays)
 
         def host(self, target: str, arguments: Any) -> Any:
             yield from self._server.host(target, arguments)
@@ -83,13 +97,13 @@ def actor_class() -> type:
 
 
 class RayTransport(HostingTransport):
-    """`num_workers` actors (0: one per CPU of the cluster). The model goes to the object store once a wave.
+    """`num_workers` actors (0: one per CPU of the cluster). What orders share, the model, goes to the object store once a wave.
 
     A worker that died is replaced at once. On a GPU, workers without a share of their own (`gpus_per_worker` = 0) get equal
     ones: Ray hides the GPUs from an actor that reserves none.
     """
 
-    def __init__(self, app: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
+    def __init__(self, target: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
         until = time.monotonic() + timeout
         while not ray.is_initialized():
             if time.monotonic() > until:
@@ -98,14 +112,19 @@ class RayTransport(HostingTransport):
         resources = ray.cluster_resources()
         count = num_workers or max(1, int(resources.get("CPU", 1)))
         gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
+        if gpus * count > resources.get("GPU", 0.0) + 1e-9:
+            there = resources.get("GPU", 0.0)
+            raise ValueError(
+                f"expected ray.gpus-per-worker <= {there / count:g} (the Ray cluster has {there:g} GPUs, {count} workers), got {gpus:g}"
+            )
         cpus: dict[str, float] = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
         # Ray puts an actor that asks for nothing on a random node, SPREAD or not, unless a node is demanded for it.
         places: list[Any] = ["SPREAD"] * count
         if not gpus:
             places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
-        self._start = lambda: actor.remote(app, sys.path)
-        self._actors = [actor.options(scheduling_strategy=place).remote(app, sys.path) for place in places]
+        self._start = lambda: actor.remote(target, sys.path)
+        self._actors = [actor.options(scheduling_strategy=place).remote(target, sys.path) for place in places]
         self._busy = [0] * count
         self._lock = threading.Lock()
         self._doubtful = False
@@ -116,21 +135,19 @@ class RayTransport(HostingTransport):
     def num_workers(self) -> int:
         return len(self._actors)
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
+    def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         shared: dict[int, Any] = {}
         calls: list[tuple[int, Any, Any]] = []
-        taken = self._take(len(contents), avoid)
+        taken = self._take(len(orders), avoid)
         try:
-            for content, worker in zip(contents, taken, strict=True):
-                model = {name: array.numpy() for name, array in content.array_records["model"].items()}
-                for values in model.values():
+            for order, worker in zip(orders, taken, strict=True):
+                json, arrays = _packed(order)
+                for values in arrays.values():
                     if values.nbytes > SMALL and values.ctypes.data not in shared:
                         shared[values.ctypes.data] = ray.put(values)
-                references = {name: shared.get(values.ctypes.data, values) for name, values in model.items()}
-                rest = RecordDict({name: record for name, record in content.items() if name != "model"})
-                message = Message(rest, worker + 1, "train")
+                references = {name: shared.get(values.ctypes.data, values) for name, values in arrays.items()}
                 actor = self._actors[worker]
-                calls.append((worker, actor, actor.call.remote(message, worker, **references)))
+                calls.append((worker, actor, actor.call.remote(json, **references)))
             until = None if timeout is None else time.monotonic() + timeout
             return [self._result(*call, until) for call in calls]
         finally:
@@ -190,7 +207,8 @@ class RayTransport(HostingTransport):
 
     def _result(self, worker: int, actor: Any, call: Any, until: float | None) -> Answer:
         try:
-            return ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
+            json, arrays, failure = ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
+            return Answer(worker, _unpacked(json, arrays), failure)
         except ray.exceptions.GetTimeoutError:
             with self._lock:
                 ray.kill(actor)  # else its next order waits for this one
@@ -202,6 +220,8 @@ class RayTransport(HostingTransport):
             return Answer(None, None, f"worker {worker} died")
         except ray.exceptions.RayError as error:
             return Answer(worker, None, f"worker {worker}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+        except Exception as error:  # a reply may hold anything
+            return Answer(worker, None, f"the reply cannot be read ({type(error).__name__}: {error})")
 
     def close(self) -> None:
         for worker in self._actors:

@@ -1,31 +1,39 @@
-"""How a wave of orders reaches workers: in this process, or through Flower's own message engine. (Ray: `fl_sim.grid.ray_workers`.)"""
+"""How a wave of orders reaches workers: in this process, or through Flower's own message engine. (Ray: `fl_sim.grid.ray_workers`.)
+
+A worker is a function from an order to a reply. Only what leaves the process is written down, by `fl_sim.wire.object_state`.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-App = Callable[[Message, Context], Message]
+from fl_sim.wire.arrays import from_record, to_record
+from fl_sim.wire.messages import Order, Reply
+from fl_sim.wire.object_state import State, packed, unpacked
+
+Worker = Callable[[Order], Reply]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one order: content, or the reason why there is none; and the worker that was asked (None: it is gone)."""
+    """What came back for one order: a reply, or the reason why there is none; and the worker that was asked (None: it is gone)."""
 
     worker: int | None
-    content: RecordDict | None
+    reply: Reply | None
     failure: str = ""
 
 
 class Transport(ABC):
-    """Workers that each run the ClientApp, and a way to send each of them at most one order a wave."""
+    """Workers that each answer orders, and a way to send each of them at most one order a wave."""
 
     slow_waves: bool = False  # a wave costs more than computing a round twice: prefer one wave
 
@@ -35,8 +43,8 @@ class Transport(ABC):
         """How many workers there are."""
 
     @abstractmethod
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
-        """Send at most `num_workers` orders, each to another worker, and wait for all answers, in the order of `contents`.
+    def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
+        """Send at most `num_workers` orders, each to another worker, and wait for all answers, in the order of `orders`.
 
         `avoid` names a worker that failed and is not to be asked, if there is another. After `timeout` seconds the answers that are not
         there are given up.
@@ -64,17 +72,17 @@ class WorkerDiedError(RuntimeError):
 
 
 class InlineTransport(Transport):
-    """No workers: the ClientApp is called in this process."""
+    """No other process: the worker is called in this one, and nothing is written down."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
 
     @property
     def num_workers(self) -> int:
         return 1
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
-        return [call_app(self._app, Message(content, 1, "train"), worker=0) for content in contents]
+    def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
+        return [call_worker(self._worker, order, worker=0) for order in orders]
 
 
 class FlowerTransport(Transport):
@@ -95,11 +103,23 @@ class FlowerTransport(Transport):
     def num_workers(self) -> int:
         return len(self._nodes)
 
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
+    def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         workers = [worker for worker in range(len(self._nodes)) if worker != avoid] or [0]
-        messages = [Message(content, self._nodes[workers[i]], "train") for i, content in enumerate(contents)]
+        messages = [Message(to_content(order), self._nodes[workers[i]], "train") for i, order in enumerate(orders)]
         replies = {reply.metadata.src_node_id: reply for reply in self._grid.send_and_receive(messages, timeout=timeout)}
-        return [answer_of(replies.get(self._nodes[workers[i]]), workers[i]) for i in range(len(messages))]
+        return [_answer_of(replies.get(self._nodes[workers[i]]), workers[i]) for i in range(len(messages))]
+
+
+def to_content(value: Order | Reply) -> RecordDict:
+    """An order or a reply as the content of a Flower message."""
+    state = packed(value)
+    return RecordDict({"tensors": to_record(dict(state.tensors)), "rest": ConfigRecord({"json": json.dumps(state.json)})})
+
+
+def from_content(content: RecordDict) -> Any:
+    """The inverse of `to_content`."""
+    rest = cast(str, content.config_records["rest"]["json"])
+    return unpacked(State(json.loads(rest), from_record(content.array_records["tensors"])))
 
 
 def claim_identity() -> None:
@@ -107,19 +127,21 @@ def claim_identity() -> None:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, 0
 
 
-def call_app(app: App, message: Message, worker: int) -> Answer:
-    """Run the ClientApp on a message; an exception becomes the answer's failure."""
-    context = Context(run_id=0, node_id=worker + 1, node_config={}, state=RecordDict(), run_config={})
+def call_worker(answer: Worker, order: Order, worker: int) -> Answer:
+    """Let a worker of this process answer; an exception becomes the answer's failure."""
     try:
-        return answer_of(app(message, context), worker)
-    except Exception as error:  # a ClientApp may raise anything: it becomes the reason in the round's record
+        return Answer(worker, answer(order))
+    except Exception as error:  # a worker may raise anything: it becomes the reason in the round's record
         return Answer(worker, None, f"{type(error).__name__}: {error}")
 
 
-def answer_of(reply: Message | None, worker: int) -> Answer:
+def _answer_of(message: Message | None, worker: int) -> Answer:
     """A Flower reply as an answer."""
-    if reply is None:
+    if message is None:
         return Answer(worker, None, "no reply")
-    if reply.has_error():
-        return Answer(worker, None, reply.error.reason or f"error {reply.error.code}")
-    return Answer(worker, reply.content)
+    if message.has_error():
+        return Answer(worker, None, message.error.reason or f"error {message.error.code}")
+    try:
+        return Answer(worker, from_content(message.content))
+    except Exception as error:  # a reply may hold anything
+        return Answer(worker, None, f"the reply cannot be read ({type(error).__name__}: {error})")

@@ -1,1 +1,1 @@
-"""Architectures, the model as a function of its flat parameters, the burn-in."""
+"""Models of ours and from outside, the model as a function of its flat parameters, the burn-in, the last model of a run."""

@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,37 @@ _resnet20 = partial(_resnet, (16, 32, 64), 3)  # 272,474 parameters on CIFAR-10;
 MODELS: Mapping[str, Callable[[Shape, int, Norm], nn.Module]] = {"mlp": _mlp, "cnn": _cnn, "resnet18": _resnet18, "resnet20": _resnet20}
 
 
+OWN_LAYERS = frozenset[type[nn.Module]](
+    {
+        *(nn.Sequential, nn.Flatten, nn.Linear, nn.ReLU, nn.Conv2d, nn.GroupNorm, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
+        *(_HalvingPool, _BasicBlock),
+    }
+)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is made of the layers of our own models alone, each used once and as PyTorch has it, all of them trained.
+
+    What is known of our models then holds for it: `torch.func.vmap` works, no example depends on the others in its batch, and what a
+    layer is given and returns tells the gradient of its parameters. Of any other model nothing is taken for granted.
+    """
+    layers = [layer for _, layer in module.named_modules(remove_duplicate=False)]
+    parameters = [parameter for _, parameter in module.named_parameters(remove_duplicate=False)]
+    return (
+        all(type(layer) in OWN_LAYERS and not _changed(layer) for layer in layers)
+        and len(set(layers)) == len(layers)
+        and len(set(parameters)) == len(parameters)
+        and all(parameter.requires_grad for parameter in parameters)
+    )
+
+
+def _changed(layer: nn.Module) -> bool:
+    """Whether a layer of a known type works otherwise than ours: by a hook, an own `forward`, in place, or with a batch's statistics."""
+    hooks = any(vars(layer).get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+    statistics = isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None
+    return hooks or "forward" in vars(layer) or bool(getattr(layer, "inplace", False)) or statistics
+
+
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Fill one layer by PyTorch's default law: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, 1 and 0 in norm layers."""
     if isinstance(module, nn.Linear | nn.Conv2d):
@@ -146,4 +177,12 @@ def build_model(name: str, *, norm: str, image_shape: Shape, num_classes: int, g
     return model
 
 
-models: Registry[Callable[..., nn.Module]] = Registry("model", "model.name", MODELS, "fl_sim.models", arguments=2)
+def _takes_options(thing: Callable[..., nn.Module]) -> Callable[..., Any]:
+    """What of a model takes the options: of ours nothing."""
+    return _without_options if thing in MODELS.values() else thing
+
+
+def _without_options(image_shape: Shape, num_classes: int) -> None: ...
+
+
+models: Registry[Callable[..., nn.Module]] = Registry("model", "model.name", MODELS, "fl_sim.models", arguments=2, called=_takes_options)

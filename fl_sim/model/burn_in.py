@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,23 +13,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_sim.atomic_files import load_tensors, remove_parts, save_tensors
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.config.resolve import hashed_keys, to_json
 from fl_sim.data.augmentation import cropped_and_flipped
-from fl_sim.data.federation import Federation
+from fl_sim.data.federation import Federation, Indices
+from fl_sim.data.splits import Splits
 from fl_sim.device import device_of
+from fl_sim.model.architectures import MODELS, is_plain, models
 from fl_sim.model.module import new_module
-from fl_sim.rng.streams import stream
-from fl_sim.wire.arrays import flat_buffers, flat_parameters
+from fl_sim.model.outside import failure
+from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
+from fl_sim.rng.streams import lent_generators, stream
 
 DEPENDS_ON = ("seed", "data.", "model.", "schedule.burn-in", "attack.data", "attack.set-size", "strategy.probe-size")
 
 
 class StartModel(NamedTuple):
-    """The model of round 0: parameters theta (d,), batch-norm statistics (s,), and whether they came from the cache."""
+    """The model of round 0: trained parameters theta (d,), buffers (s,) (batch-norm statistics), and whether they came from the cache."""
 
     theta: Tensor
     buffers: Tensor
@@ -38,8 +42,10 @@ class StartModel(NamedTuple):
 def burn_in(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> StartModel:
     """Train on the union of the clients' shares with SGD and momentum, or load what an equal burn-in left in the cache.
 
-    Batch-norm statistics are learned here and frozen from here on (`fl_sim.model.architectures`). One thread, so that the same bytes come
-    out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
+    The module is in train mode here and in eval mode from here on: batch-norm statistics are learned here and frozen
+    (`fl_sim.model.architectures`), a dropout acts here (the same draws for the same seed) and is off in the federated rounds. One thread,
+    so that the same bytes come out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
+    Raises ModelError where an outside model fails.
     """
     path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{cache_key(config, federation)}.safetensors"
     if found := _load(path, federation):
@@ -64,34 +70,64 @@ def _load(path: Path, federation: Federation) -> StartModel | None:
 
 
 def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()) -> str:
-    """The hash of what the burnt-in model depends on: its keys, the data's statistics, the device and PyTorch. `more`: beginnings of
-    further keys, for what is computed from the burnt-in model.
+    """The hash of what the burnt-in model depends on: its keys, the data and who holds it, the files of an outside model and of
+    `model.start`, the device and PyTorch. `more`: beginnings of further keys, for what is computed from the burnt-in model.
     """
     left_out = ("data.root", "data.cache-dir", "data.download")
-    kept = {key: value for key, value in to_flat(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(left_out)}
-    data = [*federation.dataset.mean, *federation.dataset.std, len(federation.dataset.train.labels)]
-    what = [to_json(kept), str(device_of(config)), torch.__version__, repr(data)]
+    keys = {key: value for key, value in hashed_keys(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(left_out)}
+    content = [federation.dataset.fingerprint, _splits_digest(federation.splits), models.content(config.model.name)]
+    what = [to_json(keys), *content, str(device_of(config)), torch.__version__]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
 
 
+def _splits_digest(splits: Splits) -> str:
+    digest = hashlib.sha256(repr([len(share) for share in splits.shares]).encode())
+    for indices in (*splits.shares, splits.own_set, splits.probe, splits.test):
+        digest.update(np.ascontiguousarray(indices).data)
+    return digest.hexdigest()
+
+
 def _train(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
+    module = new_module(config, federation)
+    velocities = [torch.zeros_like(parameter) for parameter in trained_parameters(module).values()]
+    everything = np.sort(np.concatenate(federation.splits.shares))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    schedule, module = config.schedule, new_module(config, federation).train()
-    parameters = list(module.parameters())
-    velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    everything = np.sort(np.concatenate(federation.splits.shares))
-    for epoch in range(schedule.burn_in_epochs):
-        order = stream(config.seed, "burn-in", epoch).permutation(everything)
-        draws = stream(config.seed, "burn-in-augmentation", epoch)
-        augment = partial(cropped_and_flipped, generator=draws) if schedule.burn_in_augmentation == "crop-flip" else None
-        for start in range(0, len(order), schedule.burn_in_batch_size):
-            batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size], augment)
-            gradients = torch.autograd.grad(F.cross_entropy(module(batch.inputs), batch.labels), parameters)
-            with torch.no_grad():  # SGD with momentum by hand: torch.optim imports the compiler, 2 to 5 s of start-up
-                for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-                    velocity.mul_(schedule.burn_in_momentum).add_(gradient).add_(parameter, alpha=schedule.burn_in_weight_decay)
-                    parameter.sub_(schedule.burn_in_learning_rate * velocity)
-        progress(epoch + 1, schedule.burn_in_epochs)
-    torch.set_num_threads(threads)
+    try:
+        for epoch in range(config.schedule.burn_in_epochs):
+            order = stream(config.seed, "burn-in", epoch).permutation(everything)
+            with nullcontext() if is_plain(module) else _seeded(config.seed, epoch, federation.device):
+                _train_epoch(config, federation, module, velocities, order, epoch)
+            progress(epoch + 1, config.schedule.burn_in_epochs)
+    finally:
+        torch.set_num_threads(threads)
     return flat_parameters(module), flat_buffers(module)
+
+
+def _train_epoch(config: Config, federation: Federation, module: nn.Module, velocities: list[Tensor], order: Indices, epoch: int) -> None:
+    """One epoch of SGD with momentum over the training examples of `order` (e,). Changes the module and the velocities."""
+    schedule, parameters = config.schedule, list(trained_parameters(module).values())
+    draws = stream(config.seed, "burn-in-augmentation", epoch)
+    augment = partial(cropped_and_flipped, generator=draws) if schedule.burn_in_augmentation == "crop-flip" else None
+    for start in range(0, len(order), schedule.burn_in_batch_size):
+        batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size], augment)
+        try:
+            loss = F.cross_entropy(module(batch.inputs), batch.labels)
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for one that is not used
+        except Exception as error:  # an outside model may raise anything
+            if config.model.name in MODELS:
+                raise
+            raise failure(config.model.name, "failed in the burn-in (train mode)", error) from error
+        with torch.no_grad():  # SGD with momentum by hand: torch.optim imports the compiler, 2 to 5 s of start-up
+            for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
+                velocity.mul_(schedule.burn_in_momentum).add_(gradient).add_(parameter, alpha=schedule.burn_in_weight_decay)
+                parameter.sub_(schedule.burn_in_learning_rate * velocity)
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Generator[None]:
+    """For dropout: the global generators, the device's too, at the start of the stream `(seed, "dropout", epoch)`."""
+    with lent_generators(seed, "dropout", epoch), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            torch.cuda.manual_seed(int(stream(seed, "dropout", epoch).integers(2**63)))
+        yield

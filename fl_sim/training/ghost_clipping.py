@@ -49,22 +49,27 @@ def wins(model: FlatModel, theta: Tensor, batches: CohortBatches, before: Clip) 
 
 @lru_cache(maxsize=16)
 def _given_numbers(model: FlatModel, image_shape: tuple[int, ...], device: torch.device) -> float:
-    """The numbers that one example gives to the layers; infinite if a parameter belongs to a layer that is not known here.
+    """The numbers that one example gives to the layers; infinite if a parameter belongs to a layer that is not known here, or is used in
+    another way than by one call of its layer.
 
     A process-wide cache keyed by what it depends on.
     """
-    owners = [layer for layer in model.module.modules() if next(layer.parameters(recurse=False), None) is not None]
-    if not all(map(_known, owners)):
+    owners = {name: layer for name, layer in model.module.named_modules() if next(layer.parameters(recurse=False), None) is not None}
+    if not model.plain or not all(map(_known, owners.values())):
         return float("inf")
     theta = torch.zeros(sum(shape.numel() for shape in model.layout.values()), device=device)
     label = torch.zeros(1, dtype=torch.long, device=device)
     traces, _ = _traced(model, theta, torch.zeros(1, *image_shape, device=device), label, torch.ones(1, device=device))
+    flat = all(trace.given.dim() == 2 for trace in traces if isinstance(trace.layer, nn.Linear))
+    if not flat or sorted(trace.name for trace in traces) != sorted(owners):
+        return float("inf")
     return float(sum(_rows(trace, trace.returned)[0].numel() for trace in traces if isinstance(trace.layer, nn.Linear | nn.Conv2d)))
 
 
 def _known(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+        numbers = isinstance(layer.padding, tuple)  # and not "same"
+        return numbers and layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
     return isinstance(layer, LAYERS)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl_sim.config.keys import Client
 from fl_sim.data.federation import CohortBatches
+from fl_sim.model.abilities import abilities
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training import ghost_clipping as ghost
 from fl_sim.training.clipping import Clip, clip, norms
@@ -27,22 +28,28 @@ class Summed(NamedTuple):
 
 
 def weights_of(batches: CohortBatches) -> list[float]:
-    """w_i, the number of examples behind each update: local steps times the client's batch size."""
-    return [float(batches.labels.shape[1] * size) for size in batches.sizes]
+    """w_i of each client: the examples that its update was computed on, local steps times its batch size, or all of its examples
+    (`client.weight = "share"`)."""
+    return [float(size) for size in batches.shares or (batches.labels.shape[1] * size for size in batches.sizes)]
 
 
-def single_updates_by_vmap(settings: Client, batches: CohortBatches) -> bool:
+def single_updates_by_vmap(model: FlatModel, batches: CohortBatches, settings: Client) -> bool:
     """Whether a block's single updates are computed by vmap or client by client.
 
     A fixed rule, not a measurement, because the two differ in the last bits and a run must be the same bytes wherever it
-    is repeated: vmap on a GPU and wherever one client's batch is small. On a CPU, per-client convolution gradients become
-    grouped convolutions: 100 clients of the 106 k CNN took 42 ms by vmap and 98 ms by loop with one 28x28 image each, but
-    966 and 473 ms with ten.
+    is repeated: vmap on a GPU and wherever one client's batch is small, if the model can be vectorised (`fl_sim.model.abilities`).
+    On a CPU, per-client convolution gradients become grouped convolutions: 100 clients of the 106 k CNN took 42 ms by vmap and
+    98 ms by loop with one 28x28 image each, but 966 and 473 ms with ten.
     """
     if settings.engine != "auto":
         return settings.engine == "vmap"
     _, _, b, _, height, width = batches.inputs.shape
-    return batches.inputs.is_cuda or b * height * width <= VMAP_PIXELS
+    fast = batches.inputs.is_cuda or b * height * width <= VMAP_PIXELS
+    return fast and not abilities(model, _image_shape(batches)).no_vmap
+
+
+def _image_shape(batches: CohortBatches) -> tuple[int, ...]:
+    return tuple(batches.inputs.shape[3:])
 
 
 def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
@@ -51,7 +58,7 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
     One local step: the gradient of its batch. Several: the sum of the gradients along its local SGD path, which is
     `(theta - theta_i) / client_lr` without the cancellation.
     """
-    if single_updates_by_vmap(settings, batches):
+    if single_updates_by_vmap(model, batches, settings):
         return _updates_by_vmap(model, theta, batches, settings)
     steps = batches.labels.shape[1]
     rows: list[Tensor] = []
@@ -96,11 +103,12 @@ def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings:
 def _block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
     """The weighted sum of a block's (clipped) updates, without single updates where nobody needs them.
 
-    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch. With a clip one fused batch too, where
+    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch (of a model for which the rest of a
+    batch does not matter). With a clip one fused batch too, where
     that wins (`fl_sim.training.ghost_clipping`). Else single updates, `ROW_NUMBERS` of them at a time, so that a block of a large model
     does not fill the memory.
     """
-    if before is None and settings.local_steps == 1:
+    if before is None and settings.local_steps == 1 and abilities(model, _image_shape(batches)).separate:
         weights = weights_of(batches)
         per_example = batches.weights[:, 0] * torch.tensor(weights, device=theta.device).unsqueeze(1)
         total = model.gradient(theta, batches.inputs.flatten(0, 2), batches.labels.flatten(), per_example.flatten())

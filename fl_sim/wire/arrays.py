@@ -1,4 +1,4 @@
-"""Parameters as flat vectors, and the arrays that carry them in Flower messages without copying."""
+"""The arrays that carry tensors in Flower messages without copying."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from flwr.app import Array, ArrayRecord
-from torch import nn
 
 
 class TensorArray(Array):
@@ -58,20 +57,10 @@ def array_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
 
 def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """The tensors of a Flower `ArrayRecord`; never write into them, they may be shared memory."""
-    return {name: _tensor(array.numpy()).to(device) for name, array in record.items()}
+    return {name: as_tensor(array.numpy()).to(device) for name, array in record.items()}
 
 
-def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+def as_tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    """An array as a tensor that shares its memory, unless it is read-only."""
     # A read-only array (Ray's object store) makes torch.from_numpy warn; a view through ctypes-free frombuffer would too.
     return torch.from_numpy(values if values.flags.writeable else values.copy())
-
-
-def flat_parameters(module: nn.Module) -> torch.Tensor:
-    """All parameters of a module in definition order as one vector (d,)."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
-
-
-def flat_buffers(module: nn.Module) -> torch.Tensor:
-    """All floating-point buffers (batch-norm statistics) in definition order as one vector (s,), s = 0 without any."""
-    parts = [buffer.detach().reshape(-1) for buffer in module.buffers() if buffer.is_floating_point()]
-    return torch.cat(parts) if parts else torch.zeros(0)

@@ -1,13 +1,15 @@
-"""What objects remember, as JSON and named tensors, and back into objects made anew: checkpoints hold no pickle.
+"""The one way in which anything is written down: as JSON and named tensors. Messages to workers, and checkpoints, which hold no pickle.
 
-Other people's strategies and aggregators (Flower's, ByzFL's, the user's) keep their state in attributes. What a constructor was given and
-cannot change (functions, classes, loggers) stays what the new object has.
+The records of `fl_sim.wire.messages` are read back as they were. Other people's strategies and aggregators (Flower's, ByzFL's, the user's)
+keep their state in attributes. What a constructor was given and cannot change (functions, classes, loggers) stays what the new object has.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import logging
+import math
 import random
 import types
 from collections.abc import Mapping
@@ -18,7 +20,15 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
+from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import array_record, from_record
+from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
+
+MESSAGES: Mapping[str, type] = {
+    kind.__name__: kind for kind in (Clip, AttackState, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply)
+}
+KEYS = frozenset({bool, int, str, tuple})  # of a mapping
+PLAIN = frozenset({bool, int, str, float, type(None)})  # what JSON has
 
 CONSTANT = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, logging.Logger, np.ufunc)
 OPAQUE = (Mapping, list, tuple, set, random.Random, enum.Enum, torch.nn.Module, Tensor, np.ndarray)  # attributes are not all that they hold
@@ -35,27 +45,39 @@ class UnsavableError(TypeError):
     """An object remembers something that is neither numbers, text, arrays nor made of them."""
 
 
-def saved(value: Any) -> State:
-    """The state of a value; its tensors and arrays are copied. Raises UnsavableError."""
+def packed(value: Any) -> State:
+    """The state of a value, which shares its tensors' memory: for messages, which nobody writes into. Raises UnsavableError."""
     tensors: dict[str, Tensor] = {}
     return State(_encoded(value, "", tensors, ()), tensors)
 
 
+def unpacked(state: State) -> Any:
+    """The value of a `packed` state, which shares its tensors' memory."""
+    return _decoded(state.json, state.tensors, None)
+
+
+def saved(value: Any) -> State:
+    """The state of a value; its tensors and arrays are copied. Raises UnsavableError."""
+    state = packed(value)
+    return State(state.json, {name: tensor.clone() for name, tensor in state.tensors.items()})
+
+
 def restored(state: State, like: Any = None) -> Any:
-    """The value of a state. Objects take what they remembered: `like` has them, made anew as the saved value was.
+    """The value of a state, with copies of its tensors. Objects take what they remembered: `like` has them, made anew as the saved
+    value was.
 
     Raises UnsavableError for an object that `like` does not have.
     """
-    return _decoded(state.json, state.tensors, like)
+    return _decoded(state.json, {name: tensor.clone() for name, tensor in state.tensors.items()}, like)
 
 
 def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[int, ...]) -> Any:
     if value is None or (isinstance(value, bool | int | str) and type(value) in (bool, int, str)):
         return value
     if type(value) is float:
-        return {"float": value.hex()}  # exactly, and infinity too
+        return value if math.isfinite(value) else {"float": str(value)}  # JSON writes a finite one exactly
     if type(value) is Tensor:
-        return {"tensor": _kept(value.detach().clone(), path, tensors)}
+        return {"tensor": _kept(value.detach(), path, tensors)}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         return {"array" if isinstance(value, np.ndarray) else "scalar": _kept(torch.from_numpy(np.array(value)), path, tensors)}
     if isinstance(value, ArrayRecord):
@@ -65,17 +87,32 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
     if id(value) in within:
         raise UnsavableError(f"{path} holds itself")
     within = (*within, id(value))
+    if type(value).__name__ in MESSAGES and type(value) is MESSAGES[type(value).__name__]:
+        fields = getattr(value, "_fields", None) or [field.name for field in dataclasses.fields(cast(Any, value))]
+        return {"message": [type(value).__name__, *(_encoded(getattr(value, name), _join(path, name), tensors, within) for name in fields)]}
+    if type(value) in (list, tuple) and value:
+        entries = cast(list[Any], value)
+        kinds: set[type] = set(map(type, entries))
+        if kinds <= PLAIN and (float not in kinds or all(map(math.isfinite, filter(_is_float, entries)))):
+            return {"list" if type(value) is list else "tuple": list(entries)}
+        if kinds == {ClientReport}:  # hundreds of them: by columns
+            return {"reports": [list(column) for column in zip(*entries, strict=True)]}
     if type(value) in (list, tuple) or hasattr(value, "_fields"):
         names = getattr(value, "_fields", range(len(cast(list[Any], value))))
         items = [_encoded(item, _join(path, name), tensors, within) for name, item in zip(names, cast(list[Any], value), strict=True)]
         return {"list" if isinstance(value, list) else "fields" if hasattr(value, "_fields") else "tuple": items}
-    if type(value) in (dict, types.MappingProxyType) and all(type(key) in (bool, int, str) for key in cast(Mapping[Any, Any], value)):
+    if type(value) in (dict, types.MappingProxyType) and KEYS.issuperset(map(type, cast(Mapping[Any, Any], value))):
         entries = cast(Mapping[Any, Any], value).items()
-        return {"dict": [[key, _encoded(item, _join(path, key), tensors, within)] for key, item in entries]}
+        pairs = [(list(key) if type(key) is tuple else key, _encoded(item, _join(path, key), tensors, within)) for key, item in entries]
+        return {"dict": pairs}
     if hasattr(value, "__dict__") and not isinstance(value, OPAQUE):
         attributes = {name: _encoded(item, _join(path, name), tensors, within) for name, item in vars(value).items()}
         return {"object": attributes}
     raise UnsavableError(f"{path} is a {type(value).__name__}")
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) is float
 
 
 def _kept(value: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
@@ -97,9 +134,14 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
     ((kind, held),) = cast(dict[str, Any], value).items()
     match kind:
         case "float":
-            return float.fromhex(held)
+            return float(held)
+        case "message":
+            name, *fields = held
+            return MESSAGES[name](*(_decoded(field, tensors, None) for field in fields))
+        case "reports":
+            return tuple(map(ClientReport, *held))
         case "tensor":
-            return tensors[held].clone()
+            return tensors[held]
         case "array" | "scalar":
             array = tensors[held].numpy().copy()
             return array if kind == "array" else array[()]
@@ -115,7 +157,8 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
             return items if kind == "list" else tuple(items)
         case "dict":
             known = cast(Mapping[Any, Any], like) if isinstance(like, Mapping) else {}
-            return {key: _decoded(item, tensors, known.get(key)) for key, item in held}
+            keys = [tuple(key) if isinstance(key, list) else key for key, _ in held]
+            return {key: _decoded(item, tensors, known.get(key)) for key, (_, item) in zip(keys, held, strict=True)}
         case "object":
             if not hasattr(like, "__dict__"):
                 raise UnsavableError(f"an object with {', '.join(held)} was not there when its holder was made: nobody knows its class")

@@ -1,4 +1,4 @@
-"""Memorization Discrepancy: how much less a model says what an earlier one said about the same inputs.
+"""Memorization Discrepancy: the divergence between an earlier model's and the current model's predictions for the same inputs.
 
 Source: Zhu et al. 2023, "Exploring Model Dynamics for Accumulative Poisoning Discovery", Definition 3.3 and Eq. 5.
 """
@@ -22,13 +22,13 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "js": js
 def memorization_discrepancy(
     historical: Callable[[Tensor], Tensor], current: Callable[[Tensor], Tensor], inputs: Tensor, divergence: Divergence = "kl"
 ) -> Tensor:
-    """`D(x; theta_hist, theta) = KL(p(. | x, theta_hist) || p(. | x, theta))` of each input, or Jensen-Shannon.
+    """`D(x; theta_hist, theta) = KL(p(. | x, theta_hist) || p(. | x, theta))` per input, or the Jensen-Shannon divergence.
 
-    For any two models that map inputs to logits; the mean over a probe set is what the paper thresholds.
+    For any two models that map inputs to logits. The paper compares the mean over a probe set with a threshold.
 
-    Args: historical and current, models (`nn.Module` or function) from inputs (e, ...) to logits (e, c): an earlier checkpoint
-    of the same model, or a fixed auxiliary one, and the model under suspicion; inputs (e, ...).
-    Returns: (e,), in float32 or wider. KL is not negative and not bounded, Jensen-Shannon is from 0 to log 2.
+    Args: historical and current, models (`nn.Module` or function) from inputs (e, ...) to logits (e, c); historical is an earlier
+    checkpoint of the same model or a fixed auxiliary model, current the model under suspicion; inputs (e, ...).
+    Returns: (e,) in nats, in float32 or wider. KL is at least 0 and unbounded; Jensen-Shannon lies between 0 and log 2.
     Raises ValueError if the two models' logits differ in shape.
     Source: Zhu et al. 2023, Definition 3.3 and Eq. 5.
 

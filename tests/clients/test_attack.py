@@ -26,7 +26,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import weighted_sum
-from fl_sim.wire.arrays import flat_parameters
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.wire.messages import AttackState, CoalitionOrder
 from strategies.rule import Rule, stacked_mean
 from tests.support.small_knowledge import M, N, knowing, knowledge_of

@@ -27,7 +27,8 @@ from fl_sim.model.module import new_module
 from fl_sim.training import local as training
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import block_sum, block_updates, weights_of
-from fl_sim.wire.arrays import flat_parameters, from_record, to_record
+from fl_sim.model.vectors import flat_parameters
+from fl_sim.wire.arrays import from_record, to_record
 
 Configure = Callable[..., Config]
 

@@ -13,7 +13,7 @@ from fl_sim.config.keys import Attack, Client
 from fl_sim.data.federation import Batch, CohortBatches
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip
-from fl_sim.wire.arrays import flat_parameters
+from fl_sim.model.vectors import flat_parameters
 
 N, M = 10, 3
 

@@ -10,11 +10,11 @@ from fl_sim.config.keys import Client
 from fl_sim.data.federation import CohortBatches
 from fl_sim.model.architectures import build_model
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.rng.streams import torch_stream
 from fl_sim.training import ghost_clipping as ghost
 from fl_sim.training.clipping import Clip, Norm
 from fl_sim.training.local import block_sum, weighted_sum
-from fl_sim.wire.arrays import flat_parameters
 
 
 def cohort(k: int, b: int, shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> CohortBatches:
@@ -40,7 +40,6 @@ def single(model: FlatModel, theta: torch.Tensor, batches: CohortBatches) -> tor
         ("mlp", (1, 8, 8)),
         ("cnn", (1, 8, 8)),
         ("cnn", (3, 13, 11)),
-        ("resnet18", (1, 8, 8)),
         ("resnet18", (3, 9, 9)),
         ("resnet20", (3, 9, 9)),
     ],

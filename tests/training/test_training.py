@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from clients import client_app
 from fl_sim.config.keys import Config
+from fl_sim.config.resolve import to_flat, to_json
 from fl_sim.data.federation import CohortBatches, load_federation
 from fl_sim.model import burn_in as burning
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import Summed, block_sum, block_updates
-from fl_sim.wire.arrays import flat_parameters
 
 Configure = Callable[..., Config]
 WAYS = [(None, "auto"), (None, "vmap"), (Clip("l2", 0.5), "auto"), (Clip("l2", 0.5), "vmap"), (Clip("linf", 0.01), "auto")]
@@ -87,14 +89,27 @@ def test_bfloat16_rounds_the_layers_and_nothing_else(configure: Configure, befor
     assert float(found.norm() / wanted.norm()) == pytest.approx(1.0, rel=0.02)
 
 
-def test_a_run_in_bfloat16_learns_as_one_in_float32(configure: Configure, tmp_path: Any) -> None:
-    from tests.run.test_runs import run, theta
+def test_rounds_in_bfloat16_learn_as_those_in_float32(configure: Configure) -> None:
+    config = configure()
+    federation, start = load_federation(config), burning.burn_in(config, load_federation(config), lambda *_: None)
+    thetas, accuracies = list[Tensor](), list[float]()
+    for bfloat16 in (False, True):
+        model, theta = FlatModel(new_module(config, federation), bfloat16=bfloat16), start.theta
+        for round_ in range(1, 41):
+            summed = block_sum(model, theta, federation.cohort(list(range(12)), round_, 1, 10), config.client, None)
+            theta = theta - 0.2 * summed.total / sum(summed.weights)
+        thetas.append(theta)
+        accuracies.append(model.score(theta, *federation.test())[0])
+    before, _ = FlatModel(new_module(config, federation)).score(start.theta, *federation.test())
+    assert accuracies[0] > before + 5.0, "they learn"
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=2.0)
+    assert not torch.equal(*thetas)
 
-    common: dict[str, Any] = {"attack__name": "none", "schedule__accumulate_rounds": 20, "schedule__recovery_rounds": 0}
-    exact, exact_folder = run(configure(**common), tmp_path)
-    half, half_folder = run(configure(client__precision="bfloat16", **common), tmp_path)
-    assert half["accuracy"]["final"] == pytest.approx(exact["accuracy"]["final"], abs=2.0)
-    assert not torch.equal(theta(half_folder), theta(exact_folder))
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_worker_computes_in_the_configured_precision(configure: Configure, precision: str) -> None:
+    text = to_json(to_flat(configure(client__precision=precision)))
+    assert client_app._model(text, b"").bfloat16 == (precision == "bfloat16")  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_data_set_is_in_memory_once_whatever_looks_at_it(configure: Configure) -> None:

@@ -1,0 +1,218 @@
+"""The face for Python: what `import fl_sim` gives (`fl_sim.__init__` loads it by name).
+
+run = fl_sim.run("digits", {"strategy.name": "dgc", "seed": 7})
+run.summary.accuracy.after_trigger, run.rounds, run.model()
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from rich.console import Console
+from torch import nn
+
+from clients.accumulative.objectives import Aim
+from clients.action import Action
+from clients.knowledge import Knowledge
+from experiments.launch.cells import checked_cells
+from experiments.launch.launch import display, start
+from experiments.launch.paths import complete_keys, offer_own_modules
+from experiments.launch.preflight import checked, notes
+from experiments.records.folder import is_complete, read_lines, read_summary, run_folder
+from experiments.run.summary import Summary
+from experiments.sweep.spec import Sweep, preset_path, read_sweep, sweep_of
+from experiments.sweep.study import Study as StudyRecord
+from experiments.sweep.study import complete_runs, read_study, write_study
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError, from_json, read_toml, resolve
+from fl_sim.model.saved import load_model
+from fl_sim.registry import offer
+from fl_sim.wire.messages import AttackState
+from strategies.dgc.discrepancy import memorization_discrepancy
+from strategies.rule import Rule
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = [
+    "Action", "Aim", "AttackState", "Config", "Knowledge", "Rule", "Run", "Study", "load_model", "memorization_discrepancy", "open_study",
+    "resolve", "run", "sweep",
+]  # fmt: skip
+
+OBJECTS = {
+    "attack": "attack.name",
+    "objective": "attack.objective",
+    "strategy": "strategy.name",
+    "model": "model.name",
+    "data": "data.name",
+    "partition": "data.partition",
+    "tracking": "tracking",
+}
+
+
+SETTINGS = {"output_dir": "output-dir", "transport": "grid.transport", "workers": "ray.num-workers"}
+
+
+class Things(TypedDict, total=False):
+    """What may be given as an object or as a name, in the forms of docs/contributing.md."""
+
+    attack: str | Callable[..., Action]
+    objective: str | Callable[..., Aim]
+    strategy: str | Rule | type | Callable[..., Any]
+    model: str | Callable[..., nn.Module]
+    data: str | Callable[..., Any]
+    partition: str | Callable[..., Any]
+    tracking: str | Callable[..., Any]
+
+
+class Options(Things, total=False):
+    """And how a run is run."""
+
+    output_dir: str | Path
+    transport: str
+    workers: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run, from its records."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> Config:
+        """Every key."""
+        return from_json((self.folder / "config.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def summary(self) -> Summary:
+        """What the run came to: accuracies in percent, differences in points."""
+        return Summary.model_validate(read_summary(self.folder))
+
+    @cached_property
+    def rounds(self) -> pandas.DataFrame:
+        """A row per round and track, a column per number of `rounds.jsonl` (nested ones by dots: `attack.scale`)."""
+        import pandas
+
+        return pandas.json_normalize(read_lines(self.folder))
+
+    def model(self) -> nn.Module:
+        """The last model of the attacked track, in eval mode on the CPU."""
+        return load_model(self.folder)
+
+    def draw(self) -> list[Path]:
+        """Draw the run's figures into its folder; their paths."""
+        from experiments.report.run_figures import draw_figures
+
+        return draw_figures(self.folder)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The complete runs of a sweep, of a search, or below any folder."""
+
+    folder: Path
+    record: StudyRecord
+
+    @property
+    def runs(self) -> list[Run]:
+        """The complete runs, in the study's order."""
+        return [Run(run.folder) for run in complete_runs(self.folder, self.record).runs]
+
+    def frame(self) -> pandas.DataFrame:
+        """A row per complete run: every axis, the folder, and every figure of its summary (`accuracy.after_trigger`)."""
+        from experiments.report.frame import study_frame
+
+        return study_frame(complete_runs(self.folder, self.record).runs)
+
+    def report(self) -> list[Path]:
+        """Write table, figures and report.html into the folder; their paths."""
+        from experiments.report.outputs import write_outputs
+
+        return write_outputs(self.folder, self.record)
+
+
+def run(base: str | Path = "digits", settings: Mapping[str, Any] | None = None, /, **options: Unpack[Options]) -> Run:
+    """Run one configuration, or open it if it is complete already.
+
+    Args: base, a preset's name or a TOML file; settings, flat keys over it; output_dir (`runs`); transport, `inline` (the default here: no
+    other process), `ray` or `flower`; workers, of `ray` and `flower`; progress, false for a silent run. Attack, objective, strategy, model,
+    data, partition, tracking: names, or with `inline` the objects themselves.
+    Raises ConfigError with every problem of the configuration, RuntimeError when the run fails.
+    """
+    flat = _keys(read_toml(preset_path(str(base))), settings or {}, options)
+    (config,) = checked([flat], _console(options))
+    _warn([config])
+    folder = run_folder(Path(config.output_dir), config)
+    if not is_complete(folder):
+        _start(flat, options, f"{config.name} · {config.attack.name} against {config.strategy.name}")
+    return Run(folder)
+
+
+def sweep(
+    spec: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None, /, *, scale: str = "", **options: Unpack[Options]
+) -> Study:
+    """Run all cells of a sweep that are not complete yet.
+
+    Args: spec, a study's name, a TOML file, or its tables as a mapping (`{"base": …, "set": {…}, "axes": {…}, "name": …}`); settings,
+    flat keys over all cells; scale, one of the spec's; the rest as in `run`.
+    Raises ConfigError, and RuntimeError after all other cells when one failed.
+    """
+    plan = _plan(spec, scale)
+    cells = checked_cells(plan, _keys(plan.common, settings or {}, options), _console(options))
+    _warn(cells.configs)
+    write_study(cells.output_dir, cells.study)
+    if not cells.complete:
+        _start(cells.keys, options, f"{plan.name}: {len(cells.configs)} runs")
+    return Study(cells.output_dir, cells.study)
+
+
+def open_study(folder: str | Path) -> Study:
+    """The study in a folder: of a sweep or a search, or all runs below it. Raises ConfigError where there is none."""
+    folder = Path(folder).expanduser().absolute()
+    return Study(folder, read_study(folder))
+
+
+def _plan(spec: str | Path | Mapping[str, Any], scale: str) -> Sweep:
+    if isinstance(spec, Mapping):
+        tables = dict(spec)
+        return sweep_of(str(tables.pop("name", "sweep")), tables, scale)
+    return read_sweep(spec, scale)
+
+
+def _keys(base: Mapping[str, Any], settings: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """The flat keys of a call."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    given = dict[str, Any](options)
+    things = {key: given[name] for name, key in OBJECTS.items() if name in given}
+    named = {key: thing if isinstance(thing, str) else offer(thing) for key, thing in things.items()}
+    explicit = {key: str(given[name]) if key == "output-dir" else given[name] for name, key in SETTINGS.items() if name in given}
+    flat = complete_keys(base, {"grid.transport": "inline", "output-dir": "runs"}, settings, named, explicit)
+    objects = [key for key, thing in things.items() if not isinstance(thing, str)]
+    if objects and (transport := flat["grid.transport"]) != "inline":
+        what = f"with transport {transport!r}, got an object: put it into a file and name it file.py:name"
+        raise ConfigError([f"expected {key} to be a name {what}" for key in objects])
+    offer_own_modules([flat])
+    return flat
+
+
+def _warn(configs: Sequence[Config]) -> None:
+    for note in notes(configs):
+        warnings.warn(note, stacklevel=3)
+
+
+def _console(options: Options) -> Console:
+    return Console(stderr=True, emoji=False, quiet=not options.get("progress", True))
+
+
+def _start(flat: Mapping[str, Any], options: Options, title: str) -> None:
+    lines: list[str] = []
+    with display(_console(options), title, lines) as on_line:
+        start(flat, options.get("workers"), on_line)

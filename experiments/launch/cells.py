@@ -1,0 +1,63 @@
+"""A sweep ready to be run: its cells checked, each with its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.launch.paths import absolute_paths, offer_own_modules
+from experiments.launch.preflight import checked
+from experiments.records.folder import is_complete, run_folder
+from experiments.sweep.spec import Sweep
+from experiments.sweep.study import Study
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError
+
+
+@dataclass(frozen=True)
+class Cells:
+    """common: the flat keys that all cells share, with the sweep's own folder as `output-dir`; flats: each cell's over them."""
+
+    sweep: Sweep
+    common: Mapping[str, Any]
+    flats: tuple[Mapping[str, Any], ...]
+    configs: tuple[Config, ...]
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.common["output-dir"])
+
+    @property
+    def folders(self) -> list[Path]:
+        return [run_folder(self.output_dir, config) for config in self.configs]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to run."""
+        return all(map(is_complete, self.folders))
+
+    @property
+    def study(self) -> Study:
+        """What is recorded in the sweep's folder."""
+        return Study(self.sweep.name, self.common, self.sweep.cells, tuple(folder.name for folder in self.folders), self.sweep.published)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The flat keys of one run of all cells."""
+        return {**self.common, "cells": json.dumps([dict(flat) for flat in self.flats])}
+
+
+def checked_cells(sweep: Sweep, common: Mapping[str, Any], console: Console) -> Cells:
+    """The cells of a sweep over common keys (with `output-dir` above the sweep's folder). Raises ConfigError with all problems."""
+    flats = tuple(absolute_paths(cell.flat) for cell in sweep.cells)
+    offer_own_modules([{**common, **flat} for flat in flats])
+    configs = tuple(checked([{**common, **flat} for flat in flats], console))
+    cells = Cells(sweep, {**common, "output-dir": str(Path(configs[0].output_dir) / sweep.name)}, flats, configs)
+    if len(set(cells.folders)) < len(flats):
+        raise ConfigError([f"{sweep.name}: two cells are the same run; an axis repeats a value or its key cannot change a result"])
+    return cells

@@ -1,0 +1,60 @@
+"""Paths and modules of the user's in the keys of a run, so that every process finds them: a run may have another working directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_sim.config.options import gathered
+from fl_sim.config.resolve import ConfigError, default_flat, names_in
+from fl_sim.registry import REGISTRIES
+
+FILES = ("output-dir", "data.root", "data.cache-dir", "model.start")
+
+
+def complete_keys(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys, later tables over earlier ones, as every process can read them: paths absolute, each `*.options` one text.
+
+    Raises ConfigError.
+    """
+    flat, problems = dict[str, Any](), list[str]()
+    for table in ({"data.root": default_flat()["data.root"]}, *tables):
+        flat, more = gathered({**flat, **table})
+        problems += more
+    if problems:
+        raise ConfigError(problems)
+    return absolute_paths(flat)
+
+
+def absolute_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys with the paths among them made absolute, those of files with somebody's attack, model or partition too."""
+    paths = {key: _absolute(key, flat[key]) for key in FILES if isinstance(flat.get(key), str) and flat[key]}
+    for key in REGISTRIES:
+        if isinstance(value := flat.get(key), str):
+            paths[key] = ",".join(_absolute_name(key, name) for name in names_in(key, value))
+    return {**flat, **paths}
+
+
+def _absolute_name(key: str, name: str) -> str:
+    place, mark, attribute = name.rpartition(".py:")
+    if mark:
+        return f"{_absolute(key, place)}.py:{attribute}"
+    return _absolute(key, name) if name.endswith((".json", ".npz")) else name
+
+
+def _absolute(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # a ~ of nobody
+        raise ConfigError([f"expected {key} to be a path, got {path!r} ({error})"]) from None
+
+
+def offer_own_modules(flats: Sequence[Mapping[str, Any]]) -> None:
+    """Let `package.module:name` find modules in the working directory, here and in the processes that are started."""
+    here = str(Path.cwd())
+    if any(":" in str(flat.get(key, "")) for flat in flats for key in REGISTRIES) and here not in sys.path:
+        sys.path.append(here)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here]))

@@ -1,0 +1,118 @@
+"""Everything that can be known to fail before a process is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from experiments.launch.name_checks import name_problems
+from fl_sim.atomic_files import CannotWriteError
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError, resolve
+from fl_sim.data.datasets import load_dataset
+from fl_sim.data.federation import load_federation
+from strategies.catalogue import strategy_notes
+
+ANSWER_WITHIN = 5.0  # seconds
+
+
+def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config]:
+    """The configurations of flat keys. Raises ConfigError with the problems of all of them, preflight included."""
+    configs: list[Config] = []
+    problems: dict[str, None] = {}
+    for flat in flats:
+        try:
+            configs.append(resolve(flat))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+            if error.config and not any(problem.startswith("expected data.") for problem in error.problems):
+                configs.append(error.config)
+    try:
+        if configs:
+            preflight(configs, console)
+    except ConfigError as error:
+        problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(list(problems))
+    return configs
+
+
+def preflight(configs: Sequence[Config], console: Console) -> None:
+    """Everything that can be known to fail before a process is started: unknown names, missing, damaged or too little data, a
+    device that is not there, an output folder that cannot be written. Reads the data, so that the cache is warm when workers ask for it.
+    Raises ConfigError with all problems.
+    """
+    problems: dict[str, None] = {}
+    for config in configs:
+        unwritable = [
+            text
+            for key, folder in (("output-dir", config.output_dir), ("data.cache-dir", config.data.cache_dir))
+            if (text := _place_problem(key, folder))
+        ]
+        problems |= dict.fromkeys([*name_problems(config), *(unwritable or _data_problems(config, console))])
+    problems |= dict.fromkeys(filter(None, [_ray_problem()] if any(config.grid.transport == "ray" for config in configs) else []))
+    if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
+        problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
+    if problems:
+        raise ConfigError(list(problems))
+
+
+def notes(configs: Sequence[Config]) -> list[str]:
+    """What is right and yet not as somebody may expect, a sentence each."""
+    return list(dict.fromkeys(note for config in configs for note in strategy_notes(config)))
+
+
+def _place_problem(key: str, place: str) -> str:
+    """Why nothing can be written into a folder, which need not exist yet; empty if something can."""
+    try:
+        folder = Path(place).expanduser()
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if "\0" in place:
+            raise ValueError("embedded null byte")
+        with TemporaryFile(dir=folder) as file:  # permissions alone do not tell: root may everything, except where nobody can
+            file.write(b"0")
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a NUL; a ~ of nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"expected {key} to be a folder that can be written, got {place!r} ({reason})"
+    return ""
+
+
+def _data_problems(config: Config, console: Console) -> list[str]:
+    """Load data set and splits; what is wrong with them."""
+    data = config.data
+    try:
+        with console.status(f"reading {data.name}") as status:
+            load_dataset(
+                data.name,
+                data.root,
+                download=data.download,
+                cache_dir=Path(data.cache_dir).expanduser(),
+                progress=lambda done, total: status.update(f"reading {data.name}: {done}/{total}"),
+            )
+        load_federation(config.model_copy(update={"device": "cpu"}))  # this process needs no GPU
+    except CannotWriteError as error:
+        return [f"expected data.cache-dir to have room for the data, got {data.cache_dir!r} ({error})"]
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _ray_problem() -> str:
+    """Why the Ray cluster of RAY_ADDRESS cannot be joined; empty if somebody answers there, or none is named."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto" and the like: Ray looks for itself
+        return ""
+    try:
+        with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=ANSWER_WITHIN):
+            return ""
+    except OSError as error:
+        return f"expected RAY_ADDRESS (--ray-address) to be that of a running Ray cluster, got {address!r} ({error.strerror or error})"

@@ -1,0 +1,142 @@
+"""What the ServerApp does: one run, all cells of a sweep, or a search, over one set of workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+
+from experiments.launch.name_checks import name_problems
+from experiments.launch.progress import ProgressLines
+from experiments.records.folder import is_complete, run_folder
+from experiments.run.execute import Progress, execute_run
+from experiments.run.phases import expected_rounds
+from experiments.sweep.search import Search, evaluated, explore
+from fl_sim.atomic_files import CannotWriteError
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
+from fl_sim.device import device_of
+from fl_sim.grid.transports import FlowerTransport, HostingTransport, InlineTransport, Transport, WorkerDiedError
+
+WORKER = "clients.client_app:answer"
+HOSTED_RUN = "experiments.launch.hosted:hosted_run"
+
+
+def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
+    """Run what the flat keys describe: a run, the cells of a sweep, or a search. `grid` is Flower's; None where `fl-sim` runs by itself.
+
+    Raises `ConfigError` for a bad configuration, `CannotWriteError` at once, and RuntimeError when a cell failed, after the others ended.
+    """
+    search = Search.from_json(str(flat["search"])) if flat.get("search") else None
+    common = {key: value for key, value in flat.items() if key != "search"}
+    cells = [resolve({**common, **settings}) for settings in search.corners()] if search else resolve_cells(flat)
+    problems = dict.fromkeys(problem for cell in cells for problem in name_problems(cell))
+    if problems:
+        raise ConfigError(list(problems))
+    config = cells[0]  # for what all cells share: transport, workers, output folder
+    torch.set_num_threads(config.client.threads)
+    transport = open_transport(config, grid)
+    total, at_once = (search.trials, search.batch) if search else (len(cells), len(cells))
+    rounds = total * expected_rounds(config) if search else sum(expected_rounds(cell) for cell in cells)
+    running = _Cells(absolute_output_dir(config.output_dir), transport, ProgressLines(rounds), total, at_once, config.ray.parallel)
+    try:
+        if search:
+            explore(search, lambda batch: evaluated(common, running.output_dir, batch, running.run_all))
+        else:
+            running.run_all(cells)
+    finally:
+        transport.close()
+        running.close()
+    if running.failures:
+        raise RuntimeError("failed: " + "; ".join(running.failures))
+    print(f"results are in {running.output_dir}", flush=True)
+
+
+class _Cells:
+    """Runs cells over a transport, as many at once as it has workers."""
+
+    def __init__(self, output_dir: Path, transport: Transport, progress: ProgressLines, total: int, at_once: int, parallel: int) -> None:
+        self.output_dir, self._transport, self._progress, self._total = output_dir, transport, progress, total
+        self._parallel = min(at_once, transport.num_workers, parallel or transport.num_workers)
+        self._max_messages, self._twins = transport.num_workers // self._parallel, output_dir / ".twins"
+        self.failures: list[str] = []
+        self.close()  # another launch may have had other code, another PyTorch, another device
+
+    def close(self) -> None:
+        """Remove what cells share while they run."""
+        shutil.rmtree(self._twins, ignore_errors=True)
+
+    def run_all(self, cells: Sequence[Config]) -> None:
+        """Run the cells that are not complete; those that fail are in `failures`."""
+        if self._parallel == 1:
+            self.failures.extend(filter(None, map(self._run, cells)))
+            return
+        with ThreadPoolExecutor(self._parallel) as pool:
+            self.failures.extend(filter(None, pool.map(self._run, cells)))
+
+    def _run(self, cell: Config) -> str:
+        """Run a cell, and say why it failed; empty if it did not."""
+        folder = run_folder(self.output_dir, cell)
+        used, failure = 0, ""
+        if not is_complete(folder):
+            try:
+                self._execute(cell, self._progress.of_run(folder.name))
+                used = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
+            except Exception as error:
+                if self._total == 1 or isinstance(error, CannotWriteError):  # the other cells could not write either
+                    raise
+                traceback.print_exc()
+                failure = f"{folder.name}: {type(error).__name__}: {error}"
+        self._progress.finished(folder.name, expected_rounds(cell), used, failure or "complete")
+        return failure
+
+    def _execute(self, cell: Config, report: Progress) -> None:
+        """Run a cell from here, or whole in one worker, so that no round waits for messages."""
+        by_messages = bool(cell.fault.kill_round or cell.client.timeout)  # about workers asked by messages
+        whole = self._total > 1 and self._max_messages == 1 and not by_messages
+        if whole and isinstance(self._transport, HostingTransport) and self._transport.hosts:
+            self._host(cell, self._transport, report)
+            return
+        torch.set_num_threads(cell.client.threads)
+        execute_run(cell, self.output_dir, self._transport, report, self._max_messages, self._twins if self._total > 1 else None)
+
+    def _host(self, cell: Config, transport: HostingTransport, report: Progress) -> None:
+        """Run a cell in a worker; once more if the worker dies."""
+        for last in (False, True):
+            try:
+                for steps in transport.host(HOSTED_RUN, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
+                    for step in steps:
+                        report(*step)
+                return
+            except WorkerDiedError:
+                if last:
+                    raise
+
+
+def open_transport(config: Config, grid: Grid | None) -> Transport:
+    """The transport of `grid.transport`."""
+    if config.grid.transport == "inline":
+        from clients.client_app import answer
+
+        return InlineTransport(answer)
+    if config.grid.transport == "flower":
+        if grid is None:
+            raise ValueError("expected Flower's grid with grid.transport = 'flower'; start it with `flwr run` or `fl-sim run`")
+        return FlowerTransport(grid)
+    from fl_sim.grid.ray_workers import RayTransport  # Ray takes a second to import and the other transports do without
+
+    return RayTransport(WORKER, config.ray.num_workers, config.ray.gpus_per_worker, on_gpu=device_of(config).type == "cuda")
+
+
+def absolute_output_dir(output_dir: str) -> Path:
+    """The output folder; a relative one is under FL_SIM_HOME (default ~/.fl-sim), because a SuperLink that outlives the
+    command keeps the working directory it was started with. `fl-sim` passes an absolute one.
+    """
+    return Path(os.environ.get("FL_SIM_HOME", "~/.fl-sim")).expanduser() / Path(output_dir).expanduser()

@@ -1,0 +1,81 @@
+"""The history of a run: what the lines of `rounds.jsonl` say. There is no other copy of it.
+
+A line is one round of one track (docs/records.md). The first line of a track also carries `start`, the round that is compared
+`before_trigger` and `after_trigger`, and the last one `whole_accuracy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+TrackName = Literal["attacked", "twin", "control"]
+TRACKS: tuple[TrackName, ...] = ("attacked", "twin", "control")  # in which a run's tracks are run
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrackHistory:
+    """The lines of one track, in order of rounds. Accuracies in percent: `evaluated` on `evaluate.examples`, the others on the whole test
+    set; None where nothing was measured."""
+
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        return len(self.lines)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the track was run to its end."""
+        return bool(self.lines) and "whole_accuracy" in self.lines[-1]
+
+    @cached_property
+    def fired(self) -> tuple[int, ...]:
+        """The rounds in which a trigger fired."""
+        return tuple(line["round"] for line in self.lines if line.get("attack", {}).get("fired"))
+
+    @cached_property
+    def evaluated(self) -> dict[int, float]:
+        """Accuracy by round."""
+        return {line["round"]: line["accuracy"] for line in self.lines if "accuracy" in line}
+
+    @property
+    def start(self) -> Mapping[str, float]:
+        """What was measured before round 1."""
+        return self.lines[0].get("start", {}) if self.lines else {}
+
+    @property
+    def before_trigger(self) -> float | None:
+        return next((line["before_trigger"] for line in self.lines if "before_trigger" in line), None)
+
+    @property
+    def after_trigger(self) -> float | None:
+        """After the first trigger."""
+        return next((line["after_trigger"] for line in self.lines if "after_trigger" in line), None)
+
+    @property
+    def after_last_trigger(self) -> float | None:
+        return next((line["after_trigger"] for line in reversed(self.lines) if "after_trigger" in line), None)
+
+    @property
+    def final(self) -> float | None:
+        return self.lines[-1].get("whole_accuracy") if self.lines else None
+
+    def in_phase(self, phase: str) -> list[Line]:
+        """The lines of a phase."""
+        return [line for line in self.lines if line["phase"] == phase]
+
+    def count(self, section: str, name: str) -> int:
+        """In how many rounds a figure of a section was not 0."""
+        return sum(bool(line.get(section, {}).get(name)) for line in self.lines)
+
+
+def history_of(lines: Iterable[Line]) -> dict[str, TrackHistory]:
+    """The tracks of a run's lines, by name."""
+    tracks: dict[str, list[Line]] = {}
+    for line in lines:
+        tracks.setdefault(line["track"], []).append(line)
+    return {name: TrackHistory(tuple(track)) for name, track in tracks.items()}

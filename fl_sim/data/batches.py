@@ -1,0 +1,82 @@
+"""Batches of examples: one, or those of many clients side by side, and how they are drawn from the clients' shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fl_sim.rng.member_streams import Longs, generator_of, shuffled
+
+Indices = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """Normalised inputs (b, C, H, W) with labels (b,)."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+class CohortBatches(NamedTuple):
+    """One batch a client and local step, padded to one size.
+
+    inputs (k, steps, b, C, H, W), labels (k, steps, b), weights (k, steps, b): 1 / (the client's batch size) for a real
+    example and 0 for padding; sizes: the client's batch size; shares: the number of all of the client's examples, where that is the weight
+    of its update (`client.weight = "share"`).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    weights: Tensor
+    sizes: list[int]
+    shares: list[int] | None = None
+
+    def part(self, start: int, stop: int) -> CohortBatches:
+        """The batches of some of the clients, as if they had been drawn alone: copies, because sums round by their place in memory."""
+        sizes = self.sizes[start:stop]
+        where = slice(start, stop), slice(None), slice(max(sizes))
+        inputs, labels, weights = (
+            values[where].clone(memory_format=torch.contiguous_format) for values in (self.inputs, self.labels, self.weights)
+        )
+        return CohortBatches(inputs, labels, weights, sizes, self.shares and self.shares[start:stop])
+
+    def halves(self) -> Iterator[CohortBatches]:
+        """The first half of the clients, then the others."""
+        middle = len(self.sizes) // 2
+        yield self.part(0, middle)
+        yield self.part(middle, len(self.sizes))
+
+
+def draw_batches(shares: Sequence[Indices], states: Longs, steps: int, batch_size: int) -> tuple[Indices, Indices]:
+    """Indices (k, steps, b) of the clients' batches in a round, 0 where padded, and the size of each client's batches (k,).
+
+    A client makes passes over its share, shuffled anew for each pass by the generator of its states (k, 4); its batches have
+    min(batch-size, share) examples. Short shares of many clients are shuffled side by side.
+    """
+    lengths = np.array([len(share) for share in shares])
+    sizes = np.minimum(batch_size, lengths)
+    where = np.zeros((len(shares), steps, sizes.max()), dtype=np.int64)
+    together = (sizes < lengths) & (steps * sizes <= lengths)  # in one pass, with batches of batch_size
+    together &= 8 * lengths <= together.sum()  # measured: what a draw for all costs next to a shuffle of one
+    if together.any():
+        entries = np.arange(lengths[together].max()) < lengths[together, None]
+        table = np.zeros(entries.shape, dtype=np.int64)
+        table[entries] = np.concatenate([share for share, joins in zip(shares, together, strict=True) if joins])
+        order = shuffled(table, lengths[together], states[together])
+        where[together, :, :batch_size] = order[:, : steps * batch_size].reshape(-1, steps, batch_size)
+    for row in np.flatnonzero(~together).tolist():
+        where[row, :, : sizes[row]] = _batches_of(shares[row], generator_of(states[row]), steps, sizes[row])
+    return where, sizes
+
+
+def _batches_of(share: Indices, generator: np.random.Generator, steps: int, size: int) -> Indices:
+    """One client's batches (steps, size)."""
+    if size == len(share):
+        return np.broadcast_to(share, (steps, size))
+    passes = -(-steps * size // len(share))
+    return np.concatenate([generator.permutation(share) for _ in range(passes)])[: steps * size].reshape(steps, size)

@@ -1,0 +1,167 @@
+"""Partitions from outside the repository: Flower's partitioners, files of indices, somebody's functions; and the checks of them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.data.outside import DataError, error_words
+from fl_sim.rng.streams import lent_generators
+
+Integers = NDArray[np.int64]
+
+# The classes of `flwr_datasets.partitioner` that can divide examples by their labels and take their arguments from a configuration.
+# Not IdToSizeFncPartitioner (a function) and the vertical ones (they divide columns).
+FLOWER = (
+    "ContinuousPartitioner",
+    "DirichletPartitioner",
+    "DistributionPartitioner",
+    "ExponentialPartitioner",
+    "GroupedNaturalIdPartitioner",
+    "IidPartitioner",
+    "InnerDirichletPartitioner",
+    "LinearPartitioner",
+    "NaturalIdPartitioner",
+    "PathologicalPartitioner",
+    "ShardPartitioner",
+    "SizePartitioner",
+    "SquarePartitioner",
+)
+
+
+def family_problem(name: str) -> str | None:
+    """What is wrong with the name of a Flower partitioner or of a file of indices, empty if nothing; None for other names."""
+    if is_index_file(name):
+        path = Path(name).expanduser()
+        return "" if path.is_file() else f"expected data.partition to be a file of indices, got {name!r} (there is no file {str(path)!r})"
+    package, _, kind = name.partition(".")
+    if package != "flwr" or ":" in name:
+        return None
+    if kind not in FLOWER:
+        near = difflib.get_close_matches(kind, FLOWER, n=1)
+        hint = f"; did you mean 'flwr.{near[0]}'?" if near else ""
+        return f"expected data.partition to be flwr. and one of {', '.join(FLOWER)}, got {name!r}{hint}"
+    if importlib.util.find_spec("flwr_datasets") is None:
+        return f"expected data.partition = {name!r} only with the optional package flwr-datasets: pip install 'fl-sim[datasets]'"
+    return ""
+
+
+def flower_partition(name: str) -> Callable[..., list[Integers]]:
+    """One of Flower's partitioners as a partition.
+
+    `num_partitions`, and unless given `partition_by` (the column "label", the only one) and `seed` (drawn from the generator), are ours to
+    say; the options are the other arguments of the class. It imports flwr-datasets when it is called: that takes seconds.
+    """
+
+    def divide(labels: Integers, num_clients: int, generator: np.random.Generator, **options: Any) -> list[Integers]:
+        from datasets import Dataset
+        from flwr_datasets import partitioner
+
+        made = getattr(partitioner, name.removeprefix("flwr."))
+        takes = inspect.signature(made).parameters
+        ours = {"num_partitions": num_clients, "partition_by": "label", "seed": int(generator.integers(2**31))}
+        if strange := [option for option in options if option not in takes or option == "num_partitions"]:
+            known = ", ".join(option for option in takes if option != "num_partitions")
+            raise DataError(f"it has no option {', '.join(strange)}; it takes {known or 'none'}")
+        if "distribution_array" in options:  # the one that must be an array
+            options["distribution_array"] = np.asarray(options["distribution_array"])
+        try:
+            divider: Any = made(**{key: value for key, value in ours.items() if key in takes} | options)
+            divider.dataset = Dataset.from_dict({"label": labels, "position": np.arange(len(labels))})
+            count = divider.num_partitions
+            shares = [np.asarray(divider.load_partition(client)["position"]) for client in range(count)]
+        except Exception as error:
+            raise DataError(error_words(error, made)) from error
+        if count != num_clients:
+            raise DataError(f"expected as many shares as data.num-clients = {num_clients}, got {count}")
+        return shares
+
+    return divide
+
+
+def is_index_file(name: str) -> bool:
+    """Whether a name is that of a file of indices."""
+    return Path(name).suffix in (".json", ".npz")
+
+
+def index_file_digest(name: str) -> str:
+    """Sixteen hex digits of the content of a file of indices. Raises DataError where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise DataError(f"data.partition = {name!r}: {error.strerror}") from error
+
+
+def index_file_partition(name: str) -> Callable[[Integers, int, np.random.Generator], Sequence[Any]]:
+    """A file of indices as a partition: a JSON list of N lists, or the arrays of an `.npz` in the order in which they were saved. Unlike
+    other partitions it gives places in the training part as the data set has it, whatever is left for the clients.
+    """
+
+    def read(labels: Integers, num_clients: int, generator: np.random.Generator) -> Sequence[Any]:
+        path = Path(name).expanduser()
+        try:
+            if path.suffix == ".json":
+                return json.loads(path.read_text(encoding="utf-8"))
+            with np.load(path, allow_pickle=False) as arrays:
+                return [arrays[key] for key in arrays.files]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot be read: {error}") from error
+
+    return read
+
+
+def shares_of(partition: Callable[..., Any], labels: Integers, num_clients: int, generator: np.random.Generator, **options: Any) -> Any:
+    """What a partition that is not ours returns, with the global generators at the start of a stream of the run meanwhile.
+
+    Raises DataError for whatever it raises, with the line of its code.
+    """
+    with lent_generators(int(generator.integers(2**31)), "partition"):
+        try:
+            return partition(labels.copy(), num_clients, generator, **options)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(error_words(error, partition)) from error
+
+
+def checked_shares(shares: Any, num_clients: int, size: int) -> list[Integers]:
+    """Shares as int64 arrays. Raises DataError unless they are N arrays of whole numbers below `size`, none empty, none used twice."""
+    if not isinstance(shares, Sequence) or len(shares) != num_clients or isinstance(shares, str):
+        got = f"{len(shares)}" if isinstance(shares, Sequence) else type(shares).__name__
+        raise DataError(f"expected a list of data.num-clients = {num_clients} arrays of indices, got {got}")
+    arrays = [_indices(share, client) for client, share in enumerate(shares)]
+    owner = np.full(size, -1)
+    for client, array in enumerate(arrays):
+        beyond = array[(array < 0) | (array >= size)]
+        if len(beyond):
+            raise DataError(f"client {client}: expected indices from 0 to {size - 1}, got {beyond[0]}")
+        taken = array[owner[array] >= 0]
+        if len(taken):
+            raise DataError(f"client {client}: index {taken[0]} belongs to client {owner[taken[0]]} already")
+        if len(np.unique(array)) < len(array):
+            values, counts = np.unique(array, return_counts=True)
+            raise DataError(f"client {client}: index {values[counts > 1][0]} is there twice")
+        owner[array] = client
+    return arrays
+
+
+def _indices(share: Any, client: int) -> Integers:
+    try:
+        array = np.asarray(share)
+    except ValueError:  # lists of several lengths
+        raise DataError(f"client {client}: expected an array of indices, got {type(share).__name__}") from None
+    if not array.size:
+        raise DataError(f"client {client}: expected at least one index, got none")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"client {client}: expected a one-dimensional array of whole numbers, got {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)

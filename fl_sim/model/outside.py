@@ -1,0 +1,133 @@
+"""Models from outside the repository: any `nn.Module` that gives logits (n, c) for images (n, C, H, W) or for vectors (n, features)."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
+
+from fl_sim.model.architectures import Shape, models
+from fl_sim.model.vectors import trained_parameters
+from fl_sim.registry import OutsideError
+from fl_sim.rng.streams import lent_generators, torch_stream
+
+
+class ModelError(ValueError):
+    """A model cannot be used; the message is one sentence, with the file and the line of an outside model that raised."""
+
+
+def build_outside(name: str, options: Mapping[str, Any], *, image_shape: Shape, num_classes: int, seed: int) -> nn.Module:
+    """The module of an outside `model.name`, on the CPU in train mode, with the parameters that it gave itself.
+
+    It is built with the global generators at the start of the stream `(seed, "model")`, so the same seed gives the same parameters. It is
+    tried with a batch of two: as images, and where it cannot take them as vectors; from then on it flattens what it is given.
+    Raises ModelError where it cannot be built or cannot be trained and evaluated as a run does.
+    """
+    try:
+        thing: Any = models.find(name)  # its result is checked below
+    except OutsideError as error:
+        raise ModelError(f"cannot load model.name = {name!r}: {error}") from error
+    with lent_generators(seed, "model"):
+        try:
+            module = thing(image_shape, num_classes, **options)
+        except Exception as error:
+            raise failure(name, "could not be built", error) from error
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"expected model.name = {name!r} to make an nn.Module, got {type(module).__name__}")
+        _find_input_form(name, module.eval(), image_shape, num_classes)
+    _check_state(name, module)
+    _check_repeatable(name, module, image_shape)
+    return module.train()
+
+
+def failure(name: str, what: str, error: Exception) -> ModelError:
+    """The sentence for an error that a model raised."""
+    return ModelError(f"model.name = {name!r} {what}: {_words(name, error)}")
+
+
+def _words(name: str, error: Exception) -> str:
+    """Type and first line of an error, after the file and the line of the model's source in which it was raised, if it was there."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    source = _source_file(name)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if source and Path(frame.filename) == source]
+    place = f"{source}, line {lines[-1].lineno}: " if lines else ""
+    return f"{place}{type(error).__name__}: {first}"
+
+
+def _source_file(name: str) -> Path | None:
+    try:
+        return Path(inspect.getsourcefile(models.find(name)) or "")
+    except (TypeError, KeyError, OutsideError):
+        return None
+
+
+def _find_input_form(name: str, module: nn.Module, image_shape: Shape, num_classes: int) -> None:
+    """Leave the module as it is where it takes images, let it flatten them where it takes vectors."""
+    images, reasons = torch.zeros(2, *image_shape), list[str]()
+    for inputs in (images, images.flatten(1)):
+        try:
+            with torch.no_grad():
+                logits = module(inputs)
+        except Exception as error:
+            reasons.append(f"{tuple(inputs.shape)}: {_words(name, error)}")
+            continue
+        if isinstance(logits, Tensor) and logits.shape == (2, num_classes) and logits.dtype == torch.float32:
+            if inputs is not images:
+                module.register_forward_pre_hook(_flattened)
+            return
+        given = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        reasons.append(f"{tuple(inputs.shape)}: {given}")
+    raise ModelError(
+        f"expected model.name = {name!r} to give float32 logits (n, {num_classes}) for images (n, {', '.join(map(str, image_shape))}) or "
+        f"vectors (n, {prod(image_shape)}), got for {reasons[0]}; for {reasons[1]}"
+    )
+
+
+def _flattened(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward hook: inputs (n, C, H, W) as (n, features). A wrapper would change the names of the parameters."""
+    return (inputs[0].flatten(1), *inputs[1:])
+
+
+def _check_state(name: str, module: nn.Module) -> None:
+    """All parameters float32 and one of them trained; buffers that a float32 vector can carry."""
+    for key, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ModelError(f"expected the parameters of model.name = {name!r} to be float32, got {parameter.dtype} in {key!r}")
+    if not trained_parameters(module):
+        raise ModelError(f"expected model.name = {name!r} to have a parameter that requires a gradient, got none")
+    for key, buffer in module.named_buffers():
+        if not buffer.is_floating_point() and not torch.equal(buffer, buffer.to(torch.float32).to(buffer.dtype)):
+            raise ModelError(
+                f"expected the buffers of model.name = {name!r} to be floating-point, or numbers that float32 holds exactly, got others of "
+                f"{buffer.dtype} in {key!r}"
+            )
+
+
+def _check_repeatable(name: str, module: nn.Module, image_shape: Shape) -> None:
+    """In eval mode, the mode of the federated rounds, the same inputs give the same logits and change nothing."""
+    inputs = torch.randn(2, *image_shape, generator=torch_stream(0, "trial"))
+    parameters = {key: parameter.detach() for key, parameter in trained_parameters(module).items()}
+    before = [buffer.clone() for buffer in module.buffers()]
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            return functional_call(module, parameters, (inputs,))
+
+    try:
+        with lent_generators(0, "trial"):
+            first, second = logits(), logits()
+    except Exception as error:
+        raise failure(name, "failed on a batch of random images", error) from error
+    rule = "the federated rounds use eval mode and must be repeatable"
+    for (key, buffer), old in zip(module.named_buffers(), before, strict=True):
+        if not torch.equal(buffer, old):
+            raise ModelError(f"model.name = {name!r} changes its buffer {key!r} in eval mode; {rule}")
+    if not torch.allclose(first, second, equal_nan=True):
+        raise ModelError(f"model.name = {name!r} gives other logits the second time in eval mode (a dropout that is always on?); {rule}")

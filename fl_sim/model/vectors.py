@@ -1,0 +1,29 @@
+"""A module's parameters and the rest of its state as flat vectors: what travels, what clients train and servers combine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name that require a gradient, in definition order; one that is used twice has its first name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def flat_parameters(module: nn.Module) -> Tensor:
+    """`trained_parameters` as one vector theta (d,)."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in trained_parameters(module).values()])
+
+
+def flat_buffers(module: nn.Module) -> Tensor:
+    """All buffers (batch-norm statistics, counters, masks) in definition order as one float32 vector (s,), s = 0 without any."""
+    parts = [buffer.detach().reshape(-1).to(torch.float32) for buffer in module.buffers()]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def load_buffers(module: nn.Module, flat: Tensor) -> None:
+    """Write the vector of `flat_buffers` back into a module."""
+    targets = list(module.buffers())
+    for target, part in zip(targets, flat.split([target.numel() for target in targets]), strict=True):
+        target.copy_(part.view_as(target))
