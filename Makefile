@@ -1,20 +1,41 @@
-# make run    the attack and the defences on digits, in about two minutes
-# make test   lint, types and all tests
-# make .venv  only the environment
+# make run          the attack and the defences on digits, in about two minutes
+# make test         everything: lint, types, import layers and all tests
+# make check        lint, types, import layers and the fast tests (no Flower or Ray processes)
+# make test-flower  the tests that meet Flower, with another of the versions that pyproject.toml allows: make test-flower FLOWER=1.41
+# make .venv        only the environment
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+FLOWER ?= 1.41
+OTHER := .venv/flower-$(FLOWER)
 
-.PHONY: run test .venv
+.PHONY: run test check lint types fast-tests test-flower .venv
 
 run: .venv/.complete
-	$(BIN)/fl-sim sweep experiments/studies/first_look.toml -o runs
+	$(BIN)/fl-sim sweep first_look -o runs
 
-test: .venv/.complete
+test: lint types
+	$(BIN)/python -m pytest
+
+# the types on one core while the tests run on the other
+check: lint
+	$(MAKE) --no-print-directory --jobs 2 --output-sync types fast-tests
+
+lint: .venv/.complete
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: .venv/.complete
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest
+
+fast-tests: .venv/.complete
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-flower: .venv/.complete
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHER)
+	$(BIN)/uv pip install --quiet --python $(OTHER)/bin/python --editable '.[dev]' 'flwr==$(FLOWER).*'
+	$(OTHER)/bin/python -m pytest tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
 
 .venv: .venv/.complete
 

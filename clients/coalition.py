@@ -16,7 +16,7 @@ from clients.honest import RoundInputs, failing_clients
 from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
-from fl_sim.data.federation import Batch, CohortBatches
+from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.rng.streams import stream
 from fl_sim.training.local import block_updates, weighted_sum, weights_of
@@ -33,7 +33,7 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
     if not members:
         nothing = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
         return CoalitionReply(nothing, failed, order.state, {})
-    batches = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size)
+    batches = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
     knowledge = gather(inputs, replace(order, members=tuple(members)), batches)
     action = checked_action(knowledge, order.state, inputs.config)
     sent, shift = within_budget(knowledge, action.updates)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fl_sim.config.keys import Config
-from fl_sim.data.federation import CohortBatches, Federation
+from fl_sim.data.batches import CohortBatches
+from fl_sim.data.federation import Federation
 from fl_sim.grid.faults import has_nan_client, raise_if_faulty
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip
@@ -96,7 +97,7 @@ def _drawn(inputs: RoundInputs, blocks: Blocks) -> Generator[CohortBatches | Non
 
 def _batches(inputs: RoundInputs, clients: list[int]) -> CohortBatches:
     settings = inputs.config.client
-    return inputs.federation.cohort(clients, inputs.round, settings.local_steps, settings.batch_size)
+    return inputs.federation.cohort(clients, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
 
 
 def _compute(inputs: RoundInputs, clients: list[int], batches: CohortBatches | None = None) -> Summed | tuple[Tensor, list[float]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.config.keys import Attack, Client
-from fl_sim.data.federation import Batch, CohortBatches
+from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip, clip
 

@@ -36,7 +36,7 @@ REGISTRIES: Mapping[str, str] = {
 }
 
 _OFFERED: dict[str, Any] = {}  # objects of this process, by the names that `offer` gave them
-_LOADING = threading.Lock()
+_LOADING = threading.RLock()
 
 
 class OutsideError(ImportError):

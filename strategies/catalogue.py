@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
-from fl_sim.data.federation import Batch, Federation
+from fl_sim.data.batches import Batch
+from fl_sim.data.federation import Federation
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.registry import Registry

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl_sim.data.federation import Batch
+from fl_sim.data.batches import Batch
 
 ASKED = ("clients", "server_data", "state")  # parameters that get more than the updates and their weights
 

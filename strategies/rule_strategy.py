@@ -122,7 +122,7 @@ class RuleStrategy(Strategy):
     def begin_probation(self, rounds: int, bound: float) -> None:
         """Clip each client at `bound` for some rounds from now, as after a refusal or a drift (the calibration rehearses one)."""
         if self.guard_state:
-            self.guard_state = self.guard_state._replace(probation=rounds, sentence=rounds, bound=bound)
+            self.guard_state = self.guard_state._replace(probation=rounds, probation_length=rounds, bound=bound)
 
     @property
     def _stacked(self) -> bool:

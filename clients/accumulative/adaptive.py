@@ -21,10 +21,10 @@ def discrepancy(knowledge: Knowledge, theta: Tensor, history: Tensor) -> Tensor:
 
     Source: Zhu et al. 2023, Definition 3.3 and Eq. 21; the server's probe set is not known to the coalition.
     """
-    return kl(history, said(knowledge, theta)).mean()
+    return kl(history, log_probs(knowledge, theta)).mean()
 
 
-def said(knowledge: Knowledge, theta: Tensor) -> Tensor:
+def log_probs(knowledge: Knowledge, theta: Tensor) -> Tensor:
     """Log-probabilities (e, c) of the model theta (d,) on the coalition's whole validation set."""
     return F.log_softmax(knowledge.model.logits(theta, knowledge.validation.inputs), dim=1)
 
@@ -36,18 +36,18 @@ def history_of(knowledge: Knowledge, state: AttackState) -> Tensor | None:
     """
     if knowledge.settings.discrepancy_weight == 0.0:
         return None
-    kept = state.arrays.get("said")
-    return kept[[0, 1]] if kept is not None else said(knowledge, knowledge.theta).detach().expand(2, -1, -1)
+    earlier = state.arrays.get("log_probs")
+    return earlier[[0, 1]] if earlier is not None else log_probs(knowledge, knowledge.theta).detach().expand(2, -1, -1)
 
 
 def remember(knowledge: Knowledge, history: Tensor | None, state: AttackState) -> dict[str, Tensor]:
     """What the next round needs: outputs (1 + lag, e, c) of the first model and of the last `lag` models, no old models."""
     if history is None:
         return {}
-    now = said(knowledge, knowledge.theta).detach().unsqueeze(0)
-    kept = state.arrays.get("said", now)
-    recent = torch.cat([kept[1:], now])[-knowledge.settings.discrepancy_lag :]
-    return {"said": torch.cat([kept[:1], recent])}
+    now = log_probs(knowledge, knowledge.theta).detach().unsqueeze(0)
+    earlier = state.arrays.get("log_probs", now)
+    recent = torch.cat([earlier[1:], now])[-knowledge.settings.discrepancy_lag :]
+    return {"log_probs": torch.cat([earlier[:1], recent])}
 
 
 def aligned(updates: Tensor, momentum: Tensor, cosine: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clients.accumulative.adaptive import discrepancy
 from clients.knowledge import Knowledge
-from fl_sim.data.federation import Batch
+from fl_sim.data.batches import Batch
 from fl_sim.registry import Registry
 
 

@@ -16,8 +16,8 @@ from experiments.launch.name_checks import name_problems
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
-from fl_sim.data.datasets import load_dataset
-from fl_sim.data.federation import load_federation
+from fl_sim.data.federation import load_federation, read_federation
+from fl_sim.model.module import model_problem
 from strategies.catalogue import strategy_notes
 
 ANSWER_WITHIN = 5.0  # seconds
@@ -66,7 +66,11 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
 
 def notes(configs: Sequence[Config]) -> list[str]:
     """What is right and yet not as somebody may expect, a sentence each."""
-    return list(dict.fromkeys(note for config in configs for note in strategy_notes(config)))
+    sentences = dict[str, None]()
+    for config in configs:
+        data = load_federation(config.model_copy(update={"device": "cpu"})).dataset.notes
+        sentences |= dict.fromkeys([*data, *strategy_notes(config)])
+    return list(sentences)
 
 
 def _place_problem(key: str, place: str) -> str:
@@ -90,14 +94,10 @@ def _data_problems(config: Config, console: Console) -> list[str]:
     data = config.data
     try:
         with console.status(f"reading {data.name}") as status:
-            load_dataset(
-                data.name,
-                data.root,
-                download=data.download,
-                cache_dir=Path(data.cache_dir).expanduser(),
-                progress=lambda done, total: status.update(f"reading {data.name}: {done}/{total}"),
-            )
-        load_federation(config.model_copy(update={"device": "cpu"}))  # this process needs no GPU
+            here = config.model_copy(update={"device": "cpu"})  # this process needs no GPU
+            federation = read_federation(here, lambda done, total: status.update(f"reading {data.name}: {done}/{total}"))
+        if problem := model_problem(here, federation):
+            return [problem]
     except CannotWriteError as error:
         return [f"expected data.cache-dir to have room for the data, got {data.cache_dir!r} ({error})"]
     except (ValueError, OSError) as error:

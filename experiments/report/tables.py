@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from experiments.records.folder import is_complete
@@ -21,13 +19,7 @@ if TYPE_CHECKING:
 
     from experiments.report.views import Matrix
 
-FILE_WIDTH = 160  # characters of a table that goes into a file or a pipe
 TAIL = 1 << 16  # bytes: the longest line of a rounds.jsonl is far shorter
-
-
-def table_console() -> Console:
-    """The console that tables are printed to: as wide as the terminal, or `FILE_WIDTH` in a file or a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
 
 
 def run_table(summary: Mapping[str, Any]) -> Table:

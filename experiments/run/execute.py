@@ -91,6 +91,7 @@ class _Run:
             )
             self._records.calibration(record)
         seconds = {"burn_in": burnt - began, "calibration": time.perf_counter() - burnt}
+        self._final = final_record(config, federation.dataset)  # now: an outside model's file may change while the run goes on
         self._inputs = RunInputs(config, transport, federation, start, evaluator, calibration, max_messages, seconds)
 
     def execute(self, twins: Path | None) -> None:
@@ -102,7 +103,7 @@ class _Run:
             if not self._track("attacked").ended:
                 theta = self._play("attacked")
                 state = named_state(self._inputs.evaluator.model, theta.theta, self._inputs.start.buffers)
-                records.model(state, final_record(config, self._inputs.federation.dataset))
+                records.model(state, self._final)
             attacked = self._track("attacked")
             if config.twin and is_attacked(config) and not self._track("twin").ended:
                 self._twin(attacked, twins)

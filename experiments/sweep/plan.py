@@ -7,38 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord
 from rich.table import Table
 
-from clients.client_app import app
+from clients.client_app import answer
 from experiments.records.folder import is_complete
-from experiments.run.execute import expected_rounds
-from experiments.run.track import client_grid
+from experiments.run.evaluator import Evaluator
+from experiments.run.phases import expected_rounds
+from experiments.run.track import RunInputs
 from experiments.sweep.spec import Cell
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_hash
 from fl_sim.data.federation import load_federation
-from fl_sim.data.sampling import sample_clients
+from fl_sim.grid.grid import ClientGrid, play_round
 from fl_sim.grid.transports import InlineTransport, claim_identity
 from fl_sim.model.burn_in import StartModel
-from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from fl_sim.model.vectors import flat_buffers, flat_parameters
-from fl_sim.wire.arrays import to_record
-from strategies.catalogue import build_strategy
 
-START_UP = 20.0  # seconds of Flower and Ray on two cores
+START_UP = {"inline": 2.0, "ray": 6.0, "flower": 20.0}  # seconds on two cores, by transport
 ATTACK = 1.3  # a round of the default attack over an honest one: 15 and 11.6 ms with W5 of docs/performance.md
 TICK = 0.1  # seconds: no wave of Flower's own engine is faster
 
 
 def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequence[Path], workers: int) -> Table:
-    """Every cell with its hash, whether it is there already, its rounds and the seconds that they may take; and what that is together.
+    """Every cell with its hash, whether it is complete already, its rounds and the seconds that they may take; and the sum.
 
-    Without burn-ins, calibrations, what DGC's judging takes, and figures; with the rounds of clean twins that cells will share counted for
-    each.
+    Not counted: burn-ins, calibrations, DGC's scores, figures. The rounds of a clean twin that several cells share are counted for each of
+    them.
     """
-    timed: dict[str, float] = {}  # by what the time of a round depends on
+    round_times: dict[str, float] = {}  # by what the time of a round depends on
     table = Table(caption_justify="left")
     for column in (*cells[0].labels, "hash", "rounds", "seconds"):
         table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left")
@@ -48,14 +45,14 @@ def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequen
         key = repr(parts)
         rounds, done = expected_rounds(config), is_complete(folder)
         if not done:
-            timed[key] = timed[key] if key in timed else round_seconds(config)
+            round_times[key] = round_times[key] if key in round_times else round_seconds(config)
             factor = 1.0 if config.attack.name == "none" else ATTACK
             least = TICK if config.grid.transport == "flower" else 0.0
-            estimate = rounds * max(factor * timed[key], least)
+            estimate = rounds * max(factor * round_times[key], least)
             left += estimate
         table.add_row(*cell.labels.values(), config_hash(config), str(rounds), "complete" if done else f"{estimate:.0f}")
     todo = sum(not is_complete(folder) for folder in folders)
-    together = START_UP + left / workers if todo else 0.0
+    together = START_UP[configs[0].grid.transport] + left / workers if todo else 0.0
     table.caption = f"{len(cells)} cells, {todo} to run: about {together / 60:.0f} min with {workers} workers (an estimate)"
     return table
 
@@ -67,15 +64,12 @@ def round_seconds(config: Config) -> float:
     federation = load_federation(config)
     module = new_module(config, federation)
     start = StartModel(flat_parameters(module), flat_buffers(module), cached=False)
-    model, test = FlatModel(module, start.buffers), federation.test(config.evaluate.examples)
-    strategy = build_strategy(config, start.theta.cpu(), lambda round_: sample_clients(config, round_), model=model, federation=federation)
-    grid, arrays = client_grid(config, InlineTransport(app), start, orders=0), to_record({"theta": start.theta})
-    spent: list[float] = []
+    inputs = RunInputs(config, InlineTransport(answer), federation, start, Evaluator(config, federation, start), None, 0, {})
+    strategy, grid = inputs.new_strategy(), ClientGrid(inputs.transport, config, start.buffers)
+    seconds: list[float] = []
     for round_ in (1, 2):
-        clock = time.perf_counter()
-        messages = strategy.configure_train(round_, arrays, ConfigRecord({"phase": ""}), grid)
-        strategy.aggregate_train(round_, grid.send_and_receive(messages))
-        trained = time.perf_counter()
-        model.score(start.theta, *test)
-        spent.append(trained - clock + (time.perf_counter() - trained) / config.evaluate.every)
-    return min(spent)
+        played = play_round(strategy, grid, round_, phase="")
+        began = time.perf_counter()
+        inputs.evaluator.part(start.theta)
+        seconds.append(played.seconds + (time.perf_counter() - began) / config.evaluate.every)
+    return min(seconds)

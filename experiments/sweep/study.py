@@ -149,6 +149,8 @@ def _accuracies(folder: Path) -> dict[int, float]:
 
 
 def _damage(path: Path, error: Exception) -> DamagedError:
+    if str(error).startswith(str(path)):  # it names the line too
+        return DamagedError(str(error))
     reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
     return DamagedError(f"{path} is damaged ({reason})")
 

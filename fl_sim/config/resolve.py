@@ -161,8 +161,8 @@ def config_hash(config: Config) -> str:
 def hashed_keys(config: Config) -> dict[str, Scalar]:
     """The keys that can change a result, with values as JSON has them (infinity as the text "inf")."""
     flat = to_flat(config)
-    counted = [key for key in REGISTRIES if ":" in str(flat[key]) and not key.startswith(NOT_HASHED)]
-    sources = {f"{key} (source)": registry(key).content(str(flat[key])) for key in counted}
+    named = [key for key in REGISTRIES if flat[key] != default_flat()[key] and not key.startswith(NOT_HASHED)]
+    sources = {f"{key} (source)": digest for key in named if (digest := registry(key).content(str(flat[key])))}
     if config.model.start:
         flat["model.start"] = _start_digest(config)  # wherever the file lies
     left_out = NOT_HASHED + (("data.root",) if config.data.name in FIXED_CONTENT else ())

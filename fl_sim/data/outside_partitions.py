@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.data.outside import DataError, error_words
+from fl_sim.registry import OutsideError
 from fl_sim.rng.streams import lent_generators
 
 Integers = NDArray[np.int64]
@@ -81,7 +82,7 @@ def flower_partition(name: str) -> Callable[..., list[Integers]]:
             count = divider.num_partitions
             shares = [np.asarray(divider.load_partition(client)["position"]) for client in range(count)]
         except Exception as error:
-            raise DataError(error_words(error, made)) from error
+            raise DataError(error_words(error, None)) from error
         if count != num_clients:
             raise DataError(f"expected as many shares as data.num-clients = {num_clients}, got {count}")
         return shares
@@ -95,11 +96,11 @@ def is_index_file(name: str) -> bool:
 
 
 def index_file_digest(name: str) -> str:
-    """Sixteen hex digits of the content of a file of indices. Raises DataError where it cannot be read."""
+    """Sixteen hex digits of the content of a file of indices. Raises OutsideError where it cannot be read."""
     try:
         return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise DataError(f"data.partition = {name!r}: {error.strerror}") from error
+        raise OutsideError(f"{name} cannot be read ({error.strerror})") from error
 
 
 def index_file_partition(name: str) -> Callable[[Integers, int, np.random.Generator], Sequence[Any]]:
@@ -112,6 +113,8 @@ def index_file_partition(name: str) -> Callable[[Integers, int, np.random.Genera
         try:
             if path.suffix == ".json":
                 return json.loads(path.read_text(encoding="utf-8"))
+            with zipfile.ZipFile(path):  # NumPy leaves a damaged file open, and takes an .npy for what it is
+                pass
             with np.load(path, allow_pickle=False) as arrays:
                 return [arrays[key] for key in arrays.files]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -19,10 +19,11 @@ from fl_sim.atomic_files import load_tensors, remove_parts, save_tensors
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import hashed_keys, to_json
 from fl_sim.data.augmentation import cropped_and_flipped
-from fl_sim.data.federation import Federation, Indices
+from fl_sim.data.batches import Indices
+from fl_sim.data.federation import Federation
 from fl_sim.data.splits import Splits
 from fl_sim.device import device_of
-from fl_sim.model.architectures import MODELS, is_plain, models
+from fl_sim.model.architectures import MODELS, is_plain
 from fl_sim.model.module import new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
@@ -70,12 +71,12 @@ def _load(path: Path, federation: Federation) -> StartModel | None:
 
 
 def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()) -> str:
-    """The hash of what the burnt-in model depends on: its keys, the data and who holds it, the files of an outside model and of
-    `model.start`, the device and PyTorch. `more`: beginnings of further keys, for what is computed from the burnt-in model.
+    """The hash of what the burnt-in model depends on: its keys (with the files of an outside model and of `model.start`), the data and
+    who holds it, the device and PyTorch. `more`: beginnings of further keys, for what is computed from the burnt-in model.
     """
     left_out = ("data.root", "data.cache-dir", "data.download")
     keys = {key: value for key, value in hashed_keys(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(left_out)}
-    content = [federation.dataset.fingerprint, _splits_digest(federation.splits), models.content(config.model.name)]
+    content = [federation.dataset.fingerprint, _splits_digest(federation.splits)]
     what = [to_json(keys), *content, str(device_of(config)), torch.__version__]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
 

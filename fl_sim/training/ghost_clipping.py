@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from fl_sim.data.federation import CohortBatches
+from fl_sim.data.batches import CohortBatches
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip
 

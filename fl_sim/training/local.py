@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.config.keys import Client
-from fl_sim.data.federation import CohortBatches
+from fl_sim.data.batches import CohortBatches
 from fl_sim.model.abilities import abilities
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training import ghost_clipping as ghost

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl_sim.config.keys import Strategy
-from fl_sim.data.federation import Batch
+from fl_sim.data.batches import Batch
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip, clip
 from strategies.dgc.discrepancy import DIVERGENCES, log_probabilities
@@ -42,7 +42,7 @@ class GuardState(NamedTuple):
     recent: tuple[Tensor, ...]
     lowest: float
     probation: int
-    sentence: int
+    probation_length: int
     bound: float
     running: Mapping[str, float]
 
@@ -178,16 +178,16 @@ class Guard:
         reported = client_norms[torch.isfinite(client_norms)]
         if not state.probation:
             return self.calibration.upper_norm
-        first = state.probation == state.sentence
+        first = state.probation == state.probation_length
         return min(state.bound, upper_quartile(reported)) if first and len(reported) else state.bound
 
     def _next_probation(self, state: GuardState, alarmed: bool) -> tuple[int, int]:
         """Rounds of probation left after this one, and the length of the last probation when it began."""
         if state.probation:
-            return state.probation - 1, state.sentence
+            return state.probation - 1, state.probation_length
         if not alarmed:
-            return 0, state.sentence
-        length = LONGER * state.sentence or self.settings.probation
+            return 0, state.probation_length
+        length = LONGER * state.probation_length or self.settings.probation
         return length, length
 
     def sift(self, theta: Tensor, updates: Tensor, state: GuardState) -> tuple[Tensor, dict[str, float]]:

@@ -18,16 +18,16 @@ from clients.accumulative.offset import masks, send, within_budget
 from clients.accumulative.trigger import Rehearsal, project, rehearse, should_fire, trigger_vector
 from clients.catalogue import ATTACKS
 from clients.coalition import gather
-from clients.honest import Work
-from clients.knowledge import HonestSum, Knowledge, KnownRule
+from clients.honest import RoundInputs
+from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
 from fl_sim.config.keys import Attack, Config
 from fl_sim.data.federation import load_federation
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import weighted_sum
-from fl_sim.model.vectors import flat_parameters
-from fl_sim.wire.messages import AttackState, CoalitionOrder
+from fl_sim.wire.messages import AttackState, CoalitionOrder, PublicRule
 from strategies.rule import Rule, stacked_mean
 from tests.support.small_knowledge import M, N, knowing, knowledge_of
 
@@ -173,7 +173,7 @@ def test_the_malicious_part_of_the_mean_is_within_m_b_over_n(m: int, bound: floa
     for knows in (k, knowing(k, before=rule.before)):
         sent = send(knows, target)
         everyone = torch.cat([sent, torch.zeros(N - m, 53, dtype=torch.float64)])
-        part = stacked_mean(rule, everyone, torch.ones(N, dtype=torch.float64))
+        part = stacked_mean(rule, everyone, torch.ones(N, dtype=torch.float64), torch.arange(N))
         assert float(part.norm()) <= m * bound / N * (1 + 1e-9)
         assert float(weighted_sum(sent, [1.0] * m, rule.before).total.norm()) <= m * bound * (1 + 1e-9)
 
@@ -221,7 +221,7 @@ def test_relative_scaling_sets_the_length_of_the_push(objective: str) -> None:
     action = accumulative(k, AttackState())
     push = float(torch.linalg.vector_norm(combined(k, action.updates) - k.honest_mean))
     length = 0.5 * float(torch.linalg.vector_norm(k.honest_mean))
-    assert push == pytest.approx(action.metrics["push-norm"])
+    assert push == pytest.approx(action.metrics["push_norm"])
     assert push <= length * (1 + 1e-9)
     if objective != "lookahead":
         assert push == pytest.approx(length)
@@ -240,7 +240,7 @@ def test_in_place_of_the_honest_updates_only_the_direction_moves_the_model() -> 
     h = direction(OBJECTIVES["cosine"], k, trigger_vector(k, None), None)[0]
     action = accumulative(k, AttackState())
     torch.testing.assert_close(combined(k, action.updates), 0.25 * h)
-    assert action.metrics["push-norm"] == pytest.approx(0.25 * float(torch.linalg.vector_norm(h)))
+    assert action.metrics["push_norm"] == pytest.approx(0.25 * float(torch.linalg.vector_norm(h)))
     assert torch.equal(accumulative(dataclasses.replace(k, accumulate=False), AttackState()).updates, k.updates)
     better = {"losses": torch.full((20,), -1e3, dtype=torch.float64), "hits": torch.ones(20, dtype=torch.float64)}
     assert torch.equal(accumulative(k, AttackState(better)).updates, k.updates)
@@ -281,11 +281,12 @@ def test_a_coalition_holds_what_its_level_says_and_no_more(configure: Callable[.
     config = configure(attack__knowledge=level, strategy__name="clip-before", strategy__bound=2.0)
     federation, clip = load_federation(config), Clip("l2", 2.0)
     module = new_module(config, federation)
-    work = Work(config, federation, FlatModel(module), flat_parameters(module), 1, clip, stacked=False)
-    total = torch.ones(len(work.theta)) if level == "omniscient" else None  # the grid sends it to nobody else
-    order = CoalitionOrder((3, 5), "accumulate", True, 12, AttackState(), honest_sum=total, honest_weight=7.0)
-    held = gather(work, order, federation.cohort([3, 5], 1, 1, 10))
-    assert held.rule == (KnownRule("clip-before", clip, None) if rule else None)
+    inputs = RoundInputs(config, federation, FlatModel(module), flat_parameters(module), 1, clip, stacked=False)
+    total = torch.ones(len(inputs.theta)) if level == "omniscient" else None  # the grid sends it to nobody else
+    order = CoalitionOrder((3, 5), "accumulate", True, 12, AttackState(), PublicRule("clip-before", clip, step_size=0.3), total, 7.0)
+    held = gather(inputs, order, federation.cohort([3, 5], 1, 1, 10))
+    assert held.rule == (KnownRule("clip-before", clip, None, weighted_mean) if rule else None)
+    assert held.server_lr == 0.3, "the step is public"
     assert (held.seen is not None) == seen
     assert held.bound == (clip if rule else None)
 

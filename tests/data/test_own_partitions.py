@@ -12,7 +12,7 @@ import pytest
 
 from fl_sim.data.outside import DataError
 from fl_sim.data.partitions import partitions
-from fl_sim.registry import offer
+from fl_sim.registry import OutsideError, offer
 from tests.support.small_data import SORTED, split
 
 Lists = list[list[int]]
@@ -72,7 +72,10 @@ def test_a_file_that_cannot_be_used_is_named(what: str, tmp_path: Path) -> None:
         split(str(tmp_path / "indices.json"), own_set_size=0)
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", b"[[1], [2"), ("b.json", b"\xff"), ("c.npz", b"PK\x03\x04"), ("d.npz", b"")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", b"[[1], [2"), ("b.json", b"\xff"), ("c.npz", b"PK\x03\x04"), ("d.npz", b""), ("e.npz", b"\x93NUMPY\x01\x00")],
+)
 def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"^data\.partition = '.*{name}': cannot be read: "):
@@ -100,7 +103,7 @@ def test_the_content_of_a_file_is_part_of_its_identity(tmp_path: Path) -> None:
         digests.append(partitions.content(str(path)))
     assert digests[0] == digests[2] != digests[1]
     path.unlink()
-    with pytest.raises(DataError, match=r"indices\.json': No such file"):
+    with pytest.raises(OutsideError, match=r"indices\.json cannot be read \(No such file"):
         partitions.content(str(path))
 
 

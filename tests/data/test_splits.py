@@ -34,7 +34,7 @@ def plans(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, SplitPlan]:
     return labels, test_labels, SplitPlan(seed, num_clients, partition, json.dumps(options), "", own_set_size, probe_size)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=150)
 @given(plans())
 def test_every_example_belongs_to_exactly_one_owner(arguments: tuple[np.ndarray, np.ndarray, SplitPlan]) -> None:
     train_labels, test_labels, plan = arguments

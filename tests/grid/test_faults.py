@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import Message, RecordDict
 
-from clients.client_app import app
+from clients.client_app import answer
 from experiments.records.folder import read_rounds, run_folder
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.grid.faults import REPLIES
 from fl_sim.grid.reply_checks import reply_problem
-from fl_sim.grid.transports import Answer, InlineTransport
+from fl_sim.grid.transports import Answer, FlowerTransport, InlineTransport
 from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, Order, Reply
-from tests.grid.test_grid import Workers, play, total
+from tests.support.workers import Workers, play, total
 
 Configure = Callable[..., Config]
 
@@ -47,11 +46,11 @@ def test_a_wrong_reply_is_asked_for_elsewhere(configure: Configure, kind: str, s
     clean = configure(attack__name="none")
     config = configure(attack__name="none", fault__reply=kind, fault__clients="7", fault__attempts="first")
     expected, _ = play(clean, Workers(2), stacked=stacked)
-    content, grid = play(config, Workers(2), stacked=stacked)
+    content, outcome = play(config, Workers(2), stacked=stacked)
     name = "rows" if stacked else "sum"
     assert torch.equal(*(torch.from_numpy(c.array_records[name][name].numpy()) for c in (content, expected))), "the same bytes"
-    assert len(grid.outcome.combined) == 12
-    (reason,) = grid.outcome.retried.values()
+    assert len(outcome.combined) == 12
+    (reason,) = outcome.retried.values()
     assert SAID[kind] in reason
 
 
@@ -59,9 +58,9 @@ def test_a_wrong_reply_is_asked_for_elsewhere(configure: Configure, kind: str, s
 @pytest.mark.parametrize("kind", SAID)
 def test_a_reply_that_is_wrong_everywhere_is_left_out_with_its_block(configure: Configure, kind: str, stacked: bool) -> None:
     config = configure(attack__name="none", fault__reply=kind, fault__clients="7")
-    _, grid = play(config, Workers(2), stacked=stacked)
-    assert grid.outcome.combined == (0, 1, 2, 3, 8, 9, 10, 11), "the block of client 7 is 4 to 7; the others of its order are not lost"
-    lost = {report.client: report.failure for report in grid.outcome.reports if report.failure}
+    _, outcome = play(config, Workers(2), stacked=stacked)
+    assert outcome.combined == (0, 1, 2, 3, 8, 9, 10, 11), "the block of client 7 is 4 to 7; the others of its order are not lost"
+    lost = {report.client: report.failure for report in outcome.reports if report.failure}
     assert set(lost) == {4, 5, 6, 7}
     assert all(SAID[kind] in reason for reason in lost.values())
 
@@ -70,13 +69,13 @@ def test_a_reply_that_is_wrong_everywhere_is_left_out_with_its_block(configure: 
 def test_a_wrong_coalition_is_left_out_and_the_poison_ratio_says_so(configure: Configure, kind: str) -> None:
     members = malicious_clients(configure())
     config = configure(fault__reply=kind, fault__clients=str(min(members)))
-    _, grid = play(config, Workers(2))
-    assert not set(grid.outcome.combined) & members
-    assert len(grid.outcome.combined) == 12 - len(members)
-    assert grid.outcome.poison_ratio == 0.0
+    _, outcome = play(config, Workers(2))
+    assert not set(outcome.combined) & members
+    assert len(outcome.combined) == 12 - len(members)
+    assert outcome.poison_ratio == 0.0
     config = configure(fault__reply=kind, fault__clients=str(min(members)), fault__attempts="first")
-    content, grid = play(config, Workers(2))
-    assert grid.outcome.poison_ratio == pytest.approx(2 / 12)
+    content, outcome = play(config, Workers(2))
+    assert outcome.poison_ratio == pytest.approx(2 / 12)
     assert torch.equal(total(content), total(play(configure(), Workers(2))[0])), "the same bytes"
 
 
@@ -84,7 +83,7 @@ def test_a_run_with_faults_records_every_client(configure: Configure, tmp_path: 
     members = sorted(malicious_clients(configure()))
     honest = next(client for client in range(12) if client // 4 not in {member // 4 for member in members})
     config = configure(fault__reply="nan", fault__clients=str(honest), fault__raises=str(members[0]), control=False)
-    execute_run(config, tmp_path, InlineTransport(app), lambda *_: None)
+    execute_run(config, tmp_path, InlineTransport(answer), lambda *_: None)
     for line in read_rounds(run_folder(tmp_path, config))["attacked"]:
         lost = set(map(int, line["failures"]))
         block = set(range(honest // 4 * 4, honest // 4 * 4 + 4))
@@ -128,46 +127,43 @@ def test_wrong_replies(change: dict[str, object], sentence: str) -> None:
     assert sentence in reply_problem(ORDER, replace(REPLY, **change), 2.0)  # type: ignore[arg-type]
 
 
-def nothing(content: RecordDict) -> RecordDict:
-    return RecordDict()
+def odd_node(reply: Reply) -> Reply:
+    return replace(reply, nodes={(-1, 0): next(iter(reply.nodes.values()))})
 
 
-def odd_node(content: RecordDict) -> RecordDict:
-    nodes = content.array_records["nodes"]
-    content["nodes"] = ArrayRecord({"-1.0": next(iter(nodes.values()))})
-    return content
+def text_weights(reply: Reply) -> Reply:
+    return replace(reply, reports={p: tuple(r._replace(weight="heavy") for r in reports) for p, reports in reply.reports.items()})
 
 
-def text_weights(content: RecordDict) -> RecordDict:
-    reports = content.config_records["reports"]
-    reports["0.weights"] = ["heavy"] * len(reports["0.weights"])  # type: ignore[arg-type]
-    return content
+def text_seconds(reply: Reply) -> Reply:
+    return replace(reply, seconds="long")  # type: ignore[arg-type]
 
 
-def text_seconds(content: RecordDict) -> RecordDict:
-    content.config_records["work"]["seconds"] = "long"
-    return content
-
-
-@pytest.mark.parametrize(
-    ("garble", "sentence"),
-    [
-        (nothing, "cannot be read (KeyError"),
-        (odd_node, "cannot be read"),
-        (text_weights, "cannot be read"),
-        (text_seconds, "cannot be read"),
-    ],
-)
-def test_a_reply_that_cannot_be_read_is_asked_for_elsewhere(
-    configure: Configure, garble: Callable[[Any], RecordDict], sentence: str
-) -> None:
+@pytest.mark.parametrize("garble", [odd_node, text_weights, text_seconds])
+def test_a_reply_that_cannot_be_read_is_asked_for_elsewhere(configure: Configure, garble: Callable[[Reply], Reply]) -> None:
     class Garbled(Workers):
-        def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
-            answers = super().exchange(contents, avoid, timeout)
-            return [Answer(a.worker, garble(a.content)) if a.worker == 0 and avoid is None else a for a in answers]
+        def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
+            answers = super().exchange(orders, avoid, timeout)
+            return [Answer(a.worker, garble(a.reply)) if a.reply and a.worker == 0 and avoid is None else a for a in answers]
 
     config = configure(attack__name="none")
-    content, grid = play(config, Garbled(2))
+    content, outcome = play(config, Garbled(2))
     assert torch.equal(total(content), total(play(config, Workers(2))[0]))
-    (reason,) = grid.outcome.retried.values()
-    assert sentence in reason
+    (reason,) = outcome.retried.values()
+    assert "cannot be read" in reason
+
+
+class OneNode:
+    """Flower's grid with one SuperNode that answers with something else."""
+
+    def get_node_ids(self) -> list[int]:
+        return [7]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return [Message(RecordDict(), reply_to=message) for message in messages]
+
+
+def test_a_flower_reply_of_another_program_is_a_failure_with_its_reason() -> None:
+    (answer,) = FlowerTransport(OneNode()).exchange([ORDER])  # type: ignore[arg-type]
+    assert answer.reply is None
+    assert "the reply cannot be read (KeyError" in answer.failure

@@ -2,83 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients import honest
 from clients.catalogue import ATTACKS
-from clients.client_app import app
-from clients.honest import Work, compute_blocks
+from clients.client_app import answer
+from clients.honest import RoundInputs, compute_blocks
 from experiments.benchmarks.workloads import WORKLOADS, make_data
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import to_flat, to_json
 from fl_sim.data.federation import load_federation
 from fl_sim.data.sampling import malicious_clients
-from fl_sim.grid.grid import ClientGrid
-from fl_sim.grid.transports import Answer, InlineTransport, Transport, call_app
+from fl_sim.grid.transports import InlineTransport, Transport
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.training import local as training
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import block_sum, block_updates, weights_of
-from fl_sim.model.vectors import flat_parameters
-from fl_sim.wire.arrays import from_record, to_record
+from fl_sim.wire.arrays import from_record
+from tests.support.workers import Workers, play, total
 
 Configure = Callable[..., Config]
-
-
-class Workers(Transport):
-    """Several workers in this process; `broken` ones answer nothing, as a killed actor does."""
-
-    def __init__(self, count: int, broken: Sequence[int] = (), slow_waves: bool = False) -> None:
-        self._count, self._broken, self.slow_waves = count, broken, slow_waves
-        self.sent: list[int] = []
-
-    @property
-    def num_workers(self) -> int:
-        return self._count
-
-    def exchange(self, contents: Sequence[RecordDict], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
-        self.sent.append(len(contents))
-        workers = [worker for worker in range(self._count) if worker != avoid]
-        answers = [
-            Answer(workers[i], None, "worker died")
-            if workers[i] in self._broken
-            else call_app(app, Message(contents[i], 1, "train"), workers[i])
-            for i in reversed(range(len(contents)))  # arrival order is not sending order
-        ]
-        return answers[::-1]
-
-
-def play(config: Config, transport: Transport, *, phase: str = "accumulate", stacked: bool = False, clip: Clip | None = None, **more: Any):
-    """One round of all clients; returns the packed reply and the grid."""
-    module = new_module(config, load_federation(config))
-    grid = ClientGrid(
-        transport,
-        config=to_json(to_flat(config)),
-        num_clients=config.data.num_clients,
-        block=config.client.block,
-        buffers=torch.zeros(0),
-        malicious=malicious_clients(config),
-        **more,
-    )
-    settings = ConfigRecord(
-        {"phase": phase, "round": 1, "stacked": stacked, "clip-norm": clip.norm if clip else "", "clip-bound": clip.bound if clip else 0.0}
-    )
-    content = RecordDict({"arrays": to_record({"theta": flat_parameters(module)}), "config": settings})
-    messages = [Message(content, node, "train") for node in grid.get_node_ids()]
-    (reply,) = grid.send_and_receive(messages)
-    return reply.content, grid
-
-
-def total(content: RecordDict) -> torch.Tensor:
-    return from_record(content.array_records["sum"])["sum"]
 
 
 @pytest.mark.parametrize("waves", [1, 2])
@@ -86,12 +36,12 @@ def total(content: RecordDict) -> torch.Tensor:
 @pytest.mark.parametrize("clip", [None, Clip("l2", 0.5)])
 def test_same_bytes_for_any_number_of_workers_and_waves(configure: Configure, workers: int, waves: int, clip: Clip | None) -> None:
     config = configure(client__block=2, data__num_clients=13)
-    reference, _ = play(config, InlineTransport(app), clip=clip)
-    content, grid = play(config, Workers(workers), clip=clip, waves=waves)
+    reference, _ = play(config, InlineTransport(answer), clip=clip)
+    content, outcome = play(config, Workers(workers), clip=clip, waves=waves)
     assert torch.equal(total(content), total(reference))
     assert content.config_records["clients"] == reference.config_records["clients"] or clip is None
-    assert grid.outcome.waves == waves
-    assert grid.outcome.metrics["scale"] > 0.0, "the coalition acted"
+    assert outcome.waves == waves
+    assert outcome.metrics["scale"] > 0.0, "the coalition acted"
 
 
 @pytest.mark.parametrize("waves", [1, 2])
@@ -115,11 +65,11 @@ def replace_engine(config: Config, engine: str) -> Config:
 def test_stacked_and_reduced_rounds_of_a_coalition_agree(configure: Configure) -> None:
     config = configure()
     reduced, _ = play(config, Workers(2), clip=Clip("l2", 1e9))
-    stacked, grid = play(config, Workers(2), stacked=True)
+    stacked, outcome = play(config, Workers(2), stacked=True)
     rows = from_record(stacked.array_records["rows"])["rows"]
     weights = torch.tensor(stacked.config_records["clients"]["weights"])
     torch.testing.assert_close(weights @ rows, total(reduced), rtol=1e-4, atol=1e-4)
-    assert grid.outcome.poison_ratio == pytest.approx(2 / 12)
+    assert outcome.poison_ratio == pytest.approx(2 / 12)
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
@@ -167,14 +117,14 @@ def test_a_block_is_the_same_bytes_whichever_blocks_it_is_drawn_with(
     )
     federation = load_federation(config)
     module = new_module(config, federation)
-    work = Work(config, federation, FlatModel(module), flat_parameters(module), 1, before, stacked)
+    inputs = RoundInputs(config, federation, FlatModel(module), flat_parameters(module), 1, before, stacked)
     blocks = tuple((position, tuple(range(3 * position, 3 * position + 3))) for position in range(5))
     monkeypatch.setattr(honest, "BATCH_NUMBERS", 10**9)
-    together = compute_blocks(work, blocks, last_attempt=False)
+    together = compute_blocks(inputs, blocks, last_attempt=False)
     monkeypatch.setattr(honest, "BATCH_NUMBERS", 1)
-    alone = compute_blocks(work, blocks, last_attempt=False)
+    alone = compute_blocks(inputs, blocks, last_attempt=False)
     monkeypatch.setattr(honest, "BATCH_NUMBERS", 2 * 3 * 81)
-    pairs = compute_blocks(work, blocks, last_attempt=False)
+    pairs = compute_blocks(inputs, blocks, last_attempt=False)
     for other in (alone, pairs):
         assert other.reports == together.reports or before is None  # NaN norms are not equal to themselves
         assert all(torch.equal(other.sums[position], value) for position, value in together.sums.items())
@@ -186,7 +136,7 @@ def test_a_block_that_cannot_be_drawn_leaves_the_others_alone(configure: Configu
     config = configure()
     federation = load_federation(config)
     module = new_module(config, federation)
-    work = Work(config, federation, FlatModel(module), flat_parameters(module), 1, None, False)
+    inputs = RoundInputs(config, federation, FlatModel(module), flat_parameters(module), 1, None, False)
     cohort = federation.cohort
 
     def unreadable(clients: list[int], *rest: int) -> Any:
@@ -196,8 +146,8 @@ def test_a_block_that_cannot_be_drawn_leaves_the_others_alone(configure: Configu
 
     monkeypatch.setattr(federation, "cohort", unreadable)
     blocks = ((0, (0, 1, 2)), (1, (3, 4, 5)), (2, (6, 7)))
-    assert compute_blocks(work, blocks, last_attempt=False).retry == {1: "the page of client 4"}
-    reports = compute_blocks(work, blocks, last_attempt=True).reports
+    assert compute_blocks(inputs, blocks, last_attempt=False).retry == {1: "the page of client 4"}
+    reports = compute_blocks(inputs, blocks, last_attempt=True).reports
     assert {report.client: report.failure for position in reports for report in reports[position] if report.failure} == {
         4: "the page of client 4"
     }
@@ -240,13 +190,13 @@ def test_small_shares_are_padded_without_a_trace(configure: Configure) -> None:
 def test_a_failing_client_is_retried_elsewhere_then_left_out_and_named(configure: Configure) -> None:
     config = configure(fault__raises="3", fault__nan="7")
     transport = Workers(2)
-    content, grid = play(config, transport, phase="recover")
-    failures = {report.client: report.failure for report in grid.outcome.reports if report.failure}
+    content, outcome = play(config, transport, phase="recover")
+    failures = {report.client: report.failure for report in outcome.reports if report.failure}
     assert set(failures) == {3, 7}
     assert "fault.raises" in failures[3]
     assert "not finite" in failures[7]
-    assert grid.outcome.combined == tuple(client for client in range(12) if client not in (3, 7))
-    assert set(grid.outcome.retried) == {"block 0", "block 1"}
+    assert outcome.combined == tuple(client for client in range(12) if client not in (3, 7))
+    assert set(outcome.retried) == {"block 0", "block 1"}
     assert bool(torch.isfinite(total(content)).all())
     assert len(transport.sent) == 3, "one wave and one retry for each broken block"
 
@@ -255,31 +205,31 @@ def test_a_failing_client_is_retried_elsewhere_then_left_out_and_named(configure
 def test_a_dead_workers_clients_are_computed_elsewhere(configure: Configure, broken: int) -> None:
     config = configure()
     healthy, _ = play(config, Workers(2))
-    content, grid = play(config, Workers(2, broken=[broken]))
+    content, outcome = play(config, Workers(2, broken=[broken]))
     assert torch.equal(total(content), total(healthy))
-    assert len(grid.outcome.combined) == 12
-    assert any(reason.startswith("worker died; asked elsewhere: clients") for reason in grid.outcome.retried.values())
+    assert len(outcome.combined) == 12
+    assert any(reason.startswith("worker died; asked elsewhere: clients") for reason in outcome.retried.values())
 
 
 def test_with_every_worker_dead_the_round_is_empty_and_says_so(configure: Configure) -> None:
-    content, grid = play(configure(), Workers(2, broken=[0, 1]), phase="recover")
-    assert grid.outcome.combined == ()
-    assert {report.failure for report in grid.outcome.reports} == {"worker died"}
+    content, outcome = play(configure(), Workers(2, broken=[0, 1]), phase="recover")
+    assert outcome.combined == ()
+    assert {report.failure for report in outcome.reports} == {"worker died"}
     assert content.config_records["clients"]["ids"] == []
 
 
 def test_one_wave_where_knowledge_or_transport_allow_it(configure: Configure) -> None:
     config = configure()
-    assert play(config, InlineTransport(app))[1].outcome.waves == 1
-    assert play(config, Workers(2))[1].outcome.waves == 2
-    assert play(config, Workers(2, slow_waves=True))[1].outcome.waves == 1
-    assert play(config, Workers(2), omniscient=False)[1].outcome.waves == 1
-    assert play(config, Workers(2), phase="recover")[1].outcome.waves == 1
-    assert play(config, Workers(2), orders=1)[1].outcome.waves == 1
+    assert play(config, InlineTransport(answer))[1].waves == 1
+    assert play(config, Workers(2))[1].waves == 2
+    assert play(config, Workers(2, slow_waves=True))[1].waves == 1
+    assert play(configure(attack__knowledge="coalition"), Workers(2))[1].waves == 1
+    assert play(config, Workers(2), phase="recover")[1].waves == 1
+    assert play(config, Workers(2), max_messages=1)[1].waves == 1
 
 
 @pytest.mark.parametrize(
-    "transport", [InlineTransport(app), Workers(2), Workers(2, slow_waves=True)], ids=["inline", "two waves", "one wave"]
+    "transport", [InlineTransport(answer), Workers(2), Workers(2, slow_waves=True)], ids=["inline", "two waves", "one wave"]
 )
 def test_an_attack_that_raises_costs_its_members_and_no_honest_client(
     configure: Configure, transport: Transport, monkeypatch: pytest.MonkeyPatch
@@ -289,18 +239,18 @@ def test_an_attack_that_raises_costs_its_members_and_no_honest_client(
 
     monkeypatch.setitem(ATTACKS, "accumulative", broken)
     config = configure()
-    _, grid = play(config, transport)
-    assert {report.client for report in grid.outcome.reports if report.failure} == malicious_clients(config)
-    assert {report.failure for report in grid.outcome.reports if report.failure} == {"ZeroDivisionError: no plan"}
-    assert len(grid.outcome.combined) == 10
+    _, outcome = play(config, transport)
+    assert {report.client for report in outcome.reports if report.failure} == malicious_clients(config)
+    assert {report.failure for report in outcome.reports if report.failure} == {"ZeroDivisionError: no plan"}
+    assert len(outcome.combined) == 10
 
 
 def test_a_failing_member_is_left_out_and_the_others_act(configure: Configure) -> None:
     first, second = sorted(malicious_clients(configure()))
-    _, grid = play(configure(fault__raises=str(first)), Workers(2))
-    assert {report.client: report.failure for report in grid.outcome.reports if report.failure} == {
+    _, outcome = play(configure(fault__raises=str(first)), Workers(2))
+    assert {report.client: report.failure for report in outcome.reports if report.failure} == {
         first: f"client {first} raised (fault.raises)"
     }
-    assert second in grid.outcome.combined
-    assert grid.outcome.metrics["scale"] > 0.0
-    assert grid.outcome.poison_ratio == pytest.approx(1 / 11)
+    assert second in outcome.combined
+    assert outcome.metrics["scale"] > 0.0
+    assert outcome.poison_ratio == pytest.approx(1 / 11)

@@ -9,9 +9,9 @@ import tempfile
 
 import pytest
 import ray
-from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fl_sim.grid.ray_workers import spread
+from fl_sim.wire.messages import Order, Reply
 
 
 @pytest.mark.parametrize(
@@ -27,25 +27,23 @@ def test_the_workers_are_spread_over_the_nodes_by_their_cpus(count: int, cpus: d
     assert spread(count, cpus) == expected
 
 
-def tell(message: Message, _: Context) -> Message:
-    """A ClientApp that answers with its process and its node."""
-    here = ConfigRecord({"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()})
-    return Message(RecordDict({"told": here}), reply_to=message)
+def tell(order: Order) -> Reply:
+    """A worker that answers with its process and its node."""
+    return Reply({}, {}, {}, {os.getpid(): ray.get_runtime_context().get_node_id()})
 
 
 ASK = """
 import os, signal
-import numpy as np
 import psutil
 import ray
-from flwr.app import RecordDict
+import torch
 from ray.cluster_utils import Cluster
-from fl_sim.wire.arrays import array_record
 from fl_sim.grid.ray_workers import RayTransport
 from fl_sim.grid.transports import claim_identity
+from fl_sim.wire.messages import Order
 
 def ask(count, avoid=None):
-    order = RecordDict({"model": array_record({"w": np.zeros(1, dtype=np.float32)})})
+    order = Order(torch.zeros(1), torch.zeros(0), "{}", 1, 0, ())
     return transport.exchange([order] * count, avoid=avoid)
 
 claim_identity()
@@ -55,8 +53,8 @@ PLACED = """
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = cluster.add_node(num_cpus=5)
 ray.init(address=cluster.address, log_to_driver=False)
-transport = RayTransport("tests.test_ray_workers:tell", 0, 0.0)
-nodes = [answer.content["told"]["node"] for answer in ask(6)]
+transport = RayTransport("tests.grid.test_ray_workers:tell", 0, 0.0)
+nodes = [node for answer in ask(6) for node in answer.reply.retry.values()]
 assert nodes.count(second.node_id) == 5, nodes
 ray.shutdown()
 cluster.shutdown()
@@ -64,17 +62,17 @@ cluster.shutdown()
 
 LOST = """
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-transport = RayTransport("tests.test_ray_workers:tell", 4, 0.0)
-pids = [answer.content["told"]["pid"] for answer in ask(4)]
+transport = RayTransport("tests.grid.test_ray_workers:tell", 4, 0.0)
+pids = [pid for answer in ask(4) for pid in answer.reply.retry]
 assert len(set(pids)) == 4
 for pid in pids[:3]:
     os.kill(pid, signal.SIGKILL)
 psutil.wait_procs([psutil.Process(pid) for pid in pids[:3] if psutil.pid_exists(pid)], timeout=10)
 (first,) = ask(1)
-assert first.content is None and first.failure == "worker 0 died" and first.worker is None, first
+assert first.reply is None and first.failure == "worker 0 died" and first.worker is None, first
 again = ask(4, avoid=first.worker)
-assert all(answer.content for answer in again), again
-assert again[3].content["told"]["pid"] == pids[3]
+assert all(answer.reply for answer in again), again
+assert list(again[3].reply.retry) == [pids[3]]
 """
 
 

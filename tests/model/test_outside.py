@@ -91,9 +91,10 @@ class Tied(nn.Module):
         self.frozen.requires_grad_(False)
         self.norm, self.last = nn.BatchNorm1d(16), nn.Linear(16, num_classes)
         self.register_buffer("mask", torch.arange(64) % 2 == 0)
+        self.register_buffer("scale", torch.tensor([0.5], dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.norm(self.frozen(self.back(torch.tanh(self.forth(x * self.mask))))))
+        return self.last(self.norm(self.frozen(self.back(torch.tanh(self.forth(x * self.mask * self.get_buffer("scale").float()))))))
 
 
 def test_tied_parameters_count_once_and_frozen_ones_are_not_trained() -> None:
@@ -116,7 +117,7 @@ def test_all_buffers_travel_as_one_float32_vector() -> None:
     module(images(8))  # train mode: the statistics and the counter change
     flat = flat_buffers(module)
     assert flat.dtype == torch.float32
-    assert flat.numel() == 64 + 16 + 16 + 1
+    assert flat.numel() == 64 + 1 + 16 + 16 + 1
     other = build(Tied)
     load_buffers(other, flat)
     for (name, buffer), copied in zip(module.named_buffers(), other.buffers(), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.report.html_page import write_report
+from experiments.report.run_figures import PHASES
 from experiments.sweep.study import read_study
 from tests.support.small_study import write_study_records
 
@@ -41,15 +43,15 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, page_path: Path) -> Iterator[Any]:
     """The report, opened; whatever the console said, or was asked of a network, fails the test."""
     opened = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: None if request.url.startswith(("file:", "blob:", "data:")) else said.append(request.url))
+    messages: list[str] = []
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
+    opened.on("request", lambda request: None if request.url.startswith(("file:", "blob:", "data:")) else messages.append(request.url))
     opened.goto(page_path.as_uri())
     opened.wait_for_selector("body[data-ready]")
     yield opened
     opened.close()
-    assert said == []
+    assert messages == []
 
 
 def column(page: Any, heading: str) -> list[str]:
@@ -114,7 +116,7 @@ def test_hovering_names_the_point(page: Any) -> None:
 def test_another_column_is_chosen(page: Any) -> None:
     chosen = page.locator("select[data-chart]")
     assert chosen.locator("option").all_inner_texts() == ["0", "0.1", "0.2"]
-    drawn = "() => document.getElementById('chart-1').layout.shapes.length"
+    drawn = "() => (document.getElementById('chart-1').layout.shapes ?? []).length"
     assert page.evaluate(drawn) == 0, "no attack, no phases"
     chosen.select_option("0.2")
     assert page.evaluate(drawn) == 3
@@ -154,6 +156,23 @@ def test_nothing_of_a_run_is_taken_for_markup(tmp_path: Path) -> None:
     assert "<img" not in (tmp_path / "report.html").read_text()
 
 
+def test_charts_are_plain_numbers_without_plotlys_template(page_path: Path) -> None:
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page_path.read_text(), re.DOTALL)
+    assert data is not None
+    charts = json.loads(data[1])["charts"]
+    assert [list(figures) for figures in charts] == [[""], ["0", "0.1", "0.2"], [""], [""]]
+    assert '"template"' not in data[1]
+    assert "bdata" not in data[1], "arrays in base64"
+    (mean, dgc) = charts[0][""]["data"]
+    assert (mean["x"], mean["y"], mean["error_y"]["array"]) == ([0.0, 10.0, 20.0], [97.5, 38.5, 28.5], [0.5, 0.5, 0.5])
+    assert dgc["y"] == [97.5, 97.5, 97.5]
+    assert [shape["fillcolor"] for shape in charts[1]["0.2"]["layout"]["shapes"]] == [
+        PHASES[name][0] for name in ("accumulate", "trigger", "recover")
+    ]
+    assert charts[2][""]["data"][0]["z"] == [[97.5, 97.5], [38.5, 97.5], [28.5, 97.5]]
+    assert len(data[1]) < 30_000, "the page is to open at once"
+
+
 @pytest.mark.slow
 def test_the_chart_shown_is_the_one_that_is_named(browser: Any, tmp_path: Path) -> None:
     """Where the columns are numbers: JavaScript lists the whole ones first."""
@@ -166,5 +185,7 @@ def test_the_chart_shown_is_the_one_that_is_named(browser: Any, tmp_path: Path) 
     opened.goto((tmp_path / "report.html").as_uri())
     opened.wait_for_selector("body[data-ready]")
     assert opened.locator("select[data-chart]").input_value() == "0.5"
-    assert opened.evaluate("() => document.getElementById('chart-1').layout.shapes.length") == 0, "that of the runs without an attack"
+    assert opened.evaluate("() => (document.getElementById('chart-1').layout.shapes ?? []).length") == 0, (
+        "that of the runs without an attack"
+    )
     opened.close()

@@ -1,4 +1,4 @@
-"""What is kept of the papers' studies, and the page that is made of it."""
+"""The records of the papers' studies, and the page that is made of them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report.reproduction import PAGE, RESULTS, kept, records, table_of, with_tables
+from experiments.report.reproduction import PAGE, RESULTS, record_of, records, table_of, with_tables
+from fl_sim.config.resolve import ConfigError
 from tests.support.small_study import write_study_records
 
 
-def test_what_is_kept_of_a_study(tmp_path: Path) -> None:
+def test_the_record_of_a_study(tmp_path: Path) -> None:
     write_study_records(tmp_path)
     study = json.loads((tmp_path / "study.json").read_text())
     study["base"] |= {"data.root": "/a", "data.cache-dir": "/b", "output-dir": "/c"}
     (tmp_path / "study.json").write_text(json.dumps(study))
-    record = kept(tmp_path, "made up")
+    record = record_of(tmp_path, "made up")
     assert record["base"] == {"name": "small", "model.name": "mlp"}, "no path of a machine"
     assert record == json.loads(json.dumps(record, allow_nan=False))
     assert len(record["runs"]) == record["cells"]
     assert record["machines"][0]["versions"]["torch"]
     assert "made up, mlp" in table_of(record)
+
+
+def test_a_record_wants_whole_runs(tmp_path: Path) -> None:
+    cut = write_study_records(tmp_path)[0].folder / "summary.json"
+    cut.write_bytes(cut.read_bytes()[:-37])
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged"):
+        record_of(tmp_path, "made up")
 
 
 def test_a_table_has_published_numbers_and_ours() -> None:

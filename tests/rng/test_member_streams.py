@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_sim.data.federation import draw_batches
+from fl_sim.data.batches import draw_batches
 from fl_sim.rng.member_streams import generator_of, member_states, shuffled
 from fl_sim.rng.streams import stream
 

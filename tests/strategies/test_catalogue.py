@@ -14,26 +14,31 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from safetensors.torch import load_file
 
-from clients.client_app import app
+from clients.client_app import answer
 from experiments.launch.name_checks import name_problems
 from experiments.records.folder import read_rounds, run_folder
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.config.options import parse_options
+from fl_sim.config.resolve import ConfigError, config_hash, resolve
 from fl_sim.data.federation import load_federation
 from fl_sim.data.sampling import sample_clients
-from fl_sim.grid.grid import ClientGrid
+from fl_sim.grid.grid import ClientGrid, play_round
 from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.burn_in import burn_in
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
+from fl_sim.model.saved import load_model
+from fl_sim.model.vectors import flat_parameters
+from fl_sim.registry import load_outside
+from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import to_record
+from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State
 from strategies.byzfl_rules import byzfl_combine
-from strategies.catalogue import FLOWER, build_strategy, own_class, parse_options, strategy_names
-from strategies.dgc.thresholds import Calibration, Level, Line
+from strategies.catalogue import FLOWER, build_strategy, needs_of, public_combine, strategies, strategy_notes
+from strategies.dgc.thresholds import Calibration, Level, Threshold
 from strategies.flower_host import FlowerHost
 
 Configure = Callable[..., Config]
@@ -61,13 +66,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "byzfl.ARC+GeometricMedian": {"f": 2},
     "byzfl.Bucketing+Median": {"s": 2},
 }
-FOREIGN = [name for name in [*strategy_names(), "byzfl.NNM+TrMean", "byzfl.ARC+GeometricMedian", "byzfl.Bucketing+Median"] if "." in name]
+FOREIGN = [name for name in [*strategies.names(), "byzfl.NNM+TrMean", "byzfl.ARC+GeometricMedian", "byzfl.Bucketing+Median"] if "." in name]
 
 
 def run(config: Config, folder: Path) -> torch.Tensor:
     """The last model theta (d,) of a run."""
-    execute_run(config, folder, InlineTransport(app), lambda *_: None)
-    return load_file(run_folder(folder, config) / "final.safetensors")["theta"]
+    execute_run(config, folder, InlineTransport(answer), lambda *_: None)
+    return flat_parameters(load_model(run_folder(folder, config)))
 
 
 def of_name(configure: Configure, name: str, **more: Any) -> Config:
@@ -115,7 +120,7 @@ def test_flowers_averages_are_our_mean(configure: Configure, tmp_path: Path, flo
 def test_byzfls_average_and_trimmed_mean_are_what_they_say(name: str) -> None:
     rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
     given = rows.clone()
-    found = byzfl_combine(name.split(".")[1], OPTIONS.get(name, {}), 1)(rows, torch.ones(9))
+    found = byzfl_combine(name.split(".")[1], OPTIONS.get(name, {}), 1)(rows, torch.ones(9), torch.arange(9))
     trimmed = rows.sort(dim=0).values
     torch.testing.assert_close(found, rows.mean(dim=0) if name.endswith("Average") else trimmed[2:-2].mean(dim=0))
     assert torch.equal(rows, given)
@@ -132,7 +137,7 @@ def host_of(config: Config) -> tuple[FlowerHost, torch.Tensor]:
 
 def one_round(host: FlowerHost, theta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The model after a round in which the clients' updates are rows (n, d)."""
-    grid = ClientGrid(InlineTransport(app), config="{}", num_clients=len(rows), block=4, buffers=torch.zeros(0))
+    grid = ClientGrid(InlineTransport(answer), resolve({"data.num-clients": len(rows)}), torch.zeros(0))
     messages = list(host.configure_train(1, to_record({"theta": theta}), ConfigRecord({"phase": ""}), grid))
     clients = ConfigRecord({"ids": list(range(len(rows))), "weights": [10.0] * len(rows), "norms": [0.0] * len(rows)})
     reply = Message(RecordDict({"clients": clients, "rows": to_record({"rows": rows})}), reply_to=messages[0])
@@ -193,7 +198,7 @@ def test_a_users_own_class_from_a_file_outside_the_project_runs_under_attack(con
     assert name_problems(config) == []
     run(config, tmp_path)
     lines = read_rounds(run_folder(tmp_path, config))["attacked"]
-    moved = [line["strategy"]["applied-norm"] > 0.0 for line in lines]
+    moved = [line["strategy"]["applied_norm"] > 0.0 for line in lines]
     assert moved == [False, False, True, False, False, True]
     assert lines[0]["strategy"]["waiting"] == 1
     assert lines[3]["attack"]["fired"] == 1.0
@@ -202,7 +207,7 @@ def test_a_users_own_class_from_a_file_outside_the_project_runs_under_attack(con
 def test_a_module_on_the_path_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_module.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert own_class("their_module:Stubborn").__name__ == "Stubborn"
+    assert load_outside("their_module:Stubborn").__name__ == "Stubborn"
 
 
 @pytest.mark.parametrize(
@@ -211,12 +216,10 @@ def test_a_module_on_the_path_is_found_too(tmp_path: Path, monkeypatch: pytest.M
         ("flwr.FedAverage", "", "did you mean 'flwr.FedAvg'?"),
         ("byzfl.Medain", "", "did you mean 'byzfl.Median'?"),
         ("byzfl.NMN+TrMean", "", "NNM, Bucketing, Clipping, ARC"),
-        ("nothing", "", "package.module:Class"),
+        ("nothing", "", "package.module:name"),
         ("flwr.Krum", '{"malicious": 3}', "unexpected keyword argument 'malicious'"),
         ("byzfl.TrMean", '{"f": -1}', "f must be a non-negative integer"),
         ("byzfl.TrMean", '{"tau": 1.0}', "has no option tau"),
-        ("flwr.FedAvg", "{", "neither JSON nor TOML"),
-        ("flwr.FedAvg", "[1]", "expected an object of arguments"),
         ("mean", '{"f": 1}', "expected strategy.options to be empty"),
         ("no_such_module:Thing", "", "No module named 'no_such_module'"),
         ("/nowhere/file.py:Thing", "", "there is no file '/nowhere/file.py'"),
@@ -225,9 +228,127 @@ def test_a_module_on_the_path_is_found_too(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_what_cannot_be_made_is_one_sentence(configure: Configure, name: str, options: str, says: str) -> None:
-    (problem,) = name_problems(configure(strategy__name=name, strategy__options=options))
+    try:
+        problems = name_problems(configure(strategy__name=name, strategy__options=options))
+    except ConfigError as error:
+        problems = error.problems
+    (problem,) = problems
     assert says in problem
     assert name in problem
+
+
+@pytest.mark.parametrize(("options", "says"), [("{", "neither JSON nor TOML"), ("[1]", "expected an object of arguments")])
+def test_options_that_are_none_are_refused(configure: Configure, options: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        configure(strategy__name="flwr.FedAvg", strategy__options=options)
+
+
+def test_every_spelling_of_options_is_one_run(configure: Configure) -> None:
+    spellings: list[dict[str, Any]] = [
+        {"strategy__options": '{"num_malicious_nodes": 2}'},
+        {"strategy__options": '{ "num_malicious_nodes" :2}'},
+        {"strategy__options": "num_malicious_nodes = 2"},
+        {"strategy__options": {"num_malicious_nodes": 2}},
+        {"strategy__options.num_malicious_nodes": 2},
+    ]
+    flats = [{key.replace("__", "."): value for key, value in spelling.items()} for spelling in spellings]
+    assert len({config_hash(resolve({"strategy.name": "flwr.Krum", **flat})) for flat in flats}) == 1
+
+
+RULES = """
+import torch
+
+def trimmed(updates, weights, trim=1):
+    return updates.sort(dim=0).values[trim:-trim].mean(dim=0)
+
+def moving(updates, weights, clients, server_data, state):
+    assert clients.tolist() == sorted(clients.tolist()) and len(clients) == len(updates)
+    assert len(server_data.labels) == 64
+    state["mean"] = 0.5 * state.get("mean", torch.zeros(updates.shape[1])) + updates.mean(dim=0)
+    return state["mean"]
+
+def short(updates, weights):
+    return updates.mean(dim=0)[:-1]
+
+def number(updates, weights):
+    return 1.0
+
+def broken(updates, weights):
+    return updates.mean(dim=0) * float("nan")
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    path = tmp_path / "my_rules.py"
+    path.write_text(RULES)
+    return path
+
+
+def test_a_plain_function_is_a_rule(configure: Configure, tmp_path: Path, rules: Path) -> None:
+    """The trimmed mean of a file is ByzFL's, to rounding; its options are arguments."""
+    ours = run(configure(strategy__name=f"{rules}:trimmed", strategy__options="trim = 2", twin=False, control=False), tmp_path)
+    theirs = run(of_name(configure, "byzfl.TrMean"), tmp_path)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rule_gets_ids_data_and_a_state_that_is_saved(configure: Configure, tmp_path: Path, rules: Path) -> None:
+    config = configure(strategy__name=f"{rules}:moving", twin=False, control=False)
+    assert needs_of(config).server_data
+    assert needs_of(config).client_ids
+    federation = load_federation(config)
+    start = burn_in(config, federation, lambda *_: None)
+    model = FlatModel(new_module(config, federation), start.buffers)
+    make = partial(build_strategy, config, start.theta, lambda round_: list(range(12)), model=model, federation=federation)
+    grid, strategy = ClientGrid(InlineTransport(answer), config, start.buffers), make()
+    play_round(strategy, grid, 1, "recover")
+    state = strategy.save()
+    play_round(strategy, grid, 2, "recover")
+    expected = strategy.theta
+    strategy = make()  # as in another process
+    strategy.load(State(json.loads(json.dumps(state.json)), state.tensors))
+    play_round(strategy, grid, 2, "recover")
+    assert torch.equal(strategy.theta, expected)
+    without = make()
+    without.load(State(json.loads(json.dumps(state.json)), {**state.tensors, "combine.state.mean": torch.zeros(len(start.theta))}))
+    play_round(without, grid, 2, "recover")
+    assert not torch.equal(without.theta, expected), "the state matters"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("short", "to return a tensor of shape"), ("number", "got float"), ("broken", "finite numbers")],
+)
+def test_a_rule_that_returns_no_update_ends_the_run_by_its_name(
+    configure: Configure, tmp_path: Path, rules: Path, name: str, says: str
+) -> None:
+    with pytest.raises(RuntimeError, match=says) as caught:
+        run(configure(strategy__name=f"{rules}:{name}", twin=False, control=False), tmp_path)
+    assert f"{rules}:{name}" in str(caught.value)
+
+
+def test_what_a_strategy_publishes(configure: Configure) -> None:
+    rows, weights = torch.randn(9, 5, generator=torch.Generator().manual_seed(2)), torch.ones(9)
+    trimmed = rows.sort(dim=0).values[2:-2].mean(dim=0)
+    torch.testing.assert_close(public_combine(of_name(configure, "byzfl.TrMean"))(rows, weights), trimmed)
+    host, _ = host_of(of_name(configure, "flwr.FedAvg"))
+    assert host.public_rule() == PublicRule("flwr.FedAvg", combine=None, step_size=0.05)
+    federation = load_federation(config := configure(strategy__name="clip-after", strategy__bound=3.0, server__learning_rate=0.2))
+    model = FlatModel(new_module(config, federation))
+    theta = flat_parameters(new_module(config, federation))
+    rule = build_strategy(config, theta, lambda round_: [0], model=model, federation=federation).public_rule()
+    assert rule == PublicRule("clip-after", None, Clip("l2", 3.0), "", 0.2)
+
+
+def test_what_is_not_called_of_a_flower_strategy_is_said(configure: Configure, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        OWN
+        + "\n    def start(self, *args, **kwargs):\n        raise AssertionError\n\n    def configure_evaluate(self, *args):\n        return []\n"
+    )
+    notes = strategy_notes(configure(strategy__name=f"{path}:Stubborn"))
+    assert [note.partition(": ")[2].split()[0] for note in notes] == ["start", "configure_evaluate"]
+    assert strategy_notes(configure(strategy__name="flwr.FedAvg")) == []
 
 
 def test_options_are_json_or_toml() -> None:
@@ -260,7 +381,10 @@ def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(con
     config = of_name(configure, name, strategy__calibration_rounds=10)
     federation = load_federation(config)
     start = burn_in(config, federation, lambda *_: None)
-    model, lines = FlatModel(new_module(config, federation), start.buffers), dict.fromkeys(("history", "fixed", "rise"), Line(1e9, 0.0))
+    model, lines = (
+        FlatModel(new_module(config, federation), start.buffers),
+        dict.fromkeys(("history", "fixed", "rise"), Threshold(1e9, 0.0)),
+    )
     make = partial(
         build_strategy,
         config,
@@ -273,11 +397,10 @@ def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(con
         else None,
     )
     strategy = make()
-    grid = ClientGrid(InlineTransport(app), config=to_json(to_flat(config)), num_clients=12, block=4, buffers=start.buffers)
+    grid = ClientGrid(InlineTransport(answer), config, start.buffers)
 
     def play(round_: int) -> torch.Tensor:
-        messages = strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": ""}), grid)
-        strategy.aggregate_train(round_, grid.send_and_receive(messages))
+        play_round(strategy, grid, round_, phase="")
         return strategy.theta
 
     play(1)

@@ -17,7 +17,7 @@ from clients.client_app import answer
 from experiments.records.folder import read_rounds, read_summary, run_folder
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config, Strategy
-from fl_sim.data.federation import Batch
+from fl_sim.data.batches import Batch
 from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters

@@ -15,6 +15,7 @@ from strategies.server_sgd import ServerState, server_step
 from tests.support import oracles
 
 ROWS = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [0.3, -0.4, 0.0], [-20.0, 1.0, 5.0]])
+IDS = torch.arange(4)
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
@@ -27,7 +28,7 @@ def rule_of(name: str, bound: float = 1.0, norm: str = "l2") -> Rule:
 def test_every_rule_is_its_oracle(name: str, norm: str) -> None:
     """Contract table: shape, dtype, finite, deterministic, no mutation, and the value."""
     rule, before = rule_of(name, 0.8, norm), ROWS.clone()
-    combined = finish(rule, stacked_mean(rule, ROWS, WEIGHTS), torch.linalg.vector_norm(ROWS, dim=1))
+    combined = finish(rule, stacked_mean(rule, ROWS, WEIGHTS, IDS), torch.linalg.vector_norm(ROWS, dim=1))
     rows = [row.numpy().astype(np.float64) for row in ROWS]
     if name == "clip-before":
         rows = [oracles.clip(row, 0.8, norm) for row in rows]
@@ -48,14 +49,14 @@ def test_clipping_is_reported() -> None:
     lengths = torch.linalg.vector_norm(ROWS, dim=1)
     assert finish(rule_of("clip-before", 1.0), ROWS[0], lengths).metrics["clipped"] == 2.0
     after = finish(rule_of("clip-after", 1.0), ROWS[0], lengths).metrics
-    assert (after["clipped"], after["combined-norm"]) == (1.0, 5.0)
-    assert after["applied-norm"] == pytest.approx(1.0)
+    assert (after["clipped"], after["combined_norm"]) == (1.0, 5.0)
+    assert after["applied_norm"] == pytest.approx(1.0)
 
 
 def test_a_rule_of_ones_own_needs_every_update_and_gets_clipped_ones() -> None:
-    rule = Rule(before=Clip("l2", 1.0), combine=lambda rows, weights: rows.abs().amax(dim=0))
+    rule = Rule(before=Clip("l2", 1.0), combine=lambda rows, weights, clients: rows.abs().amax(dim=0))
     assert not rule.reducible
-    torch.testing.assert_close(stacked_mean(rule, ROWS[:1], WEIGHTS[:1]), torch.tensor([0.6, 0.8, 0.0]))
+    torch.testing.assert_close(stacked_mean(rule, ROWS[:1], WEIGHTS[:1], IDS[:1]), torch.tensor([0.6, 0.8, 0.0]))
 
 
 def test_server_sgd_is_the_oracle() -> None:

@@ -10,10 +10,10 @@ from torch import nn
 
 from clients.knowledge import HonestSum, Knowledge, KnownRule
 from fl_sim.config.keys import Attack, Client
-from fl_sim.data.federation import Batch, CohortBatches
+from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.training.clipping import Clip
 from fl_sim.model.vectors import flat_parameters
+from fl_sim.training.clipping import Clip
 
 N, M = 10, 3
 

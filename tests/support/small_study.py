@@ -37,14 +37,14 @@ def write_study_records(folder: Path, seeds: Sequence[int] = SEEDS, **study: Any
     places = [write_run(folder, {**base, **cell.flat}) for cell in cells]
     whole = Study("small", base, tuple(cells), tuple(place.name for place in places), **study)
     write_study(folder, whole)
-    return complete_runs(folder, whole)
+    return complete_runs(folder, whole).runs
 
 
 def write_run(folder: Path, flat: dict[str, Any]) -> Path:
-    """One complete run's records; the trigger fires in round 4 plus the seed, of 10."""
+    """One complete run's records; the trigger fires in round 4 plus the seed, of 10; even rounds are evaluated."""
     config = resolve(flat)
     left = accuracy_left(config.strategy.name, config.attack.poison_ratio, config.seed)
-    fired = 4 + config.seed if config.attack.poison_ratio else None
+    fired = 4 + config.seed if config.attack.poison_ratio else 0
     place = run_folder(folder, config)
     place.mkdir(parents=True)
     (place / "config.json").write_text(to_json(to_flat(config)))
@@ -56,10 +56,7 @@ def write_run(folder: Path, flat: dict[str, Any]) -> Path:
         "finished": "2026-01-02",
     }
     (place / "meta.json").write_text(json.dumps(meta))
-    lines = [
-        {"track": "attacked", "round": round_, "phase": "recover" if fired and round_ > fired else "accumulate", "accuracy": 98.0}
-        for round_ in range(2, 11, 2)
-    ]
+    lines = [_line(round_, fired, left, config.strategy.name) for round_ in range(1, 11)]
     (place / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
         "accuracy": {"burn_in": 97.0, "before_trigger": 98.5, "after_trigger": left, "final": 99.0},
@@ -67,8 +64,10 @@ def write_run(folder: Path, flat: dict[str, Any]) -> Path:
         "stealth_gap": 0.5 if fired else None,
         "gain": None,
         "worst_loss_in_phase": 0.0,
-        "trigger_round": fired,
+        "trigger_round": fired or None,
         "triggers": [fired] if fired else [],
+        "client_failures": 0,
+        "retries": 0,
         "clean_twin": None,
         "control": None,
         "poison_ratio": {"configured": config.attack.poison_ratio, "realised_mean": config.attack.poison_ratio},
@@ -77,3 +76,18 @@ def write_run(folder: Path, flat: dict[str, Any]) -> Path:
     }
     (place / "summary.json").write_text(json.dumps(summary))
     return place
+
+
+def _line(round_: int, fired: int, left: float, strategy: str) -> dict[str, Any]:
+    """A line of rounds.jsonl; the scores under DGC alone."""
+    line: dict[str, Any] = {"track": "attacked", "round": round_, "phase": "recover" if fired and round_ > fired else "accumulate"}
+    line |= {"poison_ratio": 0.1, "honest_norm": 1.0, "strategy": {"combined_norm": 1.0}}
+    if strategy == "dgc":
+        line["strategy"] |= {"history": 0.1, "history_threshold": 0.2, "refused": 0.0, "drifted": 0.0}
+    if round_ % 2 == 0:
+        line["accuracy"] = 98.0
+    if fired and round_ <= fired:
+        line["attack"] = {"scale": 0.5, "malicious_norm": 2.0, "own_loss": 0.1, "fired": float(round_ == fired)}
+    if round_ == fired:
+        line |= {"phase": "trigger", "before_trigger": 98.5, "after_trigger": left}
+    return line

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from experiments import cli, server_app
-from experiments.sweep.search import Search, Settings, evaluated, explore, read_search
+from experiments import cli
+from experiments.launch import serve
+from experiments.sweep.search import Search, Settings, evaluated, explore, read_search, search_of
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
 
@@ -33,37 +34,37 @@ def valley(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
 
 
 def test_it_finds_the_worst_case_within_the_stealth_limit() -> None:
-    trials = explore(Search("s", {}, SPACE, trials=60, batch=4), valley)
-    within = [settings["attack.rho"] for settings, found in trials if found and found["worst_loss_in_phase"] <= 2.0]
+    trials = explore(Search(name="s", space=SPACE, trials=60, batch=4), valley)
+    within = [settings["attack.rho"] for settings, summary in trials if summary and summary["worst_loss_in_phase"] <= 2.0]
     assert min(within) == pytest.approx(0.5, abs=0.02)
-    free = explore(Search("s", {}, SPACE, trials=60, batch=4, stealth_limit=10.0), valley)
+    free = explore(Search(name="s", space=SPACE, trials=60, batch=4, stealth_limit=10.0), valley)
     assert min(abs(settings["attack.rho"] - 0.3) for settings, _ in free) < 0.01
 
 
 def test_proposals_depend_on_the_results_alone() -> None:
-    first = explore(Search("s", {}, SPACE, trials=30), valley)
-    assert explore(Search("s", {}, SPACE, trials=30), valley) == first
-    assert explore(Search("s", {}, SPACE, trials=30, seed=2), valley) != first
-    longer = explore(Search("s", {}, SPACE, trials=40), valley)
+    first = explore(Search(name="s", space=SPACE, trials=30), valley)
+    assert explore(Search(name="s", space=SPACE, trials=30), valley) == first
+    assert explore(Search(name="s", space=SPACE, trials=30, seed=2), valley) != first
+    longer = explore(Search(name="s", space=SPACE, trials=40), valley)
     assert longer[:28] == first[:28], "more trials continue the same search"
 
 
 def test_a_failed_run_has_no_summary_and_the_search_goes_on() -> None:
     def broken(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
-        return [None if each["attack.rho"] > 0.7 else found for each, found in zip(batch, valley(batch), strict=True)]
+        return [None if each["attack.rho"] > 0.7 else summary for each, summary in zip(batch, valley(batch), strict=True)]
 
-    trials = explore(Search("s", {}, SPACE, trials=40), broken)
+    trials = explore(Search(name="s", space=SPACE, trials=40), broken)
     assert len(trials) == 40
-    assert any(found is None for _, found in trials)
-    assert all((found is None) == (settings["attack.rho"] > 0.7) for settings, found in trials)
+    assert any(summary is None for _, summary in trials)
+    assert all((summary is None) == (settings["attack.rho"] > 0.7) for settings, summary in trials)
 
 
 def test_corners_hold_every_choice_and_both_ends() -> None:
     space = {"attack.objective": ["lookahead", "cosine", "inner"], "attack.rho": {"low": 0.1, "high": 1.0}}
-    corners = Search("s", {}, space).corners()
+    corners = Search(name="s", space=space).corners()
     assert [corner["attack.objective"] for corner in corners] == ["lookahead", "cosine", "inner"]
     assert {corner["attack.rho"] for corner in corners} == {0.1, 1.0}
-    assert Search.from_json(Search("s", {}, space, trials=7).to_json()) == Search("s", {}, space, trials=7)
+    assert Search.from_json(Search(name="s", space=space, trials=7).to_json()) == Search(name="s", space=space, trials=7)
 
 
 @pytest.mark.parametrize("path", sorted((Path(cli.__file__).parent / "searches").glob("*.toml")), ids=lambda path: path.stem)
@@ -79,15 +80,19 @@ def test_shipped_searches_are_valid(path: Path) -> None:
     [
         ("", "expected [space] to be a table with at least one key"),
         ("trials = 0\n[space]\nseed = [1]", "expected trials to be a whole number >= 1, got 0"),
-        ("stealth-limit = -1\n[space]\nseed = [1]", "expected stealth-limit >= 0 points, got -1"),
+        ("trials = true\n[space]\nseed = [1]", "expected trials to be a whole number >= 1, got True"),
+        ("stealth-limit = -1\n[space]\nseed = [1]", "expected stealth-limit to be a number >= 0 (points), got -1"),
+        ("stealth_limit = 1\n[space]\nseed = [1]", "unknown key 'stealth_limit'"),
+        ("base = 'digit'\n[space]\nseed = [1]", "s.toml: base: expected a preset to be one of"),
         ("trails = 3\n[space]\nseed = [1]", "unknown key 'trails'; a search has base, batch, seed, set, space, stealth-limit, trials"),
-        ("[space]\nattack.rho = []", "space.attack.rho to be a list of choices or {low, high, log}, with at least one choice"),
-        ("[space]\nattack.rho = 3", "a table or a list, got 3"),
-        ("[space]\nattack.rho = {low = 1.0, high = 0.5}", "with low < high"),
-        ("[space]\nattack.rho = {low = 0.0, high = 0.5, log = true}", "low > 0 where log"),
-        ("[space]\nattack.rho = {low = 'a', high = 0.5}", "with finite numbers"),
-        ("[space]\nattack.rho = {low = 0.1, high = inf}", "with finite numbers"),
-        ("[space]\nattack.rho = {low = 0.1, high = 0.5, step = 1}", "with nothing but these"),
+        ("[space]\nattack.rho = []", "expected space.attack.rho to be a list of at least one choice, or {low, high, log} with finite"),
+        ("[space]\nattack.rho = 3", "low < high, and low > 0 where log is true, got 3"),
+        ("[space]\nattack.rho = {low = 1.0, high = 0.5}", "got {'low': 1.0, 'high': 0.5}"),
+        ("[space]\nattack.rho = {low = 0.0, high = 0.5, log = true}", "got {'low': 0.0, 'high': 0.5, 'log': True}"),
+        ("[space]\nattack.rho = {low = 'a', high = 0.5}", "got {'low': 'a', 'high': 0.5}"),
+        ("[space]\nattack.rho = {low = 0.1, high = inf}", "got {'low': 0.1, 'high': inf}"),
+        ("[space]\nattack.rho = {low = 0.1, high = 0.5, step = 1}", "got {'low': 0.1, 'high': 0.5, 'step': 1}"),
+        ("[space]\nattack.rho = {high = 0.5}", "got {'high': 0.5}"),
         ("[space", "cannot read"),
     ],
 )
@@ -109,8 +114,8 @@ def test_a_search_end_to_end_goes_on_where_it_stopped(
         '[space]\nattack.rho = {low = 0.1, high = 1.0}\nattack.objective = ["lookahead", "cosine"]\n'
     )
     arguments = ["search", str(spec), "--transport", "inline", "-o", str(tmp_path), "-c", f"data.cache-dir='{cache_dir}'"]
-    ran, original = list[str](), server_app.execute_run
-    monkeypatch.setattr(server_app, "execute_run", lambda config, *rest: ran.append(config.name) or original(config, *rest))
+    ran, original = list[str](), serve.execute_run
+    monkeypatch.setattr(serve, "execute_run", lambda config, *rest: ran.append(config.name) or original(config, *rest))
     assert cli.main(arguments) == 0
     out, folder = capsys.readouterr().out, tmp_path / "worst"
     assert "the worst of 5 settings" in out
@@ -150,9 +155,26 @@ def test_contradictory_settings_are_said_and_start_nothing(
     assert "4 of 4 settings contradict each other: expected attack.poison-ratio" in " ".join(capsys.readouterr().err.split())
 
 
+def test_choices_of_options_are_text() -> None:
+    """Optuna takes scalars alone, and a table's cell holds text."""
+    search = search_of("s", {"space": {"strategy.options": [{"f": 1}, {"f": 2}]}})
+    assert search.space == {"strategy.options": ['{"f": 1}', '{"f": 2}']}
+    assert Search.from_json(search.to_json()).corners() == [{"strategy.options": '{"f": 1}'}, {"strategy.options": '{"f": 2}'}]
+
+
+def test_infinity_travels_to_the_server_app() -> None:
+    search = search_of("s", {"space": {"attack.stealth-gamma": [0.1, float("inf")]}})
+    assert Search.from_json(search.to_json()).space["attack.stealth-gamma"] == [0.1, float("inf")]
+
+
 def test_ranges_are_of_their_keys_type() -> None:
     trials = explore(
-        Search("s", {}, {"attack.rho": {"low": 0, "high": 2}, "seed": {"low": 1, "high": 9}}, trials=5), lambda b: [None] * len(b)
+        Search(
+            name="s",
+            space={"attack.rho": {"low": 0, "high": 2}, "seed": {"low": 1, "high": 9}, "strategy.options.f": {"low": 1, "high": 3}},
+            trials=5,
+        ),
+        lambda batch: [None] * len(batch),
     )
     assert any(settings["attack.rho"] % 1 for settings, _ in trials)
-    assert all(isinstance(settings["seed"], int) for settings, _ in trials)
+    assert all(isinstance(settings[key], int) for settings, _ in trials for key in ("seed", "strategy.options.f"))

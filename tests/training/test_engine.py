@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_sim.config.keys import Client
-from fl_sim.data.federation import CohortBatches
+from fl_sim.data.batches import CohortBatches
 from fl_sim.model.abilities import abilities
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters
@@ -162,6 +162,11 @@ class Scaled(nn.Linear):
         return super().forward(2 * input)
 
 
+def wide(features: int) -> tuple[nn.Module, ...]:
+    """Layers so large that fusing would win."""
+    return nn.Linear(features, 200), nn.ReLU(), nn.Linear(200, 5)
+
+
 shared = nn.Linear(16, 16)
 DOUBTFUL = {
     "twice": lambda: Twice("twice"),
@@ -169,9 +174,9 @@ DOUBTFUL = {
     "unused": lambda: Twice("unused"),
     "subclass": lambda: nn.Sequential(nn.Flatten(), Scaled(16, 5)),
     "the same twice": lambda: nn.Sequential(nn.Flatten(), shared, nn.ReLU(), shared, nn.Linear(16, 5)),
-    "norm without weights": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4, affine=False), nn.Flatten(), nn.Linear(16, 5)),
-    "linear on pixels": lambda: nn.Sequential(nn.Linear(4, 4), nn.Flatten(), nn.Linear(16, 5)),
-    "padding by name": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding="same"), nn.Flatten(), nn.Linear(64, 5)),
+    "norm without weights": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4, affine=False), nn.Flatten(), *wide(16)),
+    "linear on pixels": lambda: nn.Sequential(nn.Linear(4, 4), nn.Flatten(), *wide(16)),
+    "padding by name": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding="same"), nn.Flatten(), *wide(64)),
     "frozen": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 16).requires_grad_(False), nn.Linear(16, 5)),
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fl_sim.config.keys import Client
-from fl_sim.data.federation import CohortBatches
+from fl_sim.data.batches import CohortBatches
 from fl_sim.model.architectures import build_model
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters

@@ -15,7 +15,8 @@ from torch import Tensor
 from clients import client_app
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import to_flat, to_json
-from fl_sim.data.federation import CohortBatches, load_federation
+from fl_sim.data.batches import CohortBatches
+from fl_sim.data.federation import load_federation
 from fl_sim.model import burn_in as burning
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module

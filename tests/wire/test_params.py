@@ -10,8 +10,8 @@ from flwr.app import Array
 from torch import nn
 
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.rng.streams import stream, torch_stream
 from fl_sim.model.vectors import flat_parameters
+from fl_sim.rng.streams import stream, torch_stream
 from fl_sim.wire.arrays import array_record, from_record, to_record
 from tests.support import oracles
 

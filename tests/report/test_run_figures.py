@@ -1,0 +1,36 @@
+"""Which figures a run has, by what its lines hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.report.run_figures import draw_figures, guard_scores
+from tests.support.small_study import write_run
+
+
+@pytest.mark.parametrize(
+    ("flat", "names"),
+    [
+        ({"attack.name": "none", "strategy.name": "mean"}, ["accuracy.png"]),
+        ({"attack.poison-ratio": 0.1, "strategy.name": "mean"}, ["accuracy.png", "attack.png"]),
+        ({"attack.poison-ratio": 0.1, "strategy.name": "dgc"}, ["accuracy.png", "attack.png", "guard.png"]),
+    ],
+)
+def test_a_run_has_the_figures_of_what_was_measured(flat: dict[str, object], names: list[str], tmp_path: Path) -> None:
+    folder = write_run(tmp_path, {"name": "small", **flat})
+    assert [path.name for path in draw_figures(folder)] == names
+    assert all((folder / name).stat().st_size > 5000 for name in names)
+
+
+def test_a_guard_is_known_by_its_scores_and_not_by_its_name(tmp_path: Path) -> None:
+    """Somebody's own strategy may score models too, with thresholds or without."""
+    folder = write_run(tmp_path, {"name": "small", "strategy.name": "mean"})
+    lines = [json.loads(text) for text in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["strategy"] |= {"rise": 0.1, "rise_threshold": 0.2, "fixed": 0.3}
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert guard_scores({"attacked": lines}) == ["rise"]
+    assert folder / "guard.png" in draw_figures(folder)
