@@ -1,4 +1,4 @@
-"""What the coalition may know: a frozen object that holds no more than `attack.knowledge` says (docs/design.md, the adversary)."""
+"""What the coalition may know: a frozen object that holds no more than `attack.knowledge` says (docs/design.md, section 5)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Scalar = bool | int | float | str
 
 FIXED_CONTENT = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn")  # the same data wherever it lies
 
-# Keys that cannot change a result stay out of a run's hash (DESIGN: "A run's folder").
+# Keys that cannot change a result stay out of a run's hash (docs/design.md, section 7.2).
 NOT_HASHED = (
     "name",
     "output-dir",

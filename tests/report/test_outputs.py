@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,11 @@ def test_the_tables_of_a_search_and_of_published_numbers(tmp_path: Path, monkeyp
     made = write_outputs(tmp_path / "sweep", study)
     assert tmp_path / "sweep" / "published.png" in made
     assert "A paper" in (tmp_path / "sweep" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_command_that_runs_loads_nothing_that_draws() -> None:
+    """pandas, matplotlib, plotly and Optuna take a second each."""
+    code = "import sys, experiments.cli, experiments.launch.serve, experiments.report.tables; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pandas", "matplotlib", "plotly", "optuna", "pyarrow"} & set(loaded)

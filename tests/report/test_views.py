@@ -95,7 +95,7 @@ def test_matrix_of_runs_in_which_nothing_fired(tmp_path: Path) -> None:
     quiet = [dataclasses.replace(run, summary={**run.summary, "accuracy": {"after_trigger": None, "final": 99.0}}) for run in runs]
     matrix = accuracy_matrix(quiet)
     assert "at the end" in matrix.what
-    assert matrix.values["mean", "0.1"].tolist() == [99.0, 99.0]
+    assert matrix.texts().loc["mean", "0.1"] == "99.0 (99.0 to 99.0)"
 
 
 def test_worst_cases_take_the_mean_over_seeds_and_then_the_least() -> None:
