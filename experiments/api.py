@@ -27,6 +27,7 @@ from experiments.launch.preflight import checked, notes
 from experiments.records.folder import is_complete, read_lines, read_summary, run_folder
 from experiments.run.summary import Summary
 from experiments.sweep.spec import Sweep, preset_path, read_sweep, sweep_of
+from experiments.sweep.study import Run as StudyRun
 from experiments.sweep.study import Study as StudyRecord
 from experiments.sweep.study import complete_runs, read_study, write_study
 from fl_sim.config.keys import Config
@@ -124,19 +125,26 @@ class Study:
     @property
     def runs(self) -> list[Run]:
         """The complete runs, in the study's order."""
-        return [Run(run.folder) for run in complete_runs(self.folder, self.record).runs]
+        return [Run(run.folder) for run in self._complete()]
 
     def frame(self) -> pandas.DataFrame:
         """A row per complete run: every axis, the folder, and every figure of its summary (`accuracy.after_trigger`)."""
         from experiments.report.frame import study_frame
 
-        return study_frame(complete_runs(self.folder, self.record).runs)
+        return study_frame(self._complete())
 
     def report(self) -> list[Path]:
         """Write table, figures and report.html into the folder; their paths."""
         from experiments.report.outputs import write_outputs
 
-        return write_outputs(self.folder, self.record)
+        return write_outputs(self.folder, self.record, self._complete())
+
+    def _complete(self) -> list[StudyRun]:
+        """The complete runs; a warning for each that is damaged."""
+        runs, problems = complete_runs(self.folder, self.record)
+        for problem in problems:
+            warnings.warn(problem, stacklevel=3)
+        return runs
 
 
 def run(base: str | Path = "digits", settings: Mapping[str, Any] | None = None, /, **options: Unpack[Options]) -> Run:

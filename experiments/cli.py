@@ -21,7 +21,7 @@ from experiments.records.folder import is_complete, read_summary, run_folder
 from experiments.run.checkpoint import latest_checkpoint
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.sweep.spec import Cell, label, preset_path, read_sweep
-from experiments.sweep.study import Study, read_study, write_study
+from experiments.sweep.study import Study, complete_runs, read_study, write_study
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, parse_assignment, read_toml, resolve
@@ -194,28 +194,25 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
-    from experiments.report.outputs import write_latex, write_parquet
-
     if arguments.parquet and not find_spec("pyarrow"):
         raise ConfigError(["expected pyarrow with --parquet: pip install 'fl-sim[parquet]'"])
-    study = read_study(arguments.folder)
-    _show(arguments.folder, study, console)
-    if arguments.parquet:
-        print(f"records: {write_parquet(arguments.folder, study)}")
-    if arguments.latex:
-        print(f"table:   {write_latex(arguments.folder, study)}")
+    _show(arguments.folder, read_study(arguments.folder), console, parquet=arguments.parquet, latex=arguments.latex)
     return 0
 
 
-def _show(folder: Path, study: Study, console: Console) -> None:
-    """Write what a study's records give, and print its tables."""
+def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False, latex: bool = False) -> None:
+    """Write what a study's records give, and print its tables. Raises ConfigError without a complete run."""
     from experiments.report.outputs import study_tables, write_outputs
 
+    runs, problems = complete_runs(folder, study)
+    _say(problems, console)
+    if not runs:
+        raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r} with {len(study.folders)} incomplete"])
     with console.status("figures and report"):
-        written = write_outputs(folder, study)
-    for table in study_tables(folder, study):
+        written = write_outputs(folder, study, runs, parquet=parquet, latex=latex)
+    for table in study_tables(folder, study, runs):
         _out().print(table)
-    kinds = {".csv": "records:", ".png": "figure: ", ".html": "report: "}
+    kinds = {".csv": "records:", ".parquet": "records:", ".tex": "table:  ", ".png": "figure: ", ".html": "report: "}
     for path in written:
         print(f"{kinds[path.suffix]} {path}")
 
@@ -225,7 +222,9 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
 
     if not arguments.folder.is_dir():
         raise ConfigError([f"expected DIR to be a folder with runs, got {str(arguments.folder)!r}"])
-    _out().print(runs_table(arguments.folder))
+    table, problems = runs_table(arguments.folder)
+    _out().print(table)
+    _say(problems, console)
     return 0
 
 

@@ -32,11 +32,6 @@ def run_folder(output_dir: Path, config: Config) -> Path:
     return output_dir / f"{config.name}-{config_hash(config)}"
 
 
-def run_folders(root: Path) -> list[Path]:
-    """The folders of all runs below a folder, itself included."""
-    return sorted(path.parent for path in root.rglob("config.json") if (path.parent / "rounds.jsonl").exists())
-
-
 def is_complete(folder: Path) -> bool:
     """Whether a run ended: its summary is there."""
     return (folder / "summary.json").is_file()

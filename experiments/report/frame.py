@@ -37,7 +37,8 @@ def label_frame(runs: Sequence[Run]) -> pd.DataFrame:
 def write_csv(path: Path, runs: Sequence[Run]) -> None:
     """`results.csv`: one row per run, with every swept key and every figure of the summary; lists as JSON."""
     frame = study_frame(runs).drop(columns=_section_axes(runs))
-    write_whole(path, frame.map(_json_of_list).to_csv(index=False, lineterminator="\n"))
+    lists = {str(column): values.map(_json_of_list) for column, values in frame.items() if values.dtype == object}
+    write_whole(path, frame.assign(**lists).to_csv(index=False, lineterminator="\n"))
 
 
 def write_parquet(path: Path, runs: Sequence[Run]) -> None:

@@ -142,7 +142,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         control=_control(control) if control else None,
         poison_ratio=PoisonRatio(
             configured=0.0 if config.attack.name == "none" else ratio,
-            realised_mean=statistics.fmean(line["poison_ratio"] for line in attacked.lines),
+            realised_mean=sum(line["poison_ratio"] for line in attacked.lines) / attacked.rounds,
         ),
         rounds=attacked.rounds,
         seconds=_seconds(tracks),
