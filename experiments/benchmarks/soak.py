@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments.benchmarks.memory import Sample, Watch
-from experiments.launch.launch import checked, launch
+from experiments.launch.launch import launch
+from experiments.launch.preflight import checked
 from experiments.records.folder import read_rounds, run_folder
 from fl_sim.atomic_files import write_whole
 

@@ -90,7 +90,7 @@ class _Run:
                 progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
             )
             self._records.calibration(record)
-        seconds = {"burn_in": burnt - began, "calibration": time.perf_counter() - burnt}
+        seconds = {"burn_in": round(burnt - began, 6), "calibration": round(time.perf_counter() - burnt, 6)}
         self._final = final_record(config, federation.dataset)  # now: an outside model's file may change while the run goes on
         self._inputs = RunInputs(config, transport, federation, start, evaluator, calibration, max_messages, seconds)
 

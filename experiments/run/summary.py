@@ -178,7 +178,7 @@ def _seconds(tracks: dict[str, TrackHistory]) -> Seconds:
     phase = [line["seconds"] for line in attacked.in_phase("accumulate")]
     honest = [line["seconds"]["train"] for line in (twin.lines if twin else attacked.in_phase("recover"))]
     rounds = sum(line["seconds"]["train"] + line["seconds"]["evaluate"] for track in tracks.values() for line in track.lines)
-    before = {name: attacked.start.get(f"{name}_seconds", 0.0) for name in ("burn_in", "calibration")}
+    before = {name: attacked.lines[0]["seconds"][name] for name in ("burn_in", "calibration")}
     return Seconds(
         total=rounds + sum(before.values()),
         burn_in=before["burn_in"],

@@ -157,7 +157,8 @@ class TrackRun:
             line["rolled_back"] = True
         line |= self._accuracies(before, fired=fired, alarm=alarm, last=last)
         line |= _figures(played.outcome, played.metrics)
-        line["seconds"] = _seconds(played, time.perf_counter() - clock)
+        before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
+        line["seconds"] = before_round_1 | _seconds(played, time.perf_counter() - clock)
         return line, last
 
     def _watch(self) -> tuple[bool, bool]:
@@ -173,11 +174,9 @@ class TrackRun:
         return alarm, False
 
     def _start(self) -> dict[str, float]:
-        """What is known before round 1."""
+        """What was measured before round 1."""
         evaluator, theta = self._inputs.evaluator, self._inputs.start.theta
-        accuracy = {"accuracy": evaluator.part(theta)[0], "whole_accuracy": evaluator.whole(theta)}
-        seconds = self._inputs.seconds if self.name == "attacked" else {}
-        return accuracy | {f"{name}_seconds": round(value, 6) for name, value in seconds.items()}
+        return {"accuracy": evaluator.part(theta)[0], "whole_accuracy": evaluator.whole(theta)}
 
     def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool) -> dict[str, float]:
         """Evaluate the round's model where due, and after an alarm; around the trigger and at the end always, on the whole test set."""

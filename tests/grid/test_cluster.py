@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from experiments import cli
-from tests.launch.test_flower import fingerprint
+from tests.support.runs import fingerprint
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from experiments import cli
+from tests.support.runs import fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +35,6 @@ def fl_sim(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Run:
         return folder
 
     return run
-
-
-def fingerprint(folder: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The bytes of the last model, and the round records without timings."""
-    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    for line in records:
-        del line["seconds"]
-    return hashlib.sha256((folder / "final.safetensors").read_bytes()).hexdigest(), records
 
 
 @pytest.mark.parametrize("strategy", ["clip-after", "clip-before"])

@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 
-from clients.client_app import app
-from experiments import cli, server_app
+from clients.client_app import answer
+from experiments import cli
+from experiments.launch import serve as serving
 from experiments.launch.hosted import hosted_run
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import to_flat, to_json
 from fl_sim.grid.transports import HostingTransport, InlineTransport, Transport, WorkerDiedError
-from tests.launch.test_flower import fingerprint
+from tests.support.runs import fingerprint
 
 Configure = Callable[..., Config]
 
 
 def test_a_hosted_run_is_the_run_and_tells_every_step(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, steps = configure(), list[tuple[str, int, str, float | None]]()
-    execute_run(config, tmp_path / "plain", InlineTransport(app), lambda *step: steps.append(step))
+    execute_run(config, tmp_path / "plain", InlineTransport(answer), lambda *step: steps.append(step))
     monkeypatch.setattr("experiments.launch.hosted.INTERVAL", 0.0)
-    told = list(hosted_run(InlineTransport(app), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
+    told = list(hosted_run(InlineTransport(answer), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
     assert [step for part in told for step in part if step[0] != "burn-in"] == [step for step in steps if step[0] != "burn-in"]
     assert len(told) > 2
     (plain,), (hosted,) = (tmp_path / "plain").iterdir(), (tmp_path / "hosted").iterdir()
@@ -39,7 +40,10 @@ def test_a_hosted_run_raises_what_the_run_raises(configure: Configure, tmp_path:
     with pytest.raises(RuntimeError, match="every client failed"):
         list(
             hosted_run(
-                InlineTransport(app), to_json(to_flat(configure(fault__raises=",".join(map(str, range(12)))))), str(tmp_path), str(tmp_path)
+                InlineTransport(answer),
+                to_json(to_flat(configure(fault__raises=",".join(map(str, range(12)))))),
+                str(tmp_path),
+                str(tmp_path),
             )
         )
 
@@ -50,22 +54,22 @@ class DyingTransport(InlineTransport, HostingTransport):
     hosts = True
 
     def __init__(self, deaths: int) -> None:
-        super().__init__(app)
+        super().__init__(answer)
         self.deaths = deaths
 
     def host(self, target: str, *arguments: str) -> Iterator[Any]:
-        assert target == server_app.HOSTED_RUN
+        assert target == serving.HOSTED_RUN
         if self.deaths:
             self.deaths -= 1
             raise WorkerDiedError("worker 0 died")
-        yield from hosted_run(InlineTransport(app), *arguments)
+        yield from hosted_run(InlineTransport(answer), *arguments)
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_cell_whose_worker_died_is_run_once_more(
     deaths: int, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(server_app, "open_transport", lambda *_: DyingTransport(deaths))
+    monkeypatch.setattr(serving, "open_transport", lambda *_: DyingTransport(deaths))
     spec = tmp_path / "two.toml"
     spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n')
     small = [
@@ -90,21 +94,21 @@ def talk(transport: Transport, word: str) -> Generator[str]:
 
 HOSTING = """
 import ray
-from experiments.server_app import CLIENT_APP
+from experiments.launch.serve import WORKER
 from fl_sim.grid.ray_workers import RayTransport
 from fl_sim.grid.transports import WorkerDiedError
 
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-transport = RayTransport(CLIENT_APP, 1, 0.0)
+transport = RayTransport(WORKER, 1, 0.0)
 assert transport.hosts
-assert list(transport.host("tests.test_hosted:talk", "hello")) == ["hello 1"]
+assert list(transport.host("tests.run.test_hosted:talk", "hello")) == ["hello 1"]
 for word, expected in (("raise", LookupError), ("die", WorkerDiedError), ("raise", LookupError)):
     try:
-        list(transport.host("tests.test_hosted:talk", word))
+        list(transport.host("tests.run.test_hosted:talk", word))
     except expected:
         continue
     raise AssertionError(word)
-assert list(transport.host("tests.test_hosted:talk", "again")) == ["again 1"]
+assert list(transport.host("tests.run.test_hosted:talk", "again")) == ["again 1"]
 """
 
 
@@ -158,18 +162,18 @@ def test_workers_are_shared_among_the_cells_that_run_at_once(
     def note(config: Config, output_dir: Path, transport: Transport, report: Any, orders: int, twins: Path | None) -> None:
         found.add(orders)
         assert (twins is None) == (cells == 1)
-        folder = server_app.run_folder(output_dir, config)
+        folder = serving.run_folder(output_dir, config)
         folder.mkdir(parents=True)
         (folder / "rounds.jsonl").touch()
 
-    monkeypatch.setattr(server_app, "open_transport", lambda *_: FourWorkers(0))
-    monkeypatch.setattr(server_app, "execute_run", note)
-    monkeypatch.setattr(server_app, "_host", lambda *_: found.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
+    monkeypatch.setattr(serving, "open_transport", lambda *_: FourWorkers(0))
+    monkeypatch.setattr(serving, "execute_run", note)
+    monkeypatch.setattr(serving._Cells, "_host", lambda *_: found.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
     seeds = json.dumps([{"seed": seed} for seed in range(cells)])
     flat = {"output-dir": str(tmp_path), "cells": seeds, "ray.parallel": parallel, "model.name": "mlp"}
     if expected == "hosted":
         with pytest.raises(RuntimeError, match="hosted"):
-            server_app.serve(flat, None)
+            serving.serve(flat, None)
     else:
-        server_app.serve(flat, None)
+        serving.serve(flat, None)
     assert found == {expected}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clients.client_app import app
-from experiments.records.folder import read_rounds, run_folder
+from clients.client_app import answer
+from experiments.records.folder import read_rounds, read_summary
 from experiments.run.execute import execute_run
 from experiments.run.monitor import Monitor
 from fl_sim.config import keys as config
@@ -19,6 +19,7 @@ from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
 from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.burn_in import burn_in
+from tests.support.runs import theta
 
 Configure = Callable[..., Config]
 ONE: dict[str, Any] = {
@@ -32,8 +33,8 @@ ONE: dict[str, Any] = {
 
 
 def run(settings: Config, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    summary = execute_run(settings, folder, InlineTransport(app), lambda *_: None)
-    return summary, read_rounds(run_folder(folder, settings))["attacked"], run_folder(folder, settings)
+    place = execute_run(settings, folder, InlineTransport(answer), lambda *_: None)
+    return read_summary(place), read_rounds(place)["attacked"], place
 
 
 def theta_after(folder: Path, round_: int) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_log_records_the_alarm_and_changes_nothing(configure: Configure, tmp_pat
     _, _, unwatched = run(configure(**ONE, monitor__action="none"), tmp_path)
     assert lines[0]["alarm"]
     assert summary["monitor"] == {"first_alarm": 1, "first_damage": 1, "in_time": False, "rollbacks": 0}
-    assert torch.equal(theta_after(folder, 3), theta_after(unwatched, 3))
+    assert torch.equal(theta(folder), theta(unwatched))
 
 
 def test_stop_ends_the_run_in_the_round_of_the_alarm(configure: Configure, tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_rollback_brings_back_the_last_good_model_and_discards_the_round(configu
     loose = {"strategy__margin": 1e6, "strategy__calibration_rounds": 10} if strategy == "dgc" else {}
     kept = configure(**{**ONE, **loose, "strategy__name": strategy}, monitor__action="rollback", attack__norm_bound=20.0)
     summary, lines, folder = run(kept, tmp_path)
-    assert lines[0]["rolled-back"]
+    assert lines[0]["rolled_back"]
     first = theta_after(folder, 1)
     assert torch.equal(first, burn_in(kept, load_federation(kept), lambda *_: None).theta), "nothing of round 1 was applied"
     start, _, _ = run(
@@ -83,7 +84,7 @@ def test_with_patience_the_model_before_the_first_low_round_comes_back(configure
     }
     watched = configure(**settings, monitor__action="rollback", monitor__patience=2)
     summary, lines, folder = run(watched, tmp_path)
-    back = [line["round"] for line in lines if line.get("rolled-back")]
+    back = [line["round"] for line in lines if line.get("rolled_back")]
     start = burn_in(watched, load_federation(watched), lambda *_: None).theta
     assert back[0] == 2
     assert summary["monitor"]["rollbacks"] == len(back)

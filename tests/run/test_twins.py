@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from clients.client_app import app
-from experiments.records.folder import run_folder
-from experiments.run import execute as runs
+from clients.client_app import answer
+from experiments.records.folder import read_summary
 from experiments.run.execute import execute_run
+from experiments.run.history import TrackHistory
 from experiments.run.shared_twins import twin_key
-from experiments.run.track import Track
+from experiments.run.track import TrackRun
 from fl_sim.config.keys import Config
 from fl_sim.grid.transports import InlineTransport
-from tests.launch.test_flower import fingerprint
-from tests.run.test_runs import lines
+from tests.support.runs import fingerprint, lines
 
 Configure = Callable[..., Config]
 
@@ -30,23 +29,29 @@ def plain_summary(summary: dict[str, Any]) -> dict[str, Any]:
 def test_a_shared_twin_changes_no_record(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    tracks, original = list[str](), runs.run_track
-    monkeypatch.setattr(runs, "run_track", lambda name, *rest, **named: tracks.append(name) or original(name, *rest, **named))
+    tracks, original = list[str](), TrackRun.play
+    monkeypatch.setattr(TrackRun, "play", lambda track: tracks.append(track.name) or original(track))
     told: list[tuple[Any, ...]] = []
     for fraction in (0.17, 0.3):
         config = configure(attack__malicious_fraction=fraction, **more)
-        alone = execute_run(config, tmp_path / "alone", InlineTransport(app), lambda *_: None)
+        alone = execute_run(config, tmp_path / "alone", InlineTransport(answer), lambda *_: None)
         tracks.clear()
         told.clear()
-        shared = execute_run(config, tmp_path / "shared", InlineTransport(app), lambda *step: told.append(step), twins=tmp_path / "twins")
+        shared = execute_run(
+            config, tmp_path / "shared", InlineTransport(answer), lambda *step: told.append(step), twins=tmp_path / "twins"
+        )
         assert tracks == (["attacked", "twin", "control"] if fraction == 0.17 else ["attacked", "control"])
-        assert plain_summary(shared) == plain_summary(alone)
-        assert fingerprint(run_folder(tmp_path / "shared", config)) == fingerprint(run_folder(tmp_path / "alone", config))
-        assert [step[0] for step in told].count("twin") == len(lines(run_folder(tmp_path / "alone", config), "twin"))
+        assert plain_summary(read_summary(shared)) == plain_summary(read_summary(alone))
+        assert fingerprint(shared) == fingerprint(alone)
+        assert [step[0] for step in told].count("twin") == len(lines(alone, "twin"))
+
+
+def history(rounds: int, fired: int) -> TrackHistory:
+    return TrackHistory(tuple({"round": round_, "attack": {"fired": float(round_ == fired)}} for round_ in range(1, rounds + 1)))
 
 
 def test_what_makes_another_twin(configure: Configure) -> None:
-    track = Track("attacked", phases={1: "accumulate"}, fired=(4,))
+    track = history(6, 4)
 
     def key(**keys: Any) -> str:
         return twin_key(configure(**keys), track)
@@ -56,7 +61,7 @@ def test_what_makes_another_twin(configure: Configure) -> None:
     sampled = {"server__clients_per_round": 4}
     other = [
         key(seed=2), key(strategy__name="clip-before"), key(attack__set_size=50), key(attack__name="trigger-only"), key(**sampled),
-        key(attack__poison_ratio=0.25, **sampled), key(evaluate__every=3), twin_key(configure(), Track("attacked", fired=(4,))),
-        twin_key(configure(), Track("attacked", phases={1: "accumulate"}, fired=(5,))),
+        key(attack__poison_ratio=0.25, **sampled), key(evaluate__every=3), twin_key(configure(), history(5, 4)),
+        twin_key(configure(), history(6, 5)),
     ]  # fmt: skip
     assert len({*same, *other}) == 1 + len(other)
