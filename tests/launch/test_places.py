@@ -135,25 +135,25 @@ def test_a_damaged_burn_in_is_trained_again(configure: Configure, tmp_path: Path
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": 3', "one digit"])
 def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path: Path, content: str) -> None:
-    from clients.client_app import app
+    from clients.client_app import answer
 
     config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
-    execute_run(config, tmp_path / "one", InlineTransport(app), lambda *_: None)
+    execute_run(config, tmp_path / "one", InlineTransport(answer), lambda *_: None)
     (path,) = (tmp_path / "cache").glob("calibration-*/*.json")
     before = path.read_text()
     changed = re.sub(r"(\d)(,|\n)", lambda found: f"{(int(found[1]) + 1) % 10}{found[2]}", before, count=1)
     assert changed != before
     path.write_text(changed if content == "one digit" else content)
-    execute_run(config, tmp_path / "two", InlineTransport(app), lambda *_: None)
+    execute_run(config, tmp_path / "two", InlineTransport(answer), lambda *_: None)
     assert path.read_text() == before
     assert is_complete(run_folder(tmp_path / "two", config))
 
 
 def test_a_calibration_of_another_version_is_not_read(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clients.client_app import app
+    from clients.client_app import answer
 
     config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
     for version in (1, 2):
         monkeypatch.setattr("strategies.calibration.VERSION", version)
-        execute_run(config, tmp_path / str(version), InlineTransport(app), lambda *_: None)
+        execute_run(config, tmp_path / str(version), InlineTransport(answer), lambda *_: None)
     assert len(list((tmp_path / "cache").glob("calibration-*/*.json"))) == 2

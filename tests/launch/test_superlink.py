@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from experiments.launch import superlink, warm
+from experiments.launch import superlink
 from experiments.launch.superlink import FlowerRun, run_in_flower
 
 PYPROJECT = """
@@ -80,9 +80,8 @@ app = ClientApp()
 
 
 @pytest.fixture
-def app_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def app_dir(tmp_path: Path) -> Path:
     """A Flower app whose ServerApp completes, raises or sleeps, as `mode` says."""
-    monkeypatch.setattr(superlink, "PRELOAD", ())  # this app does without torch
     (package := tmp_path / "tiny").mkdir()
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     for name, text in {"__init__": "", "server": SERVER, "remote": REMOTE, "client": CLIENT}.items():
@@ -126,9 +125,6 @@ def test_a_completed_run_returns_0_and_its_lines_and_config_arrive_unharmed(app_
     assert config == {"mode": "complete", "text": text, "strategy.bound": math.inf}
     assert "actor says tiny.remote" in watched.lines
     assert "\x1b" not in watched.log
-    assert (
-        0 < run.seconds["superlink"] <= run.seconds["accepted"] <= run.seconds["app"] <= run.seconds["logs_ended"] <= run.seconds["ended"]
-    )
     watched.assert_nothing_left()
 
 
@@ -166,7 +162,7 @@ def test_a_key_that_the_app_does_not_know_is_refused_with_its_name(app_dir: Path
 
 @pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1), ("finished:stopped", 1), ("unknown", 1)])
 def test_only_a_completed_run_has_exit_code_0(status: str, code: int) -> None:
-    assert FlowerRun(status, {}).exit_code == code
+    assert FlowerRun(status).exit_code == code
 
 
 @pytest.mark.parametrize(("num_supernodes", "ray_cpus"), [(0, 1), (1, 0)])
@@ -181,13 +177,13 @@ def test_the_environment_is_our_own_and_passes_a_ray_cluster_through(tmp_path: P
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     home = Path("/tmp/fl-sim-x")
-    own = superlink._environment(home, home / "bin")
+    own = superlink._environment(home)
     assert own["FLWR_HOME"] == own["RAY_TMPDIR"] == str(home)
-    assert own["PATH"].split(os.pathsep) == [str(home / "bin"), str(Path(sys.executable).parent), "/usr/bin"]
+    assert own["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
     assert own["NO_PROXY"] == own["no_proxy"] == "127.0.0.1,localhost,example.org"
-    assert "RAY_TMPDIR" not in superlink._environment(home / ("x" * 60), home / "bin")  # a socket's name would be too long
+    assert "RAY_TMPDIR" not in superlink._environment(home / ("x" * 60))  # a socket's name would be too long
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    joined = superlink._environment(home, home / "bin")
+    joined = superlink._environment(home)
     assert joined["RAY_ADDRESS"] == "10.0.0.1:6379"
     assert "RAY_TMPDIR" not in joined
 
@@ -222,18 +218,3 @@ def test_what_carries_our_folder_and_its_children_are_ended_and_others_are_not(t
     finally:
         another.kill()
         another.wait()
-
-
-def test_the_ray_that_we_start_is_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an address Ray joins whatever cluster was started last on the machine, and refuses to be told its processors."""
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", "")  # brought back afterwards
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr("ray.init", lambda *arguments, **_: asked.append(arguments))
-    monkeypatch.setattr(warm, "follow", lambda _: None)
-    monkeypatch.setattr(warm, "console_script", lambda _: lambda: 0)
-    (tmp_path / "arguments").write_text("--some flags")
-    with pytest.raises(SystemExit):
-        warm.simulate(0, str(tmp_path / "arguments"), 1, str(tmp_path), [])
-    assert asked == [("local",)]

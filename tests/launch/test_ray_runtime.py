@@ -1,0 +1,62 @@
+"""Ray for the time of a command: our own, or the cluster that is named; short socket names; nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.launch.preflight import _ray_problem  # pyright: ignore[reportPrivateUsage]
+from fl_sim.grid import ray_runtime
+from fl_sim.grid.ray_runtime import ray_running
+
+
+@pytest.mark.parametrize(("address", "expected"), [(None, "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_ray_is_our_own_or_the_cluster_that_is_named(monkeypatch: pytest.MonkeyPatch, address: str | None, expected: str) -> None:
+    """Without an address Ray joins whatever cluster was started last on the machine."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda *arguments, **_: asked.append(arguments))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with ray_running():
+        assert asked == [(expected,)]
+
+
+@pytest.mark.parametrize(("name", "short"), [("/tmp/a", "/tmp/a"), ("/tmp/" + "x" * 61, "/tmp"), ("/tmp/ü", "/tmp")])
+def test_a_folder_whose_name_no_socket_takes_is_not_used(monkeypatch: pytest.MonkeyPatch, name: str, short: str) -> None:
+    """SLURM makes such a TMPDIR."""
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: name)
+    assert ray_runtime._short_folder() == short  # pyright: ignore[reportPrivateUsage]
+
+
+def test_an_address_where_nobody_answers_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "expected RAY_ADDRESS (--ray-address) to be that of a running Ray cluster, got '127.0.0.1:1'" in _ray_problem()
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert _ray_problem() == ""
+
+
+LEFT = """
+import psutil, ray
+from fl_sim.grid.ray_runtime import ray_running
+with ray_running():
+    actor = ray.remote(num_cpus=0)(type("Sleeper", (), {"pid": lambda self: __import__("os").getpid()})).remote()
+    pid = ray.get(actor.pid.remote())
+    seen = set(psutil.Process().children(recursive=True))
+    assert pid in {process.pid for process in seen}
+left = [process for process in seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+assert left == [], left
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
