@@ -14,9 +14,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.report.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
-from experiments.report.tables import over_seeds
+from experiments.report.seeds import over_seeds
 from experiments.report.views import Matrix, accuracy_matrix, round_panels, worst_cases
-from experiments.sweep.published import Pair, published_numbers
+from experiments.sweep.numbers import published_numbers
+from experiments.sweep.published import Pair
 from experiments.sweep.search import STEALTH_LIMIT
 from experiments.sweep.study import Run, Study, result_keys
 from fl_sim.atomic_files import write_whole

@@ -22,7 +22,8 @@ from experiments.report.views import (
     stealth_points,
     worst_cases,
 )
-from experiments.sweep.published import Pair, match_published, published_numbers
+from experiments.sweep.numbers import published_numbers
+from experiments.sweep.published import Pair, match_published
 from experiments.sweep.study import Run, Study, complete_runs
 from fl_sim.atomic_files import writing
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from rich.table import Table
 
 from experiments.records.folder import is_complete
-from experiments.sweep.published import Pair, agreement, published_numbers
+from experiments.report.seeds import over_seeds
+from experiments.sweep.numbers import published_numbers
+from experiments.sweep.published import Pair, agreement
 from experiments.sweep.study import DamagedError, read_config, read_whole_summary, run_folders
 
 if TYPE_CHECKING:
@@ -121,14 +122,6 @@ def published_table(entry: str, pairs: Sequence[Pair]) -> Table:
     for pair in pairs:
         table.add_row(pair.setting, f"{pair.published:.1f}", over_seeds(pair.ours), f"{pair.mean - pair.published:+.1f}")
     return table
-
-
-def over_seeds(values: Sequence[float]) -> str:
-    """`mean (least to most)` of one or several accuracies."""
-    if not values:
-        return "-"
-    mean = float(np.mean(values))
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _shown(*values: float | None) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.report.frame import label_frame, study_frame
-from experiments.report.tables import over_seeds
+from experiments.report.seeds import over_seeds
 from experiments.run.phases import accumulate_rounds
 from experiments.sweep.search import left_after, stealth_cost
 from experiments.sweep.study import Run

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from experiments.sweep.study import Run
+from experiments.sweep.numbers import published_numbers
+from experiments.sweep.study import Run
 
-NUMBERS = Path(__file__).parent / "published.json"
 LEAST_DIFFERENCE = 0.5  # points: about the standard error of a difference of two accuracies on 10,000 examples
 
 
@@ -53,13 +49,6 @@ class Agreement(NamedTuple):
         pairs = sum(self)
         share = f" ({100 * self.same / pairs:.0f} %)" if pairs else ""
         return f"same order in {self.same} of {pairs} neighbouring pairs{share}, equal in {self.equal}, the other in {self.other}"
-
-
-@cache
-def published_numbers() -> Mapping[str, Any]:
-    """Every entry of published.json (a process-wide constant): its source, what was measured, and accuracies (percent) by the labels of
-    a study's axes."""
-    return json.loads(NUMBERS.read_text(encoding="utf-8"))
 
 
 def match_published(entry: str, runs: Sequence[Run]) -> list[Pair]:

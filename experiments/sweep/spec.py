@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import BeforeValidator, Field
 
-from experiments.sweep.published import published_numbers
+from experiments.sweep.numbers import published_numbers
 from experiments.sweep.toml_specs import FlatTable, Spec, flat_table, load_toml, parse_spec, spec_path
 from fl_sim.config.keys import Config, Section
 from fl_sim.config.options import OPTIONS, gathered, options_text

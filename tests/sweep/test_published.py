@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweep.published import Pair, agreement, match_published, published_numbers
+from experiments.sweep.numbers import published_numbers
+from experiments.sweep.published import Pair, agreement, match_published
 from experiments.sweep.spec import read_sweep
 from fl_sim.config.resolve import resolve
 from tests.support.small_study import write_study_records
