@@ -1,8 +1,8 @@
 """fl-sim: poisoned federated learning, simulated on Flower, Ray and PyTorch.
 
 The face for Python: `run`, `sweep`, `open_study`, `load_model`, `resolve`, `Config`; what attacks and rules are written with: `Action`,
-`Aim`, `AttackState`, `Knowledge`, `Rule`; and `memorization_discrepancy`. They are loaded when they are asked for (`experiments.api`), so
-that the packages above this one may import it.
+`Aim`, `AttackState`, `Knowledge`, `Rule`; and `memorization_discrepancy`. They are loaded from `experiments.api` on first use, so that
+the packages above this one may import it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def __dir__() -> list[str]:
 
 
 def _api() -> Any:
-    """`experiments.api`, ours also where the working directory has a folder `experiments` of its own.
+    """Our `experiments.api`, also if the working directory has a folder `experiments` of its own.
 
     Raises ImportError if another package of that name was imported before.
     """

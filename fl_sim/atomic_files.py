@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and one clear error where a disk is full or cannot be written."""
+"""Files that are written whole or not at all, with one clear error if the disk is full or cannot be written."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-ENTRY, DIGEST = "record", "sha256"  # the one entry of the metadata (several would come in any order), and the digest in it of all the rest
+# All metadata is in one entry, because safetensors stores several in any order; DIGEST is the key in it of the digest of everything else.
+ENTRY, DIGEST = "record", "sha256"
 
 
 class CannotWriteError(OSError):
-    """A file could not be written: the disk is full, or nobody may."""
+    """A file could not be written: the disk is full, or permission is missing."""
 
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Raises CannotWriteError "PATH could not be written: REASON" for any OSError inside."""
+    """Turn any OSError inside the block into CannotWriteError "PATH could not be written: REASON"."""
     try:
         yield
     except CannotWriteError:
@@ -37,42 +38,42 @@ def writing(path: Path) -> Generator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """A path to write to. At the end of the block what stands there is on the disk and gets the name `path`; if the block raises, nothing
-    is left of it. A process that is killed leaves a `.*.part` (see `remove_parts`). Raises CannotWriteError.
+    """Yields a temporary path to write to. At the end of the block its content is flushed to the disk and renamed to `path`; if the block
+    raises, it is deleted. A process that is killed leaves a `.*.part` file (see `remove_parts`). Raises CannotWriteError.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with writing(path):
             yield part
-            _sync(part)  # the content before the name,
+            _sync(part)  # the content must be on the disk before the name,
             part.replace(path)
-            _sync(path.parent)  # the name before anything that relies on it
+            _sync(path.parent)  # and the name before anything relies on it
     finally:
-        with suppress(OSError):  # it is not there, or the disk cannot be written
+        with suppress(OSError):  # renamed already, or the disk cannot be written
             part.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of the text or none of it."""
+    """Write a text file, whole or not at all. Raises CannotWriteError."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what killed processes left unfinished of a file, or of all files below a folder, that nobody else writes now."""
+    """Remove the unfinished parts of a file, or of all files below a folder, that killed processes left. Nobody may be writing there."""
     for part in [*path.parent.glob(f".{path.name}.*.part"), *path.rglob(".*.part")]:
         part.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name, with texts by name, as safetensors with a digest, all or nothing. Raises CannotWriteError."""
-    held, texts = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(record or {})
+    """Write named tensors and named texts as safetensors with a digest, whole or not at all. Raises CannotWriteError."""
+    contiguous, texts = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(record or {})
     with whole_file(path) as part:
-        save_file(held, part, {ENTRY: json.dumps({**texts, DIGEST: _digest(texts, held)}, sort_keys=True)})
+        save_file(contiguous, part, {ENTRY: json.dumps({**texts, DIGEST: _digest(texts, contiguous)}, sort_keys=True)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_tensors` wrote. Raises ValueError where it is damaged in any bit, OSError where it cannot be read."""
+    """Read what `save_tensors` wrote. Raises ValueError if a bit of it is damaged, OSError if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -80,7 +81,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if texts.pop(DIGEST, "") != _digest(texts, tensors):
-        raise ValueError(f"{path} is damaged: its digest is that of other content")
+        raise ValueError(f"{path} is damaged: its content does not have the digest that it states")
     return tensors, texts
 
 
@@ -95,7 +96,7 @@ def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Raises OSError; not for a folder on a file system that cannot do it."""
+    """Flush a file or a folder to the disk. Raises OSError, but not for a folder on a file system that cannot flush folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

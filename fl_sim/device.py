@@ -1,4 +1,4 @@
-"""Where models run: decided here and nowhere else."""
+"""The device that models run on: decided here and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from fl_sim.config.keys import Config
 
 
 def device_of(config: Config) -> torch.device:
-    """Where models run: `device`, or a GPU if there is one with `auto`."""
-    wanted = config.device
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+    """The device of the key `device`; with `auto` a GPU if there is one."""
+    setting = config.device
+    return torch.device("cuda" if setting == "cuda" or (setting == "auto" and torch.cuda.is_available()) else "cpu")

@@ -1,7 +1,7 @@
-"""Names to things: one way to look up an attack, a rule, a model, a data set …, from our tables or from outside the repository.
+"""Looks up an attack, a rule, a model, a data set … by its name, in our tables or outside the repository.
 
-A table stays a literal mapping beside what it lists. A name is one of its keys, an entry point of its group that somebody's package
-declares, `path/to/file.py:name`, or `package.module:name`.
+Each table is a literal mapping in the module of the things that it lists. A name is a key of the table, an entry point that an installed
+package declares in the table's group, `path/to/file.py:name`, or `package.module:name`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-# Every registry, by the key whose values are its names; as text, because most of them stand above this file.
+# The registry of each key, as "module:name": text, because most of these modules import this one.
 REGISTRIES: Mapping[str, str] = {
     "data.name": "fl_sim.data.datasets:datasets",
     "data.partition": "fl_sim.data.partitions:partitions",
@@ -35,21 +35,23 @@ REGISTRIES: Mapping[str, str] = {
     "tracking": "experiments.records.trackers:trackers",
 }
 
-_OFFERED: dict[str, Any] = {}  # objects of this process, by the names that `offer` gave them
+_OFFERED: dict[str, Any] = {}  # objects of this process, by the names that `offer` returned
 _LOADING = threading.RLock()
 
 
 class OutsideError(ImportError):
-    """Something from outside the repository cannot be loaded; the message names the file or module, and the line where there is one."""
+    """Something from outside the repository cannot be loaded. The message names the file or module and, if known, the line."""
 
 
 @dataclass(frozen=True)
 class Registry(Generic[T]):
-    """What one key may name.
+    """The names that one key of the configuration accepts, and what they stand for.
 
-    Args: kind, in words ("attack"); key, of the run configuration; table, our own; group, of entry points; extras, the optional extra
-    of fl-sim that a name of the table needs; least_members, how many malicious clients; family, what is wrong with a name of a form
-    that the table does not list one by one (`flwr.*`), None where the name is of no such form, and its thing.
+    Args: kind, in words ("attack"); key, of the configuration; table, our own names; group, of entry points; extras, the optional package
+    that a name of the table needs, which is also the name of fl-sim's extra; least_members, the fewest malicious clients of an attack;
+    arguments, how many positional ones we pass (the others are options); options_taker, which part of an entry takes the options; family,
+    a check of names that follow a pattern instead of standing in the table (`flwr.*`): it returns what is wrong, empty if nothing, and
+    None for a name without the pattern; family_names, those names, for messages.
     """
 
     kind: str
@@ -58,29 +60,29 @@ class Registry(Generic[T]):
     group: str
     extras: Mapping[str, str] = field(default_factory=dict[str, str])
     least_members: Mapping[str, int] = field(default_factory=dict[str, int])
-    arguments: int = 0  # positional ones that we pass; what follows are options
-    called: Callable[[Any], Any] = lambda thing: thing  # what of a thing takes the options
+    arguments: int = 0
+    options_taker: Callable[[Any], Any] = lambda thing: thing
     family: Callable[[str], str | None] | None = None
-    more: tuple[str, ...] = ()  # names that the family has, for messages
+    family_names: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
-        """Every name that the key takes, but those of files and modules."""
-        return list(dict.fromkeys([*self.table, *self.more, *_entry_points(self.group)]))
+        """Every name that the key accepts, without files and modules."""
+        return list(dict.fromkeys([*self.table, *self.family_names, *_entry_points(self.group)]))
 
     def problem(self, name: str) -> str:
-        """What is wrong with a name, a sentence; empty if it can be looked up. Loads what is outside."""
+        """What is wrong with a name, as a sentence; empty if it can be looked up. Loads a thing from outside."""
         if name in self.table:
             extra = self.extras.get(name, "")
             if extra and importlib.util.find_spec(extra) is None:
                 return f"expected the optional package {extra} with {self.key} = {name!r}: pip install 'fl-sim[{extra}]'"
             return ""
-        if self.family and (found := self.family(name)) is not None:
-            return found
+        if self.family and (text := self.family(name)) is not None:
+            return text
         if not self.outside(name):
-            known = self.names()
-            near = difflib.get_close_matches(name, known, n=1)
+            names = self.names()
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            return f"expected {self.key} to be one of {', '.join(known)}, or file.py:name or package.module:name, got {name!r}{hint}"
+            return f"expected {self.key} to be one of {', '.join(names)}, or file.py:name or package.module:name, got {name!r}{hint}"
         try:
             self.find(name)
         except OutsideError as error:
@@ -88,11 +90,11 @@ class Registry(Generic[T]):
         return ""
 
     def outside(self, name: str) -> bool:
-        """Whether a name stands for something that is not ours."""
+        """Whether a name stands for something from outside the repository."""
         return name not in self.table and (":" in name or name in _entry_points(self.group))
 
     def find(self, name: str) -> T:
-        """The thing of a name. Raises KeyError for an unknown one, OutsideError for one that cannot be loaded."""
+        """What a name stands for. Raises KeyError for an unknown name, OutsideError for one that cannot be loaded."""
         if name in self.table:
             return self.table[name]
         if name in _entry_points(self.group):
@@ -102,20 +104,20 @@ class Registry(Generic[T]):
         raise KeyError(name)
 
     def options_problem(self, name: str, options: Mapping[str, Any], key: str) -> str:
-        """What is wrong with the options of a thing that can be looked up, given under `key`; empty if it takes them all."""
+        """Which of the options, set by `key`, the thing of this name does not take; empty if it takes them all."""
         try:
-            parameters = list(inspect.signature(self.called(self.find(name))).parameters.values())[self.arguments :]
-        except (TypeError, ValueError):  # it is not called, or written in C
+            parameters = list(inspect.signature(self.options_taker(self.find(name))).parameters.values())[self.arguments :]
+        except (TypeError, ValueError):  # not a function, or written in C
             return ""
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return ""
-        known = [parameter.name for parameter in parameters]
-        strange = [option for option in options if option not in known]
-        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        accepts = [parameter.name for parameter in parameters]
+        strange = [option for option in options if option not in accepts]
+        takes = f"it takes {', '.join(accepts)}" if accepts else "it takes none"
         return f"{key}: {self.key} = {name!r} has no option {', '.join(strange)}; {takes}" if strange else ""
 
     def content(self, name: str) -> str:
-        """Sixteen hex digits of the source of something that is not ours, empty for what is: a changed attack is another run."""
+        """Sixteen hex digits of the source file of something from outside; empty for ours. An attack that changed makes another run."""
         if not self.outside(name):
             return ""
         point = _entry_points(self.group).get(name)
@@ -129,7 +131,7 @@ def registry(key: str) -> Registry[Any]:
 
 
 def offer(thing: object) -> str:
-    """A name for an object of this process, wherever a name is taken (`grid.transport = "inline"` only): equal for equal source."""
+    """A name for an object of this process, valid wherever a name is, with `grid.transport = "inline"` alone. Equal source, equal name."""
     label = getattr(thing, "__name__", type(thing).__name__)
     name = f"object:{label}-{_object_digest(thing)}"
     _OFFERED[name] = thing
@@ -137,7 +139,7 @@ def offer(thing: object) -> str:
 
 
 def load_outside(name: str) -> Any:
-    """The object of `path/to/file.py:name`, `package.module:name`, or of a name that `offer` gave. Raises OutsideError."""
+    """The object of `path/to/file.py:name`, of `package.module:name`, or of a name that `offer` returned. Raises OutsideError."""
     if name in _OFFERED:
         return _OFFERED[name]
     place, _, attribute = name.rpartition(":")
@@ -148,7 +150,7 @@ def load_outside(name: str) -> Any:
             module = _file_module(place) if place.endswith(".py") else importlib.import_module(place)
     except OutsideError:
         raise
-    except BaseException as error:  # somebody's file may raise anything, SystemExit too
+    except BaseException as error:  # a file from outside may raise anything, SystemExit too
         if isinstance(error, KeyboardInterrupt):
             raise
         raise OutsideError(f"{_where(error, place)}{type(error).__name__}: {error}") from error
@@ -184,17 +186,17 @@ def _path(place: str) -> Path:
 
 
 def _file_module(place: str) -> ModuleType:
-    """The module of a file, run once a process and content; a file that has changed is run again."""
+    """The module of a file. It is executed once per process, and again if its content has changed."""
     path = _path(place)
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]
-    name = f"fl_sim_outside_{digest}"  # shadows nobody's module
+    name = f"fl_sim_outside_{digest}"  # a name that no other module has
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -204,7 +206,7 @@ def _file_module(place: str) -> ModuleType:
 
 
 def _where(error: BaseException, place: str) -> str:
-    """The line of somebody's file in which it raised, for a message."""
+    """The file and the line of the outside code that raised, for a message; empty if unknown."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: "
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == Path(place).name]
@@ -220,12 +222,12 @@ def _source(thing: object, place: str) -> Path:
 
 
 def _object_digest(thing: object) -> str:
-    """Of an object's source and, where it is no function or class, of its attributes."""
+    """Twelve hex digits of an object's source, of its attributes if it is an instance, and of the variables that a function closes over."""
     subject = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
     try:
         source = inspect.getsource(subject)
     except (OSError, TypeError):
-        source = repr(thing)  # with its address: another run each time, never a wrong one
+        source = repr(thing)  # with its address: another run each time, rather than the records of a different object
     state = "" if subject is thing else repr(vars(thing) if hasattr(thing, "__dict__") else thing)
     closure = repr([cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()])
     return hashlib.sha256("\n".join([source, state, closure]).encode()).hexdigest()[:12]

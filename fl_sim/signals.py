@@ -1,4 +1,4 @@
-"""Signals that end the command end it in order: what it started is ended too."""
+"""Signals that end the command run its clean-up first, so that the processes it started end too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 @contextmanager
 def signals_raise() -> Generator[Callable[[], None]]:
-    """While open, SIGTERM and SIGHUP raise SystemExit; yields a function that makes these two and SIGINT wait until it closes."""
+    """Inside the block SIGTERM and SIGHUP raise SystemExit. Yields a function that makes the process ignore them, and SIGINT, until the
+    block ends: for the clean-up.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return

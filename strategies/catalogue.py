@@ -179,5 +179,5 @@ strategies: Registry[Any] = Registry(
     {**RULES, "dgc": Rule},
     "fl_sim.strategies",
     family=_family_problem,
-    more=(*(f"flwr.{name}" for name in FLOWER), *(f"byzfl.{name}" for name in AGGREGATORS)),
+    family_names=(*(f"flwr.{name}" for name in FLOWER), *(f"byzfl.{name}" for name in AGGREGATORS)),
 )

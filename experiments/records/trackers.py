@@ -125,7 +125,7 @@ def _none(name: str) -> str | None:
 
 
 trackers: Registry[Callable[[Path, dict[str, Any]], Tracker]] = Registry(
-    "tracker", "tracking", TRACKERS, "fl_sim.trackers", extras={name: name for name in TRACKERS}, family=_none, more=("none",)
+    "tracker", "tracking", TRACKERS, "fl_sim.trackers", extras={name: name for name in TRACKERS}, family=_none, family_names=("none",)
 )
 
 

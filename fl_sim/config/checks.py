@@ -1,4 +1,4 @@
-"""Checks of keys against each other, each with the keys it is about."""
+"""Checks of keys against each other. Each problem names the keys that it is about."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Problem = tuple[tuple[str, ...], str]
 
 
 def cross_checks(config: Config) -> list[Problem]:
-    """Every contradiction between keys, as (keys, sentence). Cheap: nothing is loaded."""
+    """Every contradiction between keys, as (keys, sentence). Loads nothing."""
     return [*_sampling(config), *_attack(config), *_faults(config)]
 
 
 def _sampling(config: Config) -> list[Problem]:
-    sampled, clients = config.server.clients_per_round, config.data.num_clients
-    if sampled > clients:
+    per_round, clients = config.server.clients_per_round, config.data.num_clients
+    if per_round > clients:
         return [
             (
                 ("server.clients-per-round", "data.num-clients"),
-                f"expected server.clients-per-round <= data.num-clients = {clients}, got {sampled}",
+                f"expected server.clients-per-round <= data.num-clients = {clients}, got {per_round}",
             )
         ]
     return []
@@ -54,8 +54,8 @@ def _attack(config: Config) -> list[Problem]:
                 f"expected attack.poison-ratio to be 0 or -1 with attack.name = 'none', got {config.attack.poison_ratio}",
             )
         )
-    stretched = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
-    if math.isinf(config.attack.norm_bound) and stretched:
+    to_norm_bound = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
+    if math.isinf(config.attack.norm_bound) and to_norm_bound:
         problems.append(
             (
                 ("attack.norm-bound", "attack.trigger-scale", "attack.trigger-refresh"),

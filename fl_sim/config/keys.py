@@ -30,7 +30,7 @@ class Grid(Section):
 class Ray(Section):
     num_workers: CountOrZero = Field(0, description="our Ray actors (0: one per CPU of the Ray cluster)")
     gpus_per_worker: NonNegative = Field(0.0, description="share of a GPU that each actor reserves")
-    parallel: CountOrZero = Field(0, description="cells of a sweep that run at once (0: one a worker); fewer share the workers")
+    parallel: CountOrZero = Field(0, description="cells of a sweep that run at once (0: one per worker); fewer share the workers")
 
 
 class Data(Section):
@@ -41,40 +41,42 @@ class Data(Section):
     download: bool = Field(False, description="let torchvision fetch a missing data set")
     num_clients: Count = Field(100, description="N, the virtual clients")
     partition: str = Field(
-        "iid", description="how the training part is shared out: one of `PARTITIONS`, a file, or your own (docs/data.md)"
+        "iid", description="how the training part is divided among the clients: one of `PARTITIONS`, a file, or your own (docs/data.md)"
     )
     partition_options: str = Field("", description="arguments of the partition, as a JSON object or as TOML keys")
     dirichlet_alpha: Positive = Field(0.5, description="concentration of the Dirichlet partitions; small is uneven")
-    shards_per_client: Count = Field(2, description="label-sorted shards a client gets in the shards partition")
+    shards_per_client: Count = Field(2, description="label-sorted shards per client in the shards partition")
 
 
 class Model(Section):
     name: str = Field("cnn", description="architecture: one of `MODELS` (docs/models.md), or your own")
     options: str = Field("", description="arguments of an own model, as a JSON object or as TOML keys")
-    start: str = Field("", description="file with a state_dict from which the burn-in starts (safetensors or PyTorch's; empty: drawn)")
+    start: str = Field(
+        "", description="file with the state_dict from which the burn-in starts (safetensors or PyTorch's; empty: random initialisation)"
+    )
     norm: Literal["group", "batch"] = Field("group", description="normalisation; batch statistics are frozen after burn-in")
 
 
 class Client(Section):
     batch_size: Count = Field(10, description="examples of one local step (a smaller share is used whole)")
-    local_steps: Count = Field(1, description="local steps a round; 1 is FedSGD")
-    timeout: float = Field(0.0, ge=0.0, description="seconds after which a worker's reply is given up and asked for elsewhere (0: never)")
+    local_steps: Count = Field(1, description="local steps per round; 1 is FedSGD")
+    timeout: float = Field(0.0, ge=0.0, description="seconds to wait for a worker's reply before another worker is asked (0: no limit)")
     learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
     weight: Literal["batch", "share"] = Field(
-        "batch", description="weight of an update: the examples that it was trained on, or all of the client's (McMahan et al. 2017)"
+        "batch", description="weight of an update: its client's examples used in the round, or all of them (McMahan et al. 2017)"
     )
     threads: Count = Field(1, description="CPU threads of one worker's computation")
     block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
     engine: Literal["auto", "vmap", "loop"] = Field(
-        "auto", description="how single updates are computed; `auto` forms none where a clip can be fused either"
+        "auto", description="how the updates of single clients are computed; `auto` also fuses a clip into one backward pass where it can"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the clients' forward and backward passes; parameters, norms and sums are float32 in any case"
+        "float32", description="number type of the clients' forward and backward passes; parameters, norms and sums are always float32"
     )
 
 
 class Server(Section):
-    clients_per_round: CountOrZero = Field(0, description="n, the clients sampled a round (0: all)")
+    clients_per_round: CountOrZero = Field(0, description="n, the clients sampled per round (0: all)")
     learning_rate: Positive = Field(0.05, description="server learning rate")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="server momentum")
 
@@ -86,51 +88,55 @@ class Strategy(Section):
     options: str = Field("", description="arguments of a Flower, ByzFL or own class or rule, as a JSON object or as TOML keys")
     norm: Literal["l2", "linf"] = Field("l2", description="norm of the clip")
     bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
-    probe_size: Count = Field(64, description="clean test-file examples that the server keeps to itself")
-    scope: Literal["aggregate", "client"] = Field("aggregate", description="dgc: judge the combined update, or each client's")
+    probe_size: Count = Field(64, description="clean examples of the test part that the server keeps for itself")
+    scope: Literal["aggregate", "client"] = Field("aggregate", description="dgc: check the combined update, or each client's")
     action: Literal["backtrack", "clip", "skip"] = Field(
-        "backtrack", description="dgc, scope aggregate: what becomes of a refused combined update"
+        "backtrack", description="dgc, scope aggregate: what to do with a refused combined update"
     )
-    guard: Literal["discrepancy", "rehearsing", "both"] = Field("discrepancy", description="dgc: what is asked of a candidate model")
+    guard: Literal["discrepancy", "rehearsing", "both"] = Field("discrepancy", description="dgc: which scores of a candidate model count")
     divergence: Literal["kl", "js"] = Field("kl", description="dgc: divergence of the Memorization Discrepancy")
-    reference: Literal["both", "history", "fixed"] = Field("both", description="dgc: the model lag rounds back, the burnt-in one, or both")
-    rise: bool = Field(True, description="dgc: also refuse what raises the probe loss over its lowest more than clean rounds do")
-    lag: Count = Field(5, description="dgc: rounds back of the reference in the history")
-    calibration_rounds: Annotated[int, Field(ge=10)] = Field(
-        60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; then forgotten"
+    reference: Literal["both", "history", "fixed"] = Field(
+        "both", description="dgc: compare with the model lag rounds earlier (history), the burnt-in one (fixed), or both"
     )
-    margin: Positive = Field(3.0, description="dgc: thresholds in multiples of what clean rounds reached")
+    rise: bool = Field(True, description="dgc: also score how far the probe loss is above its lowest value so far")
+    lag: Count = Field(5, description="dgc: rounds between a model and its reference in the history")
+    calibration_rounds: Annotated[int, Field(ge=10)] = Field(
+        60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; their model is discarded"
+    )
+    margin: Positive = Field(3.0, description="dgc: thresholds, in multiples of the largest score in clean rounds")
     drift: Annotated[float, Field(ge=1.0, allow_inf_nan=True)] = Field(
         1.25,
-        description="dgc, scope aggregate: running mean of a discrepancy, in multiples of its highest in clean rounds, from which a "
-        "probation follows (inf: never)",
+        description="dgc, scope aggregate: a probation follows when the running mean of a discrepancy exceeds this multiple of its clean "
+        "maximum (inf: never)",
     )
     small_bound: Positive = Field(1.0, description="dgc: bound of the action `clip`")
     probation: CountOrZero = Field(
         20,
-        description="dgc, scope aggregate: rounds after a refusal or a drift with each update clipped at the norms' upper quartile, "
-        "each time four times as many (0: none)",
+        description="dgc, scope aggregate: rounds after a refusal or a drift in which each update is clipped at the norms' upper quartile; "
+        "each probation is four times as long as the one before (0: none)",
     )
 
 
 class Attack(Section):
     name: str = Field("accumulative", description="what the coalition does: one of `ATTACKS` (docs/attacks.md), or your own")
     options: str = Field("", description="arguments of an own attack, as a JSON object or as TOML keys")
-    malicious_fraction: Share = Field(0.01, description="share of the N clients that are malicious; the share among the sampled varies")
+    malicious_fraction: Share = Field(
+        0.01, description="share of the N clients that are malicious; the share among the sampled ones varies"
+    )
     poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
-        -1.0, description="share of malicious clients among the sampled, exact in every round (-1: malicious-fraction decides)"
+        -1.0, description="share of malicious clients among the sampled ones, exact in every round (-1: malicious-fraction decides)"
     )
     knowledge: Literal["coalition", "rule", "omniscient"] = Field("omniscient", description="what the coalition may see")
-    data: Literal["own-set", "members"] = Field("own-set", description="a held-out set, or the members' shares")
+    data: Literal["own-set", "members"] = Field("own-set", description="the coalition's data: a held-out set, or its members' shares")
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
-    batch_size: Count = Field(100, description="examples of the validation set drawn a round, and of the trigger batch at most")
+    batch_size: Count = Field(100, description="examples of the validation set drawn per round; the trigger batch has at most as many")
     objective: str = Field("lookahead", description="what the phase descends: one of `OBJECTIVES` (docs/attacks.md), or your own")
     scaling: Literal["relative", "lambda"] = Field("relative", description="length of the accumulated direction")
-    rho: NonNegative = Field(0.7, description="relative scaling: length in running means of the honest norm")
-    floor: NonNegative = Field(0.1, description="relative scaling: the honest norm counts as at least this")
+    rho: NonNegative = Field(0.7, description="relative scaling: length, in multiples of the running mean of the honest norm")
+    floor: NonNegative = Field(0.1, description="relative scaling: smallest honest norm that is used")
     lambda_: NonNegative = Field(0.02, description="lambda scaling: factor of the direction as printed in Pang et al. 2021")
     stealth_gamma: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
-        0.1, description="rise of the coalition's validation loss at which the accumulation pauses (inf: never)"
+        0.1, description="the accumulation pauses when the coalition's validation loss has risen by this much (inf: never)"
     )
     trigger: Literal["reversed", "clean"] = Field("reversed", description="negated or plain gradient of the trigger batch")
     trigger_refresh: Literal["latest", "accumulate"] = Field(
@@ -156,7 +162,7 @@ class Attack(Section):
         5, description="adaptive: rounds (with a sampled member) back of the discrepancy's second reference; the first is the start"
     )
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
-    tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: each one's own default, see docs/attacks.md)")
+    tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
 
 
@@ -167,9 +173,9 @@ class Schedule(Section):
     burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
     burn_in_weight_decay: float = Field(0.0, ge=0.0, description="weight decay of the burn-in")
     burn_in_augmentation: Literal["none", "crop-flip"] = Field(
-        "none", description="of the burn-in: images at random crops, half of them mirrored"
+        "none", description="augmentation in the burn-in: images at random crops, half of them mirrored"
     )
-    accumulate_rounds: CountOrZero = Field(100, description="T, rounds of the accumulative phase at most")
+    accumulate_rounds: CountOrZero = Field(100, description="T, rounds that the accumulative phase has at most")
     recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")
     triggers: CountOrZero = Field(1, description="trigger rounds (0: never fire)")
     trigger_every: Count = Field(1, description="rounds from one trigger to the next")
@@ -177,32 +183,32 @@ class Schedule(Section):
 
 class Evaluate(Section):
     every: Count = Field(1, description="rounds between evaluations on the test set")
-    examples: CountOrZero = Field(0, description="test examples of these evaluations (0: all); the summary's accuracies use all")
+    examples: CountOrZero = Field(0, description="test examples per evaluation (0: all); the accuracies of the summary use all")
 
 
 class Monitor(Section):
     drop: Positive = Field(5.0, description="points below its best probe accuracy at which the server raises an alarm")
     patience: Count = Field(1, description="rounds in a row before the alarm")
     action: Literal["none", "log", "stop", "rollback"] = Field(
-        "log", description="what an alarm does: a record, the end of the run, or back to the last good model"
+        "log", description="what an alarm does: it is recorded, ends the run, or rolls back to the last model without a low probe accuracy"
     )
 
 
 class Checkpoint(Section):
     every: CountOrZero = Field(50, description="rounds between checkpoints, from which an interrupted run goes on (0: none)")
-    keep: Count = Field(2, description="checkpoints kept of a run, the latest")
+    keep: Count = Field(2, description="how many of the latest checkpoints are kept")
 
 
 class Fault(Section):
-    """Faults injected into the simulation, to see what becomes of them."""
+    """Faults injected into the simulation, to see how it handles them."""
 
     raises: str = Field("", description="client ids, comma-separated, that raise in every round")
     nan: str = Field("", description="client ids, comma-separated, whose update is NaN in every round")
     reply: Literal[
         "none", "shape", "dtype", "nan", "inf", "missing", "duplicate", "negative-weight", "huge-weight", "nan-weight", "slow"
-    ] = Field("none", description="what is wrong with the replies that the clients of fault.clients are in, in every round")
+    ] = Field("none", description="what is wrong with every reply that holds a client of fault.clients")
     clients: str = Field("", description="client ids, comma-separated, of fault.reply")
-    attempts: Literal["first", "all"] = Field("all", description="fault.reply: only when first asked, or elsewhere too")
+    attempts: Literal["first", "all"] = Field("all", description="fault.reply: at the first attempt, or at the second too")
     kill_round: int = Field(
         0, ge=-1, description="round of each track in which the worker of block 0 is killed (0: never; -1: every round; ray only)"
     )
@@ -217,7 +223,7 @@ class Config(Section):
     output_dir: str = Field("runs", description="folder of run folders")
     twin: bool = Field(True, description="also run the clean twin")
     control: bool = Field(True, description="also run the control: same trigger, no accumulation")
-    tracking: str = Field("none", description="also write the rounds for a viewer: one or several (commas) of `TRACKERS`, or your own")
+    tracking: str = Field("none", description="trackers that also get the rounds, comma-separated: of `TRACKERS`, or your own")
     cells: str = Field("", description="internal: the cells of a sweep, as JSON")
     search: str = Field("", description="internal: an attack search, as JSON")
     grid: Grid = Grid.model_validate({})
@@ -236,5 +242,5 @@ class Config(Section):
 
     @property
     def clients_per_round(self) -> int:
-        """n, the clients sampled a round."""
+        """n, the clients sampled per round."""
         return self.server.clients_per_round or self.data.num_clients

@@ -1,4 +1,4 @@
-"""Arguments of what a key names: `strategy.options`, `attack.options`, … as a JSON object or as TOML keys, one spelling inside."""
+"""The `*.options` keys: arguments of the thing that another key names, as a JSON object or as TOML keys. Inside they are JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPTIONS = ("strategy.options", "attack.options", "model.options", "data.options"
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """The arguments by name in an `*.options` text: a JSON object, or TOML keys one a line. Raises ValueError for anything else."""
+    """The named arguments in an `*.options` text: a JSON object, or TOML keys, one per line. Raises ValueError for anything else."""
     if not text.strip():
         return {}
     try:
@@ -27,7 +27,7 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def options_text(options: Mapping[str, Any]) -> str:
-    """The one spelling of arguments: JSON, sorted; empty for none. Raises ValueError for a value that JSON does not have."""
+    """Arguments as sorted JSON; empty for none. Raises ValueError for a value that JSON does not have."""
     try:
         return json.dumps(options, sort_keys=True) if options else ""
     except TypeError as error:
@@ -35,8 +35,8 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 
 def gathered(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Flat keys in which each `*.options` has its one spelling, whatever way it was written, a table of a preset included; and a
-    sentence for each that is none."""
+    """Flat keys with each `*.options` as sorted JSON, also if it was written as TOML text or as a table of a preset; and a sentence for
+    each that cannot be read."""
     result, tables, problems = dict[str, Any](), dict[str, dict[str, Any]](), list[str]()
     for key, value in flat.items():
         owner = next((option for option in OPTIONS if key.startswith(option + ".")), None)

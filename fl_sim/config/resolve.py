@@ -1,4 +1,4 @@
-"""From flat keys to a checked `Config` and back: all problems at once, the nearest key named, the hash of a run."""
+"""From flat keys to a checked `Config` and back, with all problems at once; and the hash of a run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fl_sim.registry import REGISTRIES, registry
 
 Scalar = bool | int | float | str
 
-FIXED_CONTENT = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn")  # the same data wherever it lies
+FIXED_CONTENT = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn")  # public data sets: the same in every folder
 
-# Keys that cannot change a result stay out of a run's hash (docs/design.md, section 7.2).
+# Keys that cannot change a result are not part of a run's hash (docs/design.md, section 7.2).
 NOT_HASHED = (
     "name",
     "output-dir",
@@ -40,7 +40,7 @@ NOT_HASHED = (
 
 
 class ConfigError(ValueError):
-    """One or more problems of a configuration; `problems` holds one sentence each, `config` what is left with defaults instead."""
+    """The problems of a configuration: `problems` holds one sentence each, `config` the configuration with defaults for the bad keys."""
 
     def __init__(self, problems: list[str], config: Config | None = None) -> None:
         super().__init__("\n".join(problems))
@@ -83,27 +83,27 @@ def default_flat() -> dict[str, Scalar]:
 
 
 def resolve(flat: Mapping[str, Any]) -> Config:
-    """A `Config` from flat keys; keys not given keep their defaults.
+    """A `Config` from flat keys; other keys keep their defaults.
 
-    Raises `ConfigError` with every problem found: unknown keys (and the nearest known one), wrong types, values out of
+    Raises `ConfigError` with every problem: unknown keys (and the nearest one that exists), wrong types, values out of
     range, unknown names, and keys that contradict each other.
     """
-    known = default_flat()
+    defaults = default_flat()
     flat, problems = gathered(flat)
-    problems += [_unknown(key, known) for key in flat if key not in known]
-    given = {key: _number(value, known[key]) for key, value in flat.items() if key in known}
+    problems += [_unknown(key, defaults) for key in flat if key not in defaults]
+    values = {key: _number(value, defaults[key]) for key, value in flat.items() if key in defaults}
     bad: set[str] = set()
     try:
-        config = Config.model_validate(nest(given))
+        config = Config.model_validate(nest(values))
     except ValidationError as error:
         for detail in error.errors():
             key = ".".join(str(part) for part in detail["loc"])
             bad.add(key)
             problems.append(_sentence(key, dict(detail)))
-        config = Config.model_validate(nest({key: value for key, value in given.items() if key not in bad}))
+        config = Config.model_validate(nest({key: value for key, value in values.items() if key not in bad}))
     problems += [problem for keys, problem in cross_checks(config) if not bad & set(keys)]
-    named = {key: value for key, value in given.items() if key in REGISTRIES and key not in bad and value != known[key]}
-    problems += filter(None, (registry(key).problem(name) for key, value in named.items() for name in names_in(key, value)))
+    lookups = {key: value for key, value in values.items() if key in REGISTRIES and key not in bad and value != defaults[key]}
+    problems += filter(None, (registry(key).problem(name) for key, value in lookups.items() for name in names_in(key, value)))
     try:
         _start_digest(config)
     except ConfigError as error:
@@ -114,20 +114,20 @@ def resolve(flat: Mapping[str, Any]) -> Config:
 
 
 def resolve_cells(flat: Mapping[str, Any]) -> list[Config]:
-    """The configurations to run: the cells of `cells`, each over the common keys, or the one configuration itself. The common keys
-    alone need not be a valid configuration.
+    """The configurations to run: each cell of `cells` over the common keys, or the common keys themselves without `cells`. With cells,
+    the common keys alone need not be a valid configuration.
     """
     common = {key: value for key, value in flat.items() if key not in ("cells", "search")}
     return [resolve({**common, **cell}) for cell in json.loads(flat.get("cells") or "[{}]")]
 
 
 def _number(value: Any, default: Scalar) -> Any:
-    """Text `inf` stands for infinity where a number is expected: JSON has no other way to write it."""
+    """The text `inf` means infinity where a number is expected, because JSON cannot write it otherwise."""
     return math.inf if isinstance(default, float) and value in ("inf", "Infinity") else value
 
 
-def _unknown(key: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(key.split(".")[-1], known, n=1, cutoff=0.3)
+def _unknown(key: str, keys: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5) or difflib.get_close_matches(key.split(".")[-1], keys, n=1, cutoff=0.3)
     return f"unknown key {key!r}" + (f"; the nearest known key is {near[0]!r}" if near else "")
 
 
@@ -152,8 +152,8 @@ def _sentence(key: str, detail: dict[str, Any]) -> str:
 def config_hash(config: Config) -> str:
     """The first 12 hex digits of SHA-256 over every key that can change a result.
 
-    `data.root` counts where it says which data is meant: not for public data sets. Of what is from outside the repository the content
-    of its file counts too, of `model.start` alone. Raises ConfigError where that file cannot be read.
+    `data.root` counts except for public data sets. For a thing from outside the repository the content of its file counts too; for
+    `model.start` the content counts instead of the path. Raises ConfigError if that file cannot be read.
     """
     return hashlib.sha256(to_json(hashed_keys(config)).encode()).hexdigest()[:12]
 
@@ -161,12 +161,12 @@ def config_hash(config: Config) -> str:
 def hashed_keys(config: Config) -> dict[str, Scalar]:
     """The keys that can change a result, with values as JSON has them (infinity as the text "inf")."""
     flat = to_flat(config)
-    named = [key for key in REGISTRIES if flat[key] != default_flat()[key] and not key.startswith(NOT_HASHED)]
-    sources = {f"{key} (source)": digest for key in named if (digest := registry(key).content(str(flat[key])))}
+    lookups = [key for key in REGISTRIES if flat[key] != default_flat()[key] and not key.startswith(NOT_HASHED)]
+    sources = {f"{key} (source)": digest for key in lookups if (digest := registry(key).content(str(flat[key])))}
     if config.model.start:
-        flat["model.start"] = _start_digest(config)  # wherever the file lies
-    left_out = NOT_HASHED + (("data.root",) if config.data.name in FIXED_CONTENT else ())
-    return json.loads(to_json({key: value for key, value in (flat | sources).items() if not key.startswith(left_out)}))
+        flat["model.start"] = _start_digest(config)  # the same file may be in another folder
+    omit = NOT_HASHED + (("data.root",) if config.data.name in FIXED_CONTENT else ())
+    return json.loads(to_json({key: value for key, value in (flat | sources).items() if not key.startswith(omit)}))
 
 
 def names_in(key: str, value: str) -> list[str]:
@@ -175,19 +175,19 @@ def names_in(key: str, value: str) -> list[str]:
 
 
 def _start_digest(config: Config) -> str:
-    """Sixteen hex digits of the content of the file `model.start`, empty without one. Raises ConfigError where it cannot be read."""
+    """Sixteen hex digits of the content of the file `model.start`, empty without one. Raises ConfigError if it cannot be read."""
     place = config.model.start
     try:
         path = Path(place).expanduser().absolute()
         return _content_digest(path, path.stat().st_mtime_ns) if place else ""
-    except (OSError, RuntimeError) as error:  # a ~ of nobody
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~user of a user who does not exist
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError([f"expected model.start to be a file with a state_dict, got {place!r} ({reason})"]) from None
 
 
 @lru_cache(maxsize=64)
-def _content_digest(path: Path, modified: int) -> str:
-    """A process-wide cache: the hash of a run is asked for many times."""
+def _content_digest(path: Path, mtime_ns: int) -> str:
+    """A process-wide cache, because the hash of a run is computed many times. The time is part of its key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -200,7 +200,7 @@ def to_json(flat: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def from_json(text: str) -> Config:
-    """The `Config` of a `to_json` text of one that was resolved (a process-wide cache: workers get it with every message)."""
+    """The `Config` of a text that `to_json` wrote (a process-wide cache, because workers get the text with every message)."""
     return Config.model_validate(nest({key: _number(value, default_flat()[key]) for key, value in json.loads(text).items()}))
 
 
@@ -213,9 +213,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`attack.rho=0.5` to `("attack.rho", 0.5)`: the value is TOML, or plain text where it is not."""
-    key, found, value = text.partition("=")
-    if not found:
+    """`attack.rho=0.5` to `("attack.rho", 0.5)`: the value is TOML, or else plain text."""
+    key, equals, value = text.partition("=")
+    if not equals:
         raise ConfigError([f"expected KEY=VALUE, got {text!r}"])
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]

@@ -1,4 +1,4 @@
-"""Batches of examples: one, or those of many clients side by side, and how they are drawn from the clients' shares."""
+"""Batches of examples, of one or of many clients, and how they are drawn from the clients' shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fl_sim.rng.member_streams import Longs, generator_of, shuffled
+from fl_sim.rng.member_streams import Longs, generator_of, shuffle_rows
 
 Indices = npt.NDArray[np.int64]
 
@@ -23,11 +23,11 @@ class Batch(NamedTuple):
 
 
 class CohortBatches(NamedTuple):
-    """One batch a client and local step, padded to one size.
+    """One batch per client and local step, padded to one size.
 
     inputs (k, steps, b, C, H, W), labels (k, steps, b), weights (k, steps, b): 1 / (the client's batch size) for a real
-    example and 0 for padding; sizes: the client's batch size; shares: the number of all of the client's examples, where that is the weight
-    of its update (`client.weight = "share"`).
+    example and 0 for padding; sizes: each client's batch size; shares: how many examples each client has, if that is the weight of its
+    update (`client.weight = "share"`).
     """
 
     inputs: Tensor
@@ -37,7 +37,8 @@ class CohortBatches(NamedTuple):
     shares: list[int] | None = None
 
     def part(self, start: int, stop: int) -> CohortBatches:
-        """The batches of some of the clients, as if they had been drawn alone: copies, because sums round by their place in memory."""
+        """The batches of some of the clients, the same as if drawn alone. Copies, because the rounding of sums depends on the layout in
+        memory."""
         sizes = self.sizes[start:stop]
         where = slice(start, stop), slice(None), slice(max(sizes))
         inputs, labels, weights = (
@@ -53,21 +54,21 @@ class CohortBatches(NamedTuple):
 
 
 def draw_batches(shares: Sequence[Indices], states: Longs, steps: int, batch_size: int) -> tuple[Indices, Indices]:
-    """Indices (k, steps, b) of the clients' batches in a round, 0 where padded, and the size of each client's batches (k,).
+    """Indices (k, steps, b) of the clients' batches in a round, 0 for padding, and the size of each client's batches (k,).
 
-    A client makes passes over its share, shuffled anew for each pass by the generator of its states (k, 4); its batches have
-    min(batch-size, share) examples. Short shares of many clients are shuffled side by side.
+    A client passes over its share as often as needed, shuffled before each pass by the generator of its states (k, 4). Its batches have
+    min(batch-size, share) examples. Short shares of many clients are shuffled together.
     """
     lengths = np.array([len(share) for share in shares])
     sizes = np.minimum(batch_size, lengths)
     where = np.zeros((len(shares), steps, sizes.max()), dtype=np.int64)
-    together = (sizes < lengths) & (steps * sizes <= lengths)  # in one pass, with batches of batch_size
-    together &= 8 * lengths <= together.sum()  # measured: what a draw for all costs next to a shuffle of one
+    together = (sizes < lengths) & (steps * sizes <= lengths)  # clients that need one pass, with batches of batch_size
+    together &= 8 * lengths <= together.sum()  # measured: faster from eight times as many clients as examples in a share
     if together.any():
         entries = np.arange(lengths[together].max()) < lengths[together, None]
         table = np.zeros(entries.shape, dtype=np.int64)
         table[entries] = np.concatenate([share for share, joins in zip(shares, together, strict=True) if joins])
-        order = shuffled(table, lengths[together], states[together])
+        order = shuffle_rows(table, lengths[together], states[together])
         where[together, :, :batch_size] = order[:, : steps * batch_size].reshape(-1, steps, batch_size)
     for row in np.flatnonzero(~together).tolist():
         where[row, :, : sizes[row]] = _batches_of(shares[row], generator_of(states[row]), steps, sizes[row])

@@ -1,4 +1,4 @@
-"""Data sets by name, decoded once into a cache of `.npy` files and memory-mapped from there by every process."""
+"""Data sets by name. Each is decoded once into a cache of `.npy` files, which every process maps into its memory."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from fl_sim.registry import OutsideError, Registry
 
 FORMAT = 2  # of the cache; raise it when the readers or the files below change
 
-DRAFT_LIFE = 3600.0  # seconds after which nobody writes a cache any more
+DRAFT_LIFE = 3600.0  # seconds; an older unfinished cache is of a process that was killed
 
 
-class DataMissing(FileNotFoundError):  # noqa: N818 - read aloud, it says what is wrong
-    """The data set is not where the config says; the message says what to do."""
+class DataMissing(FileNotFoundError):  # noqa: N818 - the name says what is wrong
+    """The data set is not where the configuration says; the message says what to do."""
 
 
 class Examples(NamedTuple):
-    """One part of a data set, memory-mapped where it is on the CPU: `inputs` (n, C, H, W), uint8 pixels or float32 features (of a table
-    (n, 1, 1, features)), `labels` int64 (n,)."""
+    """One part of a data set, memory-mapped on the CPU: `inputs` (n, C, H, W), uint8 pixels or float32 features (a table's are
+    (n, 1, 1, features)); `labels` int64 (n,)."""
 
     inputs: Tensor
     labels: Tensor
@@ -64,8 +64,8 @@ class Examples(NamedTuple):
 class Dataset:
     """Both parts of a data set.
 
-    mean, std: per channel, of the training part's pixels in their units (0 to 255); of features 0 and 1. fingerprint: SHA-256, 64 hex
-    digits, of both parts' inputs and labels and the number of classes. notes: a sentence for each kind of file that the reader left out.
+    mean, std: per channel, of the training part's pixels (0 to 255); 0 and 1 for features. fingerprint: SHA-256, 64 hex digits, of both
+    parts' inputs and labels and the number of classes. notes: one sentence per kind of file that the reader ignored.
     """
 
     name: str
@@ -89,8 +89,8 @@ class Dataset:
 
 
 def normalised(inputs: Tensor, dataset: Dataset) -> Tensor:
-    """What a model is given, float32 (..., C, H, W) on the device of `inputs`: of pixels (pixels - mean) / std per channel, where a
-    constant channel gives zeros; features as they are."""
+    """The input of a model, float32 (..., C, H, W) on the device of `inputs`: for pixels (pixels - mean) / std per channel (a constant
+    channel gives zeros); features as they are."""
     if inputs.is_floating_point():
         return inputs
     images = inputs.to(torch.float32)
@@ -121,7 +121,7 @@ DATASETS: Mapping[str, Source] = {
 }
 
 
-def _takes_options(thing: Any) -> Any:
+def _options_taker(thing: Any) -> Any:
     return thing.read if isinstance(thing, Source) else thing
 
 
@@ -132,13 +132,13 @@ datasets: Registry[Source] = Registry(
     "fl_sim.datasets",
     extras={"hugging-face": "datasets"},
     arguments=1,
-    called=_takes_options,
+    options_taker=_options_taker,
 )
 
 
 def data_missing(name: str, root: str | Path) -> str | None:
-    """What to tell the user when the files of data set `name` are not under `root`, else None. Looks at names only, decodes nothing, and
-    does not know what somebody's own data set needs."""
+    """A message for the user if files of data set `name` are missing under `root`, else None. Looks at file names only. None for a data
+    set from outside, whose files are not known."""
     source = DATASETS.get(name)
     absent = source.absent(_resolve(root)) if source else ""
     if not source or not absent:
@@ -155,15 +155,15 @@ def load_dataset(
     cache_dir: str | Path,
     progress: Progress = lambda done, total: None,
 ) -> Dataset:
-    """Data set `name`, decoded from what lies under `root` at the first call and memory-mapped from `cache_dir` after that.
+    """Data set `name`: decoded from the files under `root` at the first call, memory-mapped from `cache_dir` after that.
 
-    Writing to a tensor changes it in this process only. Several processes may call at once. A damaged cache is rebuilt. What a cache was
-    made from is part of its key: each file read by path, size, times and inode; of somebody's own data set the content of its code, and
-    every file under `root`.
+    Writing to a tensor changes it in this process only. Several processes may call at once. A damaged cache is rebuilt. The key of a cache
+    covers its source: path, size, times and inode of each file; for a data set from outside the content of its code, and every file under
+    `root`.
 
-    options: arguments of the reader. download: fetch what is missing. progress: called with (examples done, examples in all) while single
-    examples are decoded. Raises DataMissing where files are absent, cannot be fetched or are damaged; DataError for an own data set that
-    cannot be used; CannotWriteError where the cache cannot be written; KeyError for an unknown name.
+    options: arguments of the reader. download: fetch missing files. progress: called with (examples decoded, all examples) while single
+    examples are decoded. Raises DataMissing if files are absent, cannot be fetched or are damaged; DataError for a data set from outside
+    that cannot be used; CannotWriteError if the cache cannot be written; KeyError for an unknown name.
     """
     message, root, cache_dir = data_missing(name, root), _resolve(root), _resolve(cache_dir)
     source, arguments, decoded = DATASETS.get(name) or _own_source(name, cache_dir), dict(options or {}), None
@@ -174,12 +174,12 @@ def load_dataset(
     origin = source.origin(root)
     label = name if name in DATASETS else "own"
     folder = cache_dir / f"{label}-{_key(name, arguments, origin.files)}"
-    opened = _open(folder, name) or _build(folder, name, decoded or _read(name, source, Request(root, False, progress), arguments))
-    return replace(opened, notes=origin.notes)
+    dataset = _open(folder, name) or _build(folder, name, decoded or _read(name, source, Request(root, False, progress), arguments))
+    return replace(dataset, notes=origin.notes)
 
 
 def _own_source(name: str, cache_dir: Path) -> Source:
-    """A data set from outside the repository."""
+    """The source of a data set from outside the repository."""
     try:
         thing: Any = datasets.find(name)
     except OutsideError as error:
@@ -188,7 +188,7 @@ def _own_source(name: str, cache_dir: Path) -> Source:
 
 
 def _nothing_absent(root: Path) -> str:
-    """Of an own data set nobody knows what it needs."""
+    """For a data set from outside, whose files are not known."""
     return ""
 
 
@@ -197,7 +197,7 @@ def _resolve(path: str | Path) -> Path:
 
 
 def _read(name: str, source: Source, request: Request, options: Mapping[str, Any]) -> Decoded:
-    """What a reader makes of its files, checked. Raises DataMissing, or DataError for examples from outside."""
+    """The arrays that a reader decodes, checked. Raises DataMissing, or DataError for a data set from outside."""
     root = f"data.root = {str(request.root)!r}"
     try:
         decoded = source.read(request, **options)
@@ -216,7 +216,7 @@ def _read(name: str, source: Source, request: Request, options: Mapping[str, Any
 
 
 def _part_problem(inputs: Inputs, labels: NDArray[np.int64], num_classes: int) -> str:
-    """Why arrays are not a data set's part: uint8 or float32 (n, C, H, W) and int64 (n,) in 0..num_classes-1, n > 0; empty if they are."""
+    """Why arrays are no part of a data set; empty if they are: uint8 or float32 (n, C, H, W), and int64 (n,) in 0..num_classes-1, n > 0."""
     if inputs.dtype.type not in (np.uint8, np.float32) or inputs.ndim != 4 or not inputs.size:
         return f"expected bytes or features of shape (n, C, H, W), got {inputs.dtype} of shape {inputs.shape}"
     if labels.shape != inputs.shape[:1]:
@@ -227,8 +227,8 @@ def _part_problem(inputs: Inputs, labels: NDArray[np.int64], num_classes: int) -
 
 
 def _key(name: str, options: Mapping[str, Any], files: list[Path]) -> str:
-    """Sixteen hex digits that change when what a cache is made from does: the inode tells two files that changed places apart, the change
-    time one that was overwritten and given its old time."""
+    """Sixteen hex digits that change with the source of a cache. The inode detects files that were swapped; the change time detects a file
+    that was overwritten and got its old modification time back."""
     facts: list[tuple[str, int, int, int, int]] = []
     for path in files:
         stat = path.stat()
@@ -247,12 +247,12 @@ def _fingerprint(arrays: Mapping[str, NDArray[Any]], num_classes: int) -> str:
 
 
 def _channel_statistics(pixels: Inputs) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of (n, C, H, W), exact sums over the 256 levels: float32 sums over 10^8 pixels are not.
-    Features, which stay as they are, count as having 0 and 1."""
+    """Mean and standard deviation per channel of pixels (n, C, H, W), by counting the 256 levels: float32 sums over 10^8 pixels are not
+    exact. 0 and 1 for features, which are not normalised."""
     if pixels.dtype != np.uint8:
         return [0.0] * pixels.shape[1], [1.0] * pixels.shape[1]
     counts = np.zeros((pixels.shape[1], 256), np.int64)
-    for start in range(0, len(pixels), 1024):  # bincount widens what it counts to eight bytes
+    for start in range(0, len(pixels), 1024):  # in parts, because bincount converts its input to 8 bytes per pixel
         for channel in range(pixels.shape[1]):
             counts[channel] += np.bincount(pixels[start : start + 1024, channel].ravel(), minlength=256)
     levels, total = np.arange(256), counts.sum(1)
@@ -262,7 +262,7 @@ def _channel_statistics(pixels: Inputs) -> tuple[list[float], list[float]]:
 
 
 def _build(folder: Path, name: str, decoded: Decoded) -> Dataset:
-    """Write the cache beside its place and rename it into place; where another process was first, use its files."""
+    """Write the cache into a temporary folder and rename it. If another process was faster, use its files."""
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     arrays = {
         f"{part}-{kind}": np.ascontiguousarray(array)
@@ -289,7 +289,7 @@ def _build(folder: Path, name: str, decoded: Decoded) -> Dataset:
             winner = _open(folder, name)
             if winner is not None:
                 return winner
-            with contextlib.suppress(OSError):  # another process may be replacing the damaged cache too
+            with contextlib.suppress(OSError):  # another process may replace the damaged cache at the same time
                 shutil.rmtree(folder)
                 draft.rename(folder)
         return ours
@@ -298,12 +298,12 @@ def _build(folder: Path, name: str, decoded: Decoded) -> Dataset:
 
 
 def _map(path: Path) -> Tensor:
-    """Copy on write, because torch warns about read-only arrays."""
+    """A file of the cache as a memory-mapped tensor; copy on write, because torch warns about read-only arrays."""
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def _open(folder: Path, name: str) -> Dataset | None:
-    """The cached data set, or None where there is none or it is damaged (a file is absent, cut short or not what it should be)."""
+    """The cached data set; None if there is none or it is damaged (a file is absent, truncated or of the wrong kind)."""
     try:
         about = json.loads((folder / "about.json").read_text())
         train, test = (Examples(*(_map(folder / f"{part}-{kind}.npy") for kind in Examples._fields)) for part in ("train", "test"))

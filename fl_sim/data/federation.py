@@ -1,4 +1,4 @@
-"""The data of a run as its participants see it: clients' batches, the coalition's own set, the server's probe and test sets."""
+"""The data of a run: the clients' batches, the coalition's own set, the server's probe set and the test set."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fl_sim.device import device_of
 from fl_sim.rng.member_streams import member_states
 from fl_sim.rng.streams import stream
 
-RESIDENT_BYTES = 2**31  # of training inputs; more stay in the file, mapped into memory, and batches travel
+RESIDENT_BYTES = 2**31  # largest training inputs that are copied to the device; larger ones stay in the mapped file
 
 
 class Federation:
-    """Data set and splits of one configuration, the data resident there if it is not too large. Read-only after construction."""
+    """Data set and splits of one configuration. The data is on the device if it is not too large. Read-only after construction."""
 
     def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
         self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
@@ -33,15 +33,14 @@ class Federation:
     def batch(self, part: Examples, indices: Indices, augment: Callable[[Tensor], Tensor] | None = None) -> Batch:
         """The examples of `part` at `indices` (b,), their inputs augmented and then normalised, on the device."""
         where = torch.from_numpy(indices).to(part.inputs.device)
-        inputs, labels = part.inputs.index_select(0, where), part.labels.index_select(0, where)  # indexing takes ten times as long
+        inputs, labels = part.inputs.index_select(0, where), part.labels.index_select(0, where)  # inputs[where] takes ten times as long
         inputs = inputs.to(self.device)
         return Batch(normalised(augment(inputs) if augment else inputs, self.dataset), labels.to(self.device))
 
     def cohort(
         self, clients: list[int], round_: int, steps: int, batch_size: int, weight: Literal["batch", "share"] = "batch"
     ) -> CohortBatches:
-        """The batches of k clients in a round, each from its own stream `(seed, "batch", client, round)`.
-        weight: `client.weight`, of their updates."""
+        """The batches of k clients in a round, each drawn from the stream `(seed, "batch", client, round)`. weight: `client.weight`."""
         states = member_states(self.seed, "batch", clients, round_)
         where, sizes = draw_batches([self.splits.shares[i] for i in clients], states, steps, batch_size)
         real = np.arange(where.shape[2]) < sizes[:, None]
@@ -56,11 +55,11 @@ class Federation:
         )
 
     def test(self, examples: int = 0) -> Batch:
-        """The test set, or `examples` of it drawn from stream `(seed, "evaluate")`: a test file may be sorted by class."""
+        """The test set, or `examples` of it, drawn from stream `(seed, "evaluate")` because a test file may be sorted by class."""
         if not examples or examples >= len(self.splits.test):
             return self.batch(self.dataset.test, self.splits.test)
-        drawn = stream(self.seed, "evaluate").permutation(self.splits.test)[:examples]
-        return self.batch(self.dataset.test, np.sort(drawn))
+        subset = stream(self.seed, "evaluate").permutation(self.splits.test)[:examples]
+        return self.batch(self.dataset.test, np.sort(subset))
 
     def probe(self) -> Batch:
         """The server's probe set."""
@@ -69,14 +68,14 @@ class Federation:
 
 @dataclass(frozen=True)
 class DataSource:
-    """What `load_dataset` is asked for by a configuration."""
+    """The arguments of `load_dataset` for a configuration."""
 
     name: str
     root: str
     options: str
     download: bool
     cache_dir: str
-    content: str  # of the code of somebody's own data set
+    content: str  # digest of the code of a data set from outside
 
     def load(self, progress: Progress = lambda done, total: None) -> Dataset:
         """The data set, memory-mapped. Raises what `load_dataset` does."""
@@ -84,15 +83,15 @@ class DataSource:
         return load_dataset(self.name, self.root, options=options, download=self.download, cache_dir=self.cache_dir, progress=progress)
 
 
-_LOADED: dict[DataSource, Dataset] = {}  # memory-mapped data sets of this process, as it found them first or at its last `read_federation`
+_LOADED: dict[DataSource, Dataset] = {}  # memory-mapped data sets of this process, from its first load or last `read_federation`
 
 
 def load_federation(config: Config) -> Federation:
-    """The federation of a configuration; process-wide caches keyed by what it depends on.
+    """The federation of a configuration, from process-wide caches keyed by what it depends on.
 
-    The code of an own data set or partition and a file of indices are looked at again each time; the files of a data set are not, so that
-    they are the same for the whole of a run (see `read_federation`).
-    Raises ValueError (DataError for things from outside) and OSError (DataMissing, CannotWriteError) where there is no such data.
+    Each call looks again at the code of a data set or partition from outside, and at a file of indices. It does not look again at the
+    files of a data set, so that the data stays the same during a run (see `read_federation`).
+    Raises ValueError (DataError for things from outside) and OSError (DataMissing, CannotWriteError) if the data cannot be used.
     """
     source, device = _source(config), device_of(config)
     if source not in _LOADED:
@@ -108,8 +107,8 @@ def load_federation(config: Config) -> Federation:
 
 
 def read_federation(config: Config, progress: Progress) -> Federation:
-    """`load_federation` at the start of a run: the files of the data set are looked at again, and read if they have changed since this
-    process saw them last. progress: as in `load_dataset`."""
+    """`load_federation` at the start of a run: it reads the files of the data set again if they have changed since this process last read
+    them. progress: as in `load_dataset`."""
     source = _source(config)
     _LOADED[source] = source.load(progress)
     return load_federation(config)
@@ -130,6 +129,6 @@ def _federation(source: DataSource, fingerprint: str, plan: SplitPlan, device: s
 
 @lru_cache(maxsize=4)
 def _resident(source: DataSource, fingerprint: str, device: str) -> Dataset:
-    """A data set in the memory of a device, unless it is too large: once, whatever seeds and splits look at it."""
+    """A data set in the memory of a device, unless it is too large. One copy for all seeds and splits."""
     dataset = _LOADED[source]
     return dataset.on(torch.device(device)) if dataset.train.inputs.nbytes <= RESIDENT_BYTES else dataset

@@ -17,16 +17,16 @@ from torch import Tensor
 from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, eight_bits
 from fl_sim.rng.streams import lent_generators
 
-MOST_CLASSES = 2**16  # a label beyond is no class number
+MOST_CLASSES = 2**16  # a larger label is taken for a mistake
 
 
 class DataError(ValueError):
-    """A data set or a partition from outside cannot be used; one sentence, with the file and the line of code that raised."""
+    """A data set or a partition from outside cannot be used. The message is one sentence, with the file and the line that raised."""
 
 
 def read_outside(thing: Callable[..., Any], request: Request, **options: Any) -> Decoded:
-    """What `thing(root, **options)` returns, decoded example by example; Python's, NumPy's and PyTorch's global generators are at the
-    start of a fixed stream meanwhile, so that the same code gives the same data. Raises DataError.
+    """The two data sets that `thing(root, **options)` returns, decoded example by example. Meanwhile Python's, NumPy's and PyTorch's global
+    generators are seeded from a fixed stream, so that the same code gives the same data. Raises DataError.
     """
     with lent_generators(0, "dataset"):
         try:
@@ -34,16 +34,16 @@ def read_outside(thing: Callable[..., Any], request: Request, **options: Any) ->
         except Exception as error:
             raise DataError(error_words(error, thing)) from error
         if not isinstance(parts, Sequence) or len(parts) != 2:
-            raise DataError(f"expected two data sets, (train, test), got {_named(parts)}")
+            raise DataError(f"expected two data sets, (train, test), got {_kind(parts)}")
         return decode_parts(parts[0], parts[1], request.progress, thing)
 
 
 def error_words(error: BaseException, thing: Any) -> str:
-    """Type and first line of what somebody's code raised, after the file and the line of theirs in which it did."""
+    """Type and first line of an error of outside code, after the file and the line in `thing`'s source that raised it."""
     first = next(iter(str(error).strip().splitlines()), "")
     try:
         source = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
-    except TypeError:  # it is written in C, or an object
+    except TypeError:  # written in C, or an instance
         source = None
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if source and Path(frame.filename) == source]
     place = f"{source}, line {lines[-1].lineno}: " if lines else ""
@@ -51,26 +51,26 @@ def error_words(error: BaseException, thing: Any) -> str:
 
 
 def files_below(root: Path, cache_dir: Path | None = None) -> Origin:
-    """Every file below a folder (or the file itself), links followed, but the hidden ones and those of a cache: nobody knows which of
-    them somebody's code reads."""
-    files, folders = list[Path]([root] if root.is_file() else []), set[str]()
+    """Every file below a folder (or the file itself), because we cannot know which of them outside code reads. Links are followed; hidden
+    files and those of our cache are left out."""
+    files, visited = list[Path]([root] if root.is_file() else []), set[str]()
     for folder, below, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in folders or real == str(cache_dir):  # a link to a folder above itself has no end
+        if real in visited or real == str(cache_dir):  # a link to a folder above would never end
             below.clear()
             continue
-        folders.add(real)
+        visited.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
         files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
     return Origin([file for file in files if file.is_file()])
 
 
 def decode_parts(train: Any, test: Any, progress: Progress, thing: Any = None) -> Decoded:
-    """Two torch data sets as arrays; `thing` is whose code they are, for messages.
+    """Two torch data sets as arrays. `thing` is the code that made them, for messages.
 
     An image is a uint8 tensor (C, H, W) or (H, W), or a Pillow image; features are a floating-point tensor of these shapes or (features,).
-    A label is a whole number from 0. The number of classes follows from the largest label of both parts.
-    Raises DataError for anything else, examples of several kinds or shapes, and NaN.
+    A label is a whole number from 0. The number of classes is the largest label of both parts plus 1.
+    Raises DataError for anything else, for examples of different types or shapes, and for NaN.
     """
     sizes = [_length(dataset, part, thing) for dataset, part in ((train, "training"), (test, "test"))]
     like: Inputs | None = None
@@ -94,7 +94,7 @@ def decode_parts(train: Any, test: Any, progress: Progress, thing: Any = None) -
 
 def _length(dataset: Any, part: str, thing: Any) -> int:
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise DataError(f"expected the {part} part to be a torch.utils.data.Dataset with __len__ and __getitem__, got {_named(dataset)}")
+        raise DataError(f"expected the {part} part to be a torch.utils.data.Dataset with __len__ and __getitem__, got {_kind(dataset)}")
     try:
         size = len(dataset)
     except Exception as error:
@@ -111,25 +111,25 @@ def _example(dataset: Any, row: int, where: str, thing: Any) -> tuple[Inputs, in
     except Exception as error:
         raise DataError(f"{where}: {error_words(error, thing)}") from error
     if not isinstance(pair, Sequence) or len(pair) != 2:
-        raise DataError(f"{where}: expected a pair (image or features, label), got {_named(pair)}")
+        raise DataError(f"{where}: expected a pair (image or features, label), got {_kind(pair)}")
     try:
         return _array(pair[0]), _label(pair[1])
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 
 
-def _array(given: Any) -> Inputs:
-    """An image or features as uint8 or float32 (C, H, W); (H, W) is (1, H, W), (features,) is (1, 1, features)."""
+def _array(value: Any) -> Inputs:
+    """An image or features as uint8 or float32 (C, H, W); (H, W) becomes (1, H, W), (features,) becomes (1, 1, features)."""
     from PIL.Image import Image
 
-    if isinstance(given, Image):
-        return _pixels(given)
-    if not isinstance(given, Tensor):
-        raise DataError(f"expected a tensor or a Pillow image, got {_named(given)}")
-    shape = tuple(given.shape)
-    if not 1 <= len(shape) <= 3 or not given.numel():
+    if isinstance(value, Image):
+        return _pixels(value)
+    if not isinstance(value, Tensor):
+        raise DataError(f"expected a tensor or a Pillow image, got {_kind(value)}")
+    shape = tuple(value.shape)
+    if not 1 <= len(shape) <= 3 or not value.numel():
         raise DataError(f"expected a tensor of shape (C, H, W), (H, W) or (features,), got {shape}")
-    tensor = given.detach().cpu().reshape((1,) * (3 - len(shape)) + shape)
+    tensor = value.detach().cpu().reshape((1,) * (3 - len(shape)) + shape)
     if tensor.dtype == torch.uint8:
         return tensor.numpy()
     if not tensor.is_floating_point():
@@ -143,29 +143,29 @@ def _array(given: Any) -> Inputs:
 def _pixels(image: Any) -> NDArray[np.uint8]:
     """A Pillow image as (1, H, W) if it is grey, else in RGB as (3, H, W)."""
     try:
-        scaled = eight_bits(image)
-        array = np.asarray(scaled if scaled.mode in ("L", "RGB") else scaled.convert("RGB"))
-    except Exception as error:  # Pillow opens files lazily, and raises anything for a damaged one
+        eight_bit = eight_bits(image)
+        array = np.asarray(eight_bit if eight_bit.mode in ("L", "RGB") else eight_bit.convert("RGB"))
+    except Exception as error:  # Pillow reads files late, and may raise anything for a damaged one
         raise DataError(f"{getattr(image, 'filename', '')}: {error}".removeprefix(": ")) from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _label(given: Any) -> int:
-    if isinstance(given, Tensor) and given.ndim == 0 and not given.is_floating_point() and given.dtype != torch.bool:
-        given = int(given)
-    if isinstance(given, bool) or not isinstance(given, int | np.integer):
-        raise DataError(f"expected a whole number as label, got {_named(given)}")
-    if not 0 <= given < MOST_CLASSES:
-        raise DataError(f"expected a label from 0 to {MOST_CLASSES - 1}, got {given}")
-    return int(given)
+def _label(label: Any) -> int:
+    if isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point() and label.dtype != torch.bool:
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise DataError(f"expected a whole number as label, got {_kind(label)}")
+    if not 0 <= label < MOST_CLASSES:
+        raise DataError(f"expected a label from 0 to {MOST_CLASSES - 1}, got {label}")
+    return int(label)
 
 
 def _form(array: Inputs) -> str:
     return f"{'pixels' if array.dtype == np.uint8 else 'features'} of shape {array.shape}"
 
 
-def _named(thing: Any) -> str:
-    """What something is, for a message."""
+def _kind(thing: Any) -> str:
+    """What an object is, for a message."""
     if isinstance(thing, Tensor | np.ndarray):
         return f"{type(thing).__name__} of shape {tuple(thing.shape)} and type {thing.dtype}"
     if isinstance(thing, Sequence) and not isinstance(thing, str):
@@ -174,7 +174,7 @@ def _named(thing: Any) -> str:
 
 
 def absent_on_disk(root: Path) -> str:
-    """The file without which a folder is no `DatasetDict` on disk, if it is missing."""
+    """The file that marks a folder as a `DatasetDict`, if it is missing; else empty."""
     return "" if (root / "dataset_dict.json").is_file() else "dataset_dict.json"
 
 
@@ -186,17 +186,17 @@ def read_hugging_face(request: Request, image: str = "image", label: str = "labe
     """
     from datasets import load_from_disk
 
-    loaded: Any = load_from_disk(str(request.root))
+    parts: Any = load_from_disk(str(request.root))
     for part in ("train", "test"):
-        if part not in loaded:
-            raise DataError(f"expected the parts 'train' and 'test', got {', '.join(map(repr, loaded))}")
+        if part not in parts:
+            raise DataError(f"expected the parts 'train' and 'test', got {', '.join(map(repr, parts))}")
         for option, column in (("image", image), ("label", label)):
-            if column not in loaded[part].column_names:
-                have = ", ".join(map(repr, loaded[part].column_names))
+            if column not in parts[part].column_names:
+                have = ", ".join(map(repr, parts[part].column_names))
                 raise DataError(f"expected data.options {option!r} to be a column of the {part} part ({have}), got {column!r}")
-    train, test = (_Rows(loaded[part], image, label) for part in ("train", "test"))
+    train, test = (_Rows(parts[part], image, label) for part in ("train", "test"))
     decoded = decode_parts(train, test, request.progress)
-    names = getattr(loaded["train"].features[label], "names", None)  # of a ClassLabel: a class may have no example
+    names = getattr(parts["train"].features[label], "names", None)  # a ClassLabel may have classes without examples
     return decoded._replace(num_classes=max(decoded.num_classes, len(names or ())))
 
 
@@ -211,7 +211,7 @@ class _Rows:
 
     def __getitem__(self, row: int) -> tuple[Any, Any]:
         example = self._rows[row]
-        given = example[self._image]
-        if isinstance(given, list):
-            given = torch.tensor(given, dtype=torch.float32)
-        return given, example[self._label]
+        value = example[self._image]
+        if isinstance(value, list):
+            value = torch.tensor(value, dtype=torch.float32)
+        return value, example[self._label]

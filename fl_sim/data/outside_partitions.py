@@ -1,4 +1,4 @@
-"""Partitions from outside the repository: Flower's partitioners, files of indices, somebody's functions; and the checks of them."""
+"""Partitions from outside the repository: Flower's partitioners, files of indices, a user's functions; and the checks of their results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fl_sim.rng.streams import lent_generators
 
 Integers = NDArray[np.int64]
 
-# The classes of `flwr_datasets.partitioner` that can divide examples by their labels and take their arguments from a configuration.
-# Not IdToSizeFncPartitioner (a function) and the vertical ones (they divide columns).
+# The classes of `flwr_datasets.partitioner` that divide examples by their labels and whose arguments a configuration can hold: without
+# IdToSizeFncPartitioner (its argument is a function) and the vertical ones (they divide columns).
 FLOWER = (
     "ContinuousPartitioner",
     "DirichletPartitioner",
@@ -60,24 +60,24 @@ def family_problem(name: str) -> str | None:
 def flower_partition(name: str) -> Callable[..., list[Integers]]:
     """One of Flower's partitioners as a partition.
 
-    `num_partitions`, and unless given `partition_by` (the column "label", the only one) and `seed` (drawn from the generator), are ours to
-    say; the options are the other arguments of the class. It imports flwr-datasets when it is called: that takes seconds.
+    We set `num_partitions`, and unless the options do, `partition_by` (the only column, "label") and `seed` (drawn from the generator). The
+    options are the other arguments of the class. flwr-datasets is imported when the partition is called: that takes seconds.
     """
 
     def divide(labels: Integers, num_clients: int, generator: np.random.Generator, **options: Any) -> list[Integers]:
         from datasets import Dataset
         from flwr_datasets import partitioner
 
-        made = getattr(partitioner, name.removeprefix("flwr."))
-        takes = inspect.signature(made).parameters
+        partitioner_class = getattr(partitioner, name.removeprefix("flwr."))
+        takes = inspect.signature(partitioner_class).parameters
         ours = {"num_partitions": num_clients, "partition_by": "label", "seed": int(generator.integers(2**31))}
         if strange := [option for option in options if option not in takes or option == "num_partitions"]:
-            known = ", ".join(option for option in takes if option != "num_partitions")
-            raise DataError(f"it has no option {', '.join(strange)}; it takes {known or 'none'}")
-        if "distribution_array" in options:  # the one that must be an array
+            names = ", ".join(option for option in takes if option != "num_partitions")
+            raise DataError(f"it has no option {', '.join(strange)}; it takes {names or 'none'}")
+        if "distribution_array" in options:  # the only argument that must be an array
             options["distribution_array"] = np.asarray(options["distribution_array"])
         try:
-            divider: Any = made(**{key: value for key, value in ours.items() if key in takes} | options)
+            divider: Any = partitioner_class(**{key: value for key, value in ours.items() if key in takes} | options)
             divider.dataset = Dataset.from_dict({"label": labels, "position": np.arange(len(labels))})
             count = divider.num_partitions
             shares = [np.asarray(divider.load_partition(client)["position"]) for client in range(count)]
@@ -91,12 +91,12 @@ def flower_partition(name: str) -> Callable[..., list[Integers]]:
 
 
 def is_index_file(name: str) -> bool:
-    """Whether a name is that of a file of indices."""
+    """Whether a name is the path of a file of indices."""
     return Path(name).suffix in (".json", ".npz")
 
 
 def index_file_digest(name: str) -> str:
-    """Sixteen hex digits of the content of a file of indices. Raises OutsideError where it cannot be read."""
+    """Sixteen hex digits of the content of a file of indices. Raises OutsideError if it cannot be read."""
     try:
         return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -104,8 +104,8 @@ def index_file_digest(name: str) -> str:
 
 
 def index_file_partition(name: str) -> Callable[[Integers, int, np.random.Generator], Sequence[Any]]:
-    """A file of indices as a partition: a JSON list of N lists, or the arrays of an `.npz` in the order in which they were saved. Unlike
-    other partitions it gives places in the training part as the data set has it, whatever is left for the clients.
+    """A file of indices as a partition: a JSON list of N lists, or the arrays of an `.npz` in the order in which they were saved. Its
+    indices number the examples of the data set's whole training part, not those that are left for the clients as other partitions' do.
     """
 
     def read(labels: Integers, num_clients: int, generator: np.random.Generator) -> Sequence[Any]:
@@ -113,7 +113,7 @@ def index_file_partition(name: str) -> Callable[[Integers, int, np.random.Genera
         try:
             if path.suffix == ".json":
                 return json.loads(path.read_text(encoding="utf-8"))
-            with zipfile.ZipFile(path):  # NumPy leaves a damaged file open, and takes an .npy for what it is
+            with zipfile.ZipFile(path):  # first, because NumPy leaves a damaged file open, and would also read an .npy of this name
                 pass
             with np.load(path, allow_pickle=False) as arrays:
                 return [arrays[key] for key in arrays.files]
@@ -124,9 +124,9 @@ def index_file_partition(name: str) -> Callable[[Integers, int, np.random.Genera
 
 
 def shares_of(partition: Callable[..., Any], labels: Integers, num_clients: int, generator: np.random.Generator, **options: Any) -> Any:
-    """What a partition that is not ours returns, with the global generators at the start of a stream of the run meanwhile.
+    """What a partition from outside returns. Meanwhile the global generators are seeded from a stream of the run.
 
-    Raises DataError for whatever it raises, with the line of its code.
+    Raises DataError for any error, with the line of the partition's code.
     """
     with lent_generators(int(generator.integers(2**31)), "partition"):
         try:
@@ -138,7 +138,8 @@ def shares_of(partition: Callable[..., Any], labels: Integers, num_clients: int,
 
 
 def checked_shares(shares: Any, num_clients: int, size: int) -> list[Integers]:
-    """Shares as int64 arrays. Raises DataError unless they are N arrays of whole numbers below `size`, none empty, none used twice."""
+    """Shares as int64 arrays. Raises DataError unless they are N arrays of whole numbers from 0 to `size - 1`, no array empty and no number
+    twice."""
     if not isinstance(shares, Sequence) or len(shares) != num_clients or isinstance(shares, str):
         got = f"{len(shares)}" if isinstance(shares, Sequence) else type(shares).__name__
         raise DataError(f"expected a list of data.num-clients = {num_clients} arrays of indices, got {got}")
@@ -148,9 +149,9 @@ def checked_shares(shares: Any, num_clients: int, size: int) -> list[Integers]:
         beyond = array[(array < 0) | (array >= size)]
         if len(beyond):
             raise DataError(f"client {client}: expected indices from 0 to {size - 1}, got {beyond[0]}")
-        taken = array[owner[array] >= 0]
-        if len(taken):
-            raise DataError(f"client {client}: index {taken[0]} belongs to client {owner[taken[0]]} already")
+        overlap = array[owner[array] >= 0]
+        if len(overlap):
+            raise DataError(f"client {client}: index {overlap[0]} belongs to client {owner[overlap[0]]} already")
         if len(np.unique(array)) < len(array):
             values, counts = np.unique(array, return_counts=True)
             raise DataError(f"client {client}: index {values[counts > 1][0]} is there twice")

@@ -1,8 +1,8 @@
-"""How the training part is shared out among the clients: the table of partitions, each a function
+"""The partitions: how the training part is divided among the clients. Each is a function
 `(labels: ndarray (e,), num_clients, generator, **options) -> list of N index arrays`, positions in `labels`.
 
-`labels` are those of the training examples that are left for the clients, shuffled. A partition of ours gives every client at least one
-example, if there are as many as clients.
+`labels` are the labels of the clients' training examples, shuffled. Our partitions give every client at least one example, if there are
+at least N.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ Partition = Callable[..., Sequence[Integers]]
 
 
 def iid(labels: Integers, num_clients: int, generator: np.random.Generator) -> list[Integers]:
-    """Shares of equal size (they differ by at most one) drawn at random: `labels` are shuffled already."""
+    """Random shares of equal size (they differ by at most one): `labels` are shuffled already."""
     return np.array_split(np.arange(len(labels)), num_clients)
 
 
 def dirichlet(labels: Integers, num_clients: int, generator: np.random.Generator, alpha: float) -> list[Integers]:
-    """Shares of equal size whose class mixtures are drawn from a Dirichlet law; every example is used once.
+    """Shares of equal size whose class mixtures are drawn from a Dirichlet distribution; every example is used once.
 
-    Client i draws q_i ~ Dir(alpha * p), p the class frequencies in `labels`, then its examples one by one, the class from q_i and the
-    example from those left of that class. A class that has run out is redrawn, so the last clients take what is left.
-    alpha -> infinity gives everybody p, alpha -> 0 one class each. Note that the parameters of the law sum to alpha: with c equal classes
-    each is alpha / c, whereas `dirichlet_per_class` has alpha for each.
+    Client i draws q_i ~ Dir(alpha * p), p the class frequencies in `labels`. Then it draws its examples one by one: the class from q_i,
+    and an unused example of that class. A class without unused examples is drawn again, so the last clients take the remaining ones.
+    alpha -> infinity gives every client the mixture p, alpha -> 0 one class each. The parameters of the distribution sum to alpha: with c
+    equal classes each is alpha / c, whereas `dirichlet_per_class` uses alpha for each.
     Source: Hsu et al. 2019, "Measuring the effects of non-identical data distribution", section 3.
     """
     _check_alpha(alpha)
     classes, counts = np.unique(labels, return_counts=True)
-    pools: list[Integers] = [np.flatnonzero(labels == label) for label in classes]  # as shuffled as `labels` is
+    pools: list[Integers] = [np.flatnonzero(labels == label) for label in classes]  # in random order, as `labels` is
     prior = alpha * counts / len(labels)
-    left: Integers = counts.copy()
+    unused: Integers = counts.copy()
     shares: list[Integers] = []
     for size in _equal_sizes(len(labels), num_clients):
         mixture = generator.dirichlet(prior)
-        before = left
-        while missing := int(size - (before - left).sum()):
-            # Draws from a used-up class are drawn again from the others: in law the same as drawing one by one.
-            mixture = mixture * (left > 0)
+        before = unused
+        while needed := int(size - (before - unused).sum()):
+            # Draws of a used-up class are repeated with the other classes: the same distribution as drawing one by one.
+            mixture = mixture * (unused > 0)
             if not mixture.sum() > 1e-12:
-                # A small alpha can put all mass on used-up classes. The other parts of a Dirichlet vector, scaled to sum to 1,
-                # are Dirichlet themselves and independent of it, so they can be drawn anew.
-                mixture[left > 0] = generator.dirichlet(prior[left > 0])
-            left = left - np.minimum(generator.multinomial(missing, mixture / mixture.sum()), left)
-        shares.append(np.concatenate([pool[low:high] for pool, low, high in zip(pools, left, before, strict=True)]))
+                # A small alpha can put all mass on used-up classes. The other components of a Dirichlet vector, scaled to sum to 1,
+                # have a Dirichlet distribution of their own and are independent of that mass, so they can be drawn again.
+                mixture[unused > 0] = generator.dirichlet(prior[unused > 0])
+            unused = unused - np.minimum(generator.multinomial(needed, mixture / mixture.sum()), unused)
+        shares.append(np.concatenate([pool[low:high] for pool, low, high in zip(pools, unused, before, strict=True)]))
     return shares
 
 
@@ -62,10 +62,10 @@ def _equal_sizes(num_examples: int, num_clients: int) -> Integers:
 
 
 def dirichlet_per_class(labels: Integers, num_clients: int, generator: np.random.Generator, alpha: float) -> list[Integers]:
-    """Each class is divided among the clients in proportions q ~ Dir(alpha, …, alpha) (N,), drawn anew for each class; shares differ in
-    size; every example is used once.
+    """Each class is divided among the clients in proportions q ~ Dir(alpha, …, alpha) (N,), drawn for each class; shares differ in size;
+    every example is used once.
 
-    A client that is left with nothing gets one example of the client that has most then, so no draw is repeated.
+    A client without examples gets one from the client that has most, so no draw is repeated.
     Source: Yurochkin et al. 2019, "Bayesian nonparametric federated learning of neural networks"; Li et al. 2022, "Federated learning on
     non-IID data silos: an experimental study" (label distribution skew); Lin et al. 2020, "Ensemble distillation for robust model fusion in
     federated learning"; Flower's `DirichletPartitioner`, ByzFL's `dirichlet_niid`. Flower (and Li et al.'s code) draws again until every
@@ -82,11 +82,11 @@ def dirichlet_per_class(labels: Integers, num_clients: int, generator: np.random
 
 
 def quantity_skew(labels: Integers, num_clients: int, generator: np.random.Generator, alpha: float) -> list[Integers]:
-    """Shares of every class alike whose sizes differ: one example each, and the others in proportions q ~ Dir(alpha, …, alpha) (N,).
+    """Random shares of different sizes: one example per client, and the others in proportions q ~ Dir(alpha, …, alpha) (N,).
 
-    The weights of updates then differ too, with `client.weight = "share"` in proportion to the sizes.
-    Source: Li et al. 2022, "Federated learning on non-IID data silos: an experimental study" (quantity skew); the example that each client
-    has in any case is ours.
+    With `client.weight = "share"` the weights of updates are in proportion to the sizes.
+    Source: Li et al. 2022, "Federated learning on non-IID data silos: an experimental study" (quantity skew); ours is the one example that
+    every client has.
     """
     _check_alpha(alpha)
     free = len(labels) - num_clients
@@ -97,12 +97,12 @@ def quantity_skew(labels: Integers, num_clients: int, generator: np.random.Gener
 def label_quantity(labels: Integers, num_clients: int, generator: np.random.Generator, classes: int = 2) -> list[Integers]:
     """Every client holds examples of `classes` classes; every example is used once.
 
-    Client after client gets the classes that fewest clients have so far, ties in random order, so that classes have equally many holders
-    (up to one); the examples of a class are divided equally among its holders. A client of which all classes have fewer examples than
-    holders may be left with nothing: it gets one example of the client that has most.
+    One client after the other gets the classes with the fewest holders so far, ties in random order; so the numbers of holders differ by
+    at most one. The examples of a class are divided equally among its holders. If all classes of a client have fewer examples than
+    holders, it may get none: then it gets one from the client that has most.
     Source: Li et al. 2022, "Federated learning on non-IID data silos: an experimental study" (quantity-based label imbalance, #C = k).
     There the first class of client i is i mod c and the others are random.
-    Raises ValueError where there are fewer classes than `classes`, or where no client would hold some class.
+    Raises ValueError if there are fewer classes than `classes`, or if some class would have no holder.
     """
     pools = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     _check_count("classes", classes, len(pools))
@@ -124,7 +124,7 @@ def label_quantity(labels: Integers, num_clients: int, generator: np.random.Gene
 
 
 def shards(labels: Integers, num_clients: int, generator: np.random.Generator, shards_per_client: int) -> list[Integers]:
-    """Shares of `shards_per_client` shards each, cut from the examples sorted by class; every one used once.
+    """Shares of `shards_per_client` shards each, cut from the examples sorted by class; every example is used once.
 
     Source: McMahan et al. 2017, "Communication-efficient learning", section 3 (there 2 shards of 300 for each of 100 clients).
     We use every example: shards may differ in size by one.
@@ -142,7 +142,7 @@ def shards(labels: Integers, num_clients: int, generator: np.random.Generator, s
 
 
 def _check_alpha(alpha: Any) -> None:
-    """The configuration has checked `data.dirichlet-alpha`, not an option of the same meaning."""
+    """Raises ValueError. Needed because the configuration checks `data.dirichlet-alpha`, but not the option `alpha`."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise ValueError(f"expected data.partition-options 'alpha' to be a finite number > 0, got {alpha!r}")
 
@@ -153,7 +153,7 @@ def _check_count(option: str, value: Any, most: int) -> None:
 
 
 def _dirichlet_draw(generator: np.random.Generator, size: int, alpha: float) -> NDArray[np.float64]:
-    """q ~ Dir(alpha, …, alpha) (size,); for an alpha so small that all parts are 0 in float64 its limit, one part 1."""
+    """q ~ Dir(alpha, …, alpha) (size,). If alpha is so small that all components are 0 in float64: the limit, one component 1."""
     draw = generator.dirichlet(np.full(size, alpha))
     if not np.isfinite(draw).all() or draw.sum() < 0.5:
         draw = np.zeros(size)
@@ -162,7 +162,7 @@ def _dirichlet_draw(generator: np.random.Generator, size: int, alpha: float) -> 
 
 
 def _none_empty(shares: list[Integers]) -> list[Integers]:
-    """The shares, one example moved from the largest one to each that is empty, in the order of clients."""
+    """The shares, with one example moved from the largest share to each empty one, in the order of clients."""
     for client, share in enumerate(shares):
         if not len(share):
             largest = max(range(len(shares)), key=lambda other: len(shares[other]))
@@ -179,7 +179,7 @@ PARTITIONS: Mapping[str, Partition] = {
     "shards": shards,
 }
 
-# Options with a key of their own, below `data.`; what `data.partition-options` says comes first.
+# Options that also have a key of their own, below `data.`; `data.partition-options` takes precedence.
 KEYED: Mapping[str, Mapping[str, str]] = {
     "dirichlet": {"alpha": "dirichlet_alpha"},
     "dirichlet-per-class": {"alpha": "dirichlet_alpha"},
@@ -192,13 +192,13 @@ class Partitions(Registry[Partition]):
     """The registry of partitions: also Flower's, and files of indices."""
 
     def find(self, name: str) -> Partition:
-        """The partition of a name. Raises KeyError for an unknown one, OutsideError for one that cannot be loaded."""
+        """The partition of a name. Raises KeyError for an unknown name, OutsideError for one that cannot be loaded."""
         if is_index_file(name):
             return index_file_partition(name)
         return flower_partition(name) if name.startswith("flwr.") else super().find(name)
 
     def content(self, name: str) -> str:
-        """Sixteen hex digits of the source of something that is not ours, or of a file of indices."""
+        """Sixteen hex digits of the source of a partition from outside, or of a file of indices; empty for ours."""
         return index_file_digest(name) if is_index_file(name) else super().content(name)
 
 
@@ -209,5 +209,5 @@ partitions = Partitions(
     "fl_sim.partitions",
     arguments=3,
     family=family_problem,
-    more=(*(f"flwr.{name}" for name in FLOWER), "FILE.json", "FILE.npz"),
+    family_names=(*(f"flwr.{name}" for name in FLOWER), "FILE.json", "FILE.npz"),
 )

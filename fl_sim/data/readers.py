@@ -1,5 +1,5 @@
-"""Built-in readers of images: from what lies under `data.root` to arrays. They import torchvision, scikit-learn and Pillow themselves:
-that takes seconds, and once a data set is in the cache nobody needs them."""
+"""Built-in readers of images: from the files under `data.root` to arrays. torchvision, scikit-learn and Pillow are imported inside the
+readers: that takes seconds, and is not needed once a data set is in the cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Part = tuple[Inputs, NDArray[np.int64]]  # (n, C, H, W) and (n,)
 
 
 class Request(NamedTuple):
-    """What a reader is asked: the folder (or file) to read from, whether to fetch what is missing there, and a function that is told
-    the examples read and the examples in all."""
+    """The input of a reader: the folder (or file) to read, whether to fetch missing files, and a function called with (examples read, all
+    examples)."""
 
     root: Path
     download: bool
@@ -37,15 +37,15 @@ class Decoded(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """The files that a data set is made from, and a sentence for everything else that lies beside them."""
+    """The files that a data set is made from, and one sentence per kind of file that is ignored."""
 
     files: list[Path]
     notes: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):
-    """A reader `(Request, **options) -> Decoded`; the path under `data.root` that is missing, empty if none is; what the data set is made
-    from; what to do where it is missing, and whether the reader can fetch it itself."""
+    """How to read a data set. read: `(Request, **options) -> Decoded`; absent: the first path under `data.root` that is missing, empty if
+    none is; origin: the files that it is made from; remedy: what to do if files are missing; fetches: whether the reader can fetch them."""
 
     read: Callable[..., Decoded]
     absent: Callable[[Path], str]
@@ -55,7 +55,7 @@ class Source(NamedTuple):
 
 
 def files_source(read: Callable[..., Decoded], *names: str) -> Source:
-    """A data set of certain files, which torchvision fetches where it may."""
+    """A data set of the files `names`, which torchvision can fetch."""
 
     def absent(root: Path) -> str:
         return next((name for name in names if not (root / name).exists()), "")
@@ -67,13 +67,13 @@ def files_source(read: Callable[..., Decoded], *names: str) -> Source:
 
 
 def idx_source(kind: str) -> Source:
-    """A data set that torchvision has as a class `kind` in the format of MNIST, ten classes."""
+    """A data set of ten classes in MNIST's format, which torchvision reads with its class `kind`."""
     files = [f"{kind}/raw/{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
     return files_source(torchvision_reader(kind, 10), *files)
 
 
 def read_digits(request: Request) -> Decoded:
-    """scikit-learn's 1,797 digits, which have no test part of their own: a fixed fifth of them, drawn once for all seeds."""
+    """scikit-learn's 1,797 digits. They have no test part: it is a random fifth of them, the same for all seeds."""
     from sklearn.datasets import load_digits
 
     digits = cast(Any, load_digits())
@@ -111,7 +111,7 @@ IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff",
 
 
 class ImageList(NamedTuple):
-    """One part of an image folder: names of the classes, sorted; the images with their classes' numbers; what is left out."""
+    """One part of an image folder: the sorted names of the classes; each image with the number of its class; and what is ignored."""
 
     classes: list[str]
     images: list[tuple[Path, int]]
@@ -132,15 +132,16 @@ def list_images(folder: Path) -> ImageList:
     images, other = list[tuple[Path, int]](), list[Path]()
     for number, name in enumerate(classes):
         for root, files in _walk(folder / name, hidden):
-            unseen, seen = _by_visibility(root / file for file in files)
-            hidden += unseen
-            images += [(path, number) for path in seen if path.suffix.lower() in IMAGE_TYPES]
-            other += [path for path in seen if path.suffix.lower() not in IMAGE_TYPES]
+            invisible, shown = _by_visibility(root / file for file in files)
+            hidden += invisible
+            images += [(path, number) for path in shown if path.suffix.lower() in IMAGE_TYPES]
+            other += [path for path in shown if path.suffix.lower() not in IMAGE_TYPES]
     return ImageList(classes, images, hidden, other, outside)
 
 
 def _walk(folder: Path, hidden: list[Path]) -> list[tuple[Path, list[str]]]:
-    """Each visible folder below one, itself included, with its files' names, sorted as torchvision does; adds the hidden ones."""
+    """A folder and all visible ones below it, each with the names of its files, sorted as torchvision does. Adds hidden folders to
+    `hidden`."""
     folders: list[tuple[str, list[str]]] = []
     for root, below, files in os.walk(folder, followlinks=True):
         hidden += [Path(root) / name for name in sorted(below) if name.startswith(".")]
@@ -150,15 +151,15 @@ def _walk(folder: Path, hidden: list[Path]) -> list[tuple[Path, list[str]]]:
 
 
 def _by_visibility(paths: Any) -> tuple[list[Path], list[Path]]:
-    """Hidden paths, then the others."""
-    both: tuple[list[Path], list[Path]] = [], []
+    """The hidden paths, and the others."""
+    split: tuple[list[Path], list[Path]] = [], []
     for path in paths:
-        both[not path.name.startswith(".")].append(path)
-    return both
+        split[not path.name.startswith(".")].append(path)
+    return split
 
 
 def absent_parts(root: Path) -> str:
-    """The part that an image folder does not have."""
+    """The first part that an image folder lacks; empty if none."""
     return next((part for part in ("train", "test") if not (root / part).exists()), "")
 
 
@@ -190,15 +191,15 @@ def read_image_folder(request: Request) -> Decoded:
         raise ValueError(f"{request.root}: expected the same classes in train and test, got {train.classes} and {test.classes}")
     if not train.classes:
         raise ValueError(f"{request.root}: expected a folder for each class in train and test, got none")
-    for part, listed in (("train", train), ("test", test)):
-        if empty := set(range(len(listed.classes))) - {number for _, number in listed.images}:
-            folder = request.root / part / listed.classes[min(empty)]
+    for part, content in (("train", train), ("test", test)):
+        if empty := set(range(len(content.classes))) - {number for _, number in content.images}:
+            folder = request.root / part / content.classes[min(empty)]
             raise ValueError(f"{folder}: expected images ({', '.join(IMAGE_TYPES)}), got none")
     total, done, like = len(train.images) + len(test.images), 0, train.images[0][0]
     shape, parts = _rgb(like).shape, list[Part]()
-    for listed in (train, test):
-        pixels = np.empty((len(listed.images), *shape), np.uint8)
-        for row, (path, _) in enumerate(listed.images):
+    for content in (train, test):
+        pixels = np.empty((len(content.images), *shape), np.uint8)
+        for row, (path, _) in enumerate(content.images):
             image = _rgb(path)
             if image.shape != shape:
                 sizes = [f"{width}x{height}" for _, height, width in (shape, image.shape)]
@@ -206,12 +207,12 @@ def read_image_folder(request: Request) -> Decoded:
             pixels[row] = image
             done += 1
             request.progress(done, total)
-        parts.append((pixels, np.array([number for _, number in listed.images], np.int64)))
+        parts.append((pixels, np.array([number for _, number in content.images], np.int64)))
     return Decoded(parts[0], parts[1], len(train.classes))
 
 
 def _rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as (3, H, W). Raises ValueError, with the path, where it cannot be decoded."""
+    """An image file as (3, H, W). Raises ValueError, with the path, if it cannot be decoded."""
     from PIL import Image
 
     try:
@@ -222,9 +223,9 @@ def _rgb(path: Path) -> NDArray[np.uint8]:
 
 
 def eight_bits(image: Any) -> Any:
-    """A Pillow image with 16 bits a pixel scaled to 8 (Pillow itself cuts at 255), any other as it is.
+    """A Pillow image with 16 bits per pixel scaled to 8 (Pillow itself cuts at 255); any other as it is.
 
-    Raises ValueError for pixels of 32 bits, of which nobody knows where white is.
+    Raises ValueError for pixels of 32 bits, whose white level is not defined.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         from PIL import Image

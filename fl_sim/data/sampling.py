@@ -1,4 +1,4 @@
-"""Who is malicious, and who is sampled in a round."""
+"""Which clients are malicious, and which are sampled in a round."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fl_sim.rng.streams import stream
 def malicious_clients(config: Config) -> frozenset[int]:
     """The coalition's client ids, fixed by the seed; a larger coalition contains every smaller one.
 
-    `attack.malicious-fraction` of the N clients, rounded, but at least one of a positive fraction; with
-    `attack.poison-ratio` that share instead, and at least as many as a round needs. Empty without an attack.
+    `attack.malicious-fraction` of the N clients, rounded, but at least one if the fraction is positive; with `attack.poison-ratio` that
+    share instead, and at least as many as a round needs. Empty without an attack.
     """
     attack, clients = config.attack, config.data.num_clients
     if attack.name == "none":
@@ -45,6 +45,6 @@ def sample_clients(config: Config, round_: int) -> list[int]:
     if m is None or not malicious:
         return sorted(int(client) for client in generator.permutation(clients)[:n])
     order = [int(client) for client in generator.permutation(clients)]
-    bad = [client for client in order if client in malicious][:m]
-    good = [client for client in order if client not in malicious][: n - m]
-    return sorted(bad + good)
+    members = [client for client in order if client in malicious][:m]
+    honest = [client for client in order if client not in malicious][: n - m]
+    return sorted(members + honest)

@@ -1,4 +1,4 @@
-"""Who holds which examples: the clients' shares, the coalition's own set, the server's probe and the test set."""
+"""Which examples belong to whom: the clients' shares, the coalition's own set, the server's probe set and the test set."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Splits:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What the splits of a data set depend on. `options`: those of the partition, as `data.partition-options` spells them;
-    `content`: of the file behind a partition that is not ours."""
+    """What the splits of a data set depend on. `options`: those of the partition, as JSON; `content`: the digest of a partition from
+    outside."""
 
     seed: int
     num_clients: int
@@ -44,7 +44,7 @@ class SplitPlan:
 
 
 def split_plan(config: Config) -> SplitPlan:
-    """The plan of a configuration. Raises ValueError where a partition from outside cannot be read."""
+    """The plan of a configuration. Raises ValueError if a partition from outside cannot be read."""
     data = config.data
     options = {option: getattr(data, key) for option, key in KEYED.get(data.partition, {}).items()}
     try:
@@ -63,13 +63,12 @@ def split_plan(config: Config) -> SplitPlan:
 
 
 def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) -> Splits:
-    """Divide both parts, shuffled first: a file sorted by class must not give a probe, or a client, of one class.
+    """Shuffle both parts and divide them. (Without shuffling, a file sorted by class would give a probe set, or a client, of one class.)
 
-    The same arguments give the same splits. The own set and the probe depend on the seed and on their own sizes only, not on the clients.
+    The same arguments give the same splits. The own set and the probe set depend on the seed and on their own sizes only.
 
     train_labels, test_labels: (n,) class numbers.
-    Raises ValueError, naming key, value and what is possible, where there is too little data, and for what is wrong with a partition from
-    outside.
+    Raises ValueError, with the key, its value and the possible range, if there is too little data; and if a partition from outside fails.
     """
     for key, size, part, labels in (
         ("attack.set-size", plan.own_set_size, "training", train_labels),
@@ -77,9 +76,9 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
     ):
         if size >= len(labels):
             raise ValueError(f"{key} = {size}: expected 0 to {len(labels) - 1} of the {len(labels)} {part} examples")
-    left = len(train_labels) - plan.own_set_size
-    if plan.num_clients > left:
-        raise ValueError(f"data.num-clients = {plan.num_clients}: only {left} training examples are left for the clients")
+    remaining = len(train_labels) - plan.own_set_size
+    if plan.num_clients > remaining:
+        raise ValueError(f"data.num-clients = {plan.num_clients}: only {remaining} training examples are left for the clients")
 
     train = stream(plan.seed, "splits", "train").permutation(len(train_labels))
     test = stream(plan.seed, "splits", "test").permutation(len(test_labels))
@@ -93,16 +92,15 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
             positions = _outside_positions(train_labels, rest, plan, generator)
         except DataError as error:
             raise DataError(f"data.partition = {plan.partition!r}: {error}") from error
-    # Within a share too the classes come in no order, so that a batch may be a slice.
+    # Shuffled within a share too, so that a batch may be a slice of it.
     shares = tuple(rest[generator.permutation(share)] for share in positions)
     return Splits(shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]))
 
 
 def _outside_positions(train_labels: Integers, rest: Integers, plan: SplitPlan, generator: np.random.Generator) -> list[Integers]:
-    """Positions in `rest` (e,), the training examples that are left for the clients, by a partition that is not ours, checked.
+    """Each client's positions in `rest` (e,), the clients' training examples, by a partition from outside, checked.
 
-    A file of indices numbers the examples of the training part as the data set has them; what the coalition's own set holds is left out
-    of the shares.
+    A file of indices numbers all examples of the training part. The examples of the coalition's own set are removed from its shares.
     """
     try:
         partition = partitions.find(plan.partition)

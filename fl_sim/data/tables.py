@@ -1,4 +1,4 @@
-"""Data sets from tables: a CSV or Parquet file with a column of labels, every other column a feature."""
+"""Data sets from tables: a CSV or Parquet file with one column of labels; every other column is a feature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 def absent_table(root: Path) -> str:
-    """What is missing of a table under a root, empty if nothing is: a file is a table, a folder holds train.* and test.*"""
+    """The first file that is missing under a root; empty if none is. A root that is a file is a table; a folder holds train.* and test.*"""
     if root.is_file():
         return ""
     return next((" or ".join(part + kind for kind in TYPES) for part in ("train", "test") if not _files(root, part)), "")
@@ -37,13 +37,13 @@ def _files(root: Path, part: str) -> list[Path]:
 
 
 def read_table(request: Request, label: str = "label", test_share: float = 0.2) -> Decoded:
-    """The table in the file `data.root`, or the two in the folder: inputs (n, 1, 1, features), each feature standardised with mean and
-    standard deviation of the training part (a constant one gives 0).
+    """The table in the file `data.root`, or the two in the folder: inputs (n, 1, 1, features). Each feature is standardised with mean and
+    standard deviation of the training part (a constant feature becomes 0).
 
     label: the column of labels. They are class numbers from 0, or texts, which are numbered in sorted order.
-    test_share: of one file's rows, the share that is the test part: drawn once for all seeds, both parts in the order of the file.
-    Raises ValueError, with file, column and row (the first row is 1), for what is missing, no number or infinite, for columns that
-    differ between the parts, and for options that do not fit.
+    test_share: with one file, the share of its rows that is the test part. They are the same for all seeds, and in the order of the file.
+    Raises ValueError, with file, column and row (the first row is 1), for a value that is missing, not a number or infinite; for parts
+    with different columns; and for options that do not fit.
     """
     tables = [_read(path) for path in table_origin(request.root).files]
     if len(tables) > 2:
@@ -61,11 +61,11 @@ def read_table(request: Request, label: str = "label", test_share: float = 0.2) 
     features = [np.stack([_numbers(frame[column], path) for column in columns], axis=1) for path, frame in tables]
     labels = _class_numbers([frame[label] for _, frame in tables], [path for path, _ in tables])
     if len(tables) == 1:
-        features, labels = _divided(features[0], labels[0], test_share)
+        features, labels = _split_table(features[0], labels[0], test_share)
     mean, std = features[0].mean(axis=0), features[0].std(axis=0)
-    flat = np.ptp(features[0], axis=0) == 0  # the standard deviation of equal numbers is 0 only up to rounding
-    scaled = [np.where(flat, 0.0, (part - mean) / np.where(flat, 1.0, std)).astype(np.float32)[:, None, None] for part in features]
-    (train, test), (train_labels, test_labels) = scaled, labels
+    flat = np.ptp(features[0], axis=0) == 0  # rounding may give equal numbers a standard deviation other than 0
+    standardised = [np.where(flat, 0.0, (part - mean) / np.where(flat, 1.0, std)).astype(np.float32)[:, None, None] for part in features]
+    (train, test), (train_labels, test_labels) = standardised, labels
     return Decoded((train, train_labels), (test, test_labels), 1 + int(max(part.max() for part in labels)))
 
 
@@ -81,9 +81,9 @@ def _read(path: Path) -> tuple[Path, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than names
             frame = pd.read_csv(path, low_memory=False, index_col=False) if path.suffix == ".csv" else pd.read_parquet(path)
-    except Exception as error:  # both raise anything for a damaged file
+    except Exception as error:  # both readers may raise anything for a damaged file
         raise ValueError(f"{path}: {str(error).strip() or type(error).__name__}") from error
-    if nameless := [place for place, name in enumerate(frame.columns, 1) if str(name).startswith("Unnamed: ")]:  # pandas calls them so
+    if nameless := [place for place, name in enumerate(frame.columns, 1) if str(name).startswith("Unnamed: ")]:  # pandas' name for none
         raise ValueError(f"{path}: expected a name for each column, got none for column {nameless[0]} (the row numbers of a pandas frame?)")
     if not len(frame):
         raise ValueError(f"{path}: expected rows, got none")
@@ -94,43 +94,43 @@ def _numbers(column: Any, path: Path) -> Floats:
     """A column as float64 (n,)."""
     import pandas as pd
 
-    _refuse(column.isna(), column, path, "a number", "nothing")
+    _require(~column.isna(), column, path, "a number", "nothing")
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
         raise ValueError(f"{path}: expected numbers in column {column.name!r}, got {column.dtype}")
     numbers: Any = pd.to_numeric(column, errors="coerce")
-    _refuse(numbers.isna(), column, path, "a number")
+    _require(~numbers.isna(), column, path, "a number")
     values: Floats = numbers.to_numpy(np.float64)
-    _refuse(~np.isfinite(values), column, path, "a finite number")
+    _require(np.isfinite(values), column, path, "a finite number")
     return values
 
 
-def _refuse(bad: Any, column: Any, path: Path, expected: str, got: str = "") -> None:
-    """Raises ValueError for the first row in which `bad` (n,) holds."""
-    rows = np.flatnonzero(np.asarray(bad, bool))
+def _require(good: Any, column: Any, path: Path, what: str, instead: str = "") -> None:
+    """Raises ValueError for the first row of a column in which `good` (n,) is false."""
+    rows = np.flatnonzero(~np.asarray(good, bool))
     if len(rows):
         value = column.iloc[rows[0]]
-        value = got or repr(value.item() if isinstance(value, np.generic) else value)
-        raise ValueError(f"{path}: expected {expected} in column {column.name!r}, row {rows[0] + 1}, got {value}")
+        value = instead or repr(value.item() if isinstance(value, np.generic) else value)
+        raise ValueError(f"{path}: expected {what} in column {column.name!r}, row {rows[0] + 1}, got {value}")
 
 
 def _class_numbers(columns: Sequence[Any], paths: Sequence[Path]) -> list[NDArray[np.int64]]:
-    """Labels of each table as class numbers (n,)."""
+    """The labels of each table as class numbers (n,)."""
     import pandas as pd
 
     for column, path in zip(columns, paths, strict=True):
-        _refuse(column.isna(), column, path, "a label", "nothing")
+        _require(~column.isna(), column, path, "a label", "nothing")
     if not all(pd.api.types.is_numeric_dtype(column) for column in columns):
         texts = [column.astype(str).to_numpy(object) for column in columns]
         names = {name: number for number, name in enumerate(sorted(set(np.concatenate(texts))))}
         return [np.array([names[text] for text in part], np.int64) for part in texts]
     for column, path in zip(columns, paths, strict=True):
         values = column.to_numpy(np.float64)
-        _refuse((values < 0) | (values != np.floor(values)), column, path, "class numbers from 0, or texts,")
+        _require((values >= 0) & (values == np.floor(values)), column, path, "class numbers from 0, or texts,")
     return [column.to_numpy(np.float64).astype(np.int64) for column in columns]
 
 
-def _divided(features: Floats, labels: NDArray[np.int64], share: float) -> tuple[list[Floats], list[NDArray[np.int64]]]:
-    """Training and test part of one table."""
+def _split_table(features: Floats, labels: NDArray[np.int64], share: float) -> tuple[list[Floats], list[NDArray[np.int64]]]:
+    """The training and the test part of one table."""
     count = len(labels)
     size = round(count * share) if isinstance(share, int | float) else 0  # pyright: ignore[reportUnnecessaryIsInstance] - an option
     if not 0 < size < count:

@@ -1,4 +1,4 @@
-"""The ClientGrid: Flower's Grid over virtual clients. It packs a round's messages into one order a worker."""
+"""The ClientGrid: Flower's Grid over virtual clients. It packs a round's messages into one order per worker."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RESTING = ("", "recover")  # phases in which the malicious clients behave honest
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What the grid saw in a round: reports of all sampled clients in id order, who was malicious, what the attack says, and the
-    norm of the honest clients' mean; the seconds that the slowest worker worked."""
+    """What the grid knows of a round: the reports of all sampled clients in id order, the malicious clients, the attack's figures, the norm
+    of the honest clients' mean, the waves, what was retried, and the seconds of the slowest worker."""
 
     reports: tuple[ClientReport, ...] = ()
     malicious: frozenset[int] = frozenset()
@@ -51,14 +51,14 @@ class RoundOutcome:
 
 
 class ClientGrid(Grid):
-    """One track's view of the workers.
+    """The workers, as the clients of one track.
 
-    A strategy sends one packed message: "arrays" with the model `theta`, and "config" with `clients` (the ids sampled), `round`, `phase`,
+    A strategy sends one packed message: "arrays" with the model `theta`, and "config" with `clients` (the sampled ids), `round`, `phase`,
     `stacked`, `clip-norm`, `clip-bound`. It gets one packed reply: the weighted sum of the updates, or their stack, with every client's
     report.
 
-    Args: buffers (s,), batch-norm statistics; malicious, the coalition's ids; accumulate, false in a control; max_messages, how many
-    orders a wave (0: one per worker); waves, 1 or 2 for a round of an omniscient coalition (0: whichever the transport does faster).
+    Args: buffers (s,), batch-norm statistics; malicious, the coalition's ids; accumulate, false in a control; max_messages, the most
+    orders per wave (0: one per worker); waves, 1 or 2 for a round of an omniscient coalition (0: whichever is faster with the transport).
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ClientGrid(Grid):
         self.attack_state = AttackState()
 
     def play(self, messages: Iterable[Message], rule: PublicRule) -> tuple[list[Message], RoundOutcome]:
-        """The replies to a strategy's messages, and what became of the round. `rule`: what the strategy publishes of itself."""
+        """The replies to a strategy's messages, and the outcome of the round. `rule`: what the strategy publishes about itself."""
         messages = list(messages)
         if not messages:
             return [], RoundOutcome()
@@ -90,11 +90,11 @@ class ClientGrid(Grid):
         return self.play(messages, PublicRule())[0]
 
     def _order(self, content: RecordDict, rule: PublicRule) -> Order:
-        """The whole round as one order: honest blocks, and the coalition's part if its malicious clients act."""
+        """The whole round as one order: honest blocks, and the coalition's part if the phase lets it act."""
         settings = content.config_records["config"]
-        phase, sampled = cast(str, settings["phase"]), sorted(cast(list[int], settings["clients"]))
-        acting = [] if phase in RESTING else [client for client in sampled if client in self._malicious]
-        blocks = self._blocks([client for client in sampled if client not in acting])
+        phase, clients = cast(str, settings["phase"]), sorted(cast(list[int], settings["clients"]))
+        members = [] if phase in RESTING else [client for client in clients if client in self._malicious]
+        blocks = self._blocks([client for client in clients if client not in members])
         norm = cast(Any, settings["clip-norm"])
         order = Order(
             theta=from_record(content.array_records["arrays"])["theta"],
@@ -106,20 +106,20 @@ class ClientGrid(Grid):
             stacked=cast(bool, settings["stacked"]),
             before=Clip(norm, cast(float, settings["clip-bound"])) if norm else None,
         )
-        if not acting:
+        if not members:
             return order
-        part = CoalitionOrder(tuple(acting), phase, self._accumulate, len(sampled), self.attack_state, rule)
+        part = CoalitionOrder(tuple(members), phase, self._accumulate, len(clients), self.attack_state, rule)
         return replace(order, coalition=part)
 
     def _blocks(self, clients: list[int]) -> Blocks:
-        """The clients by fixed ranges of `block` consecutive ids."""
+        """The clients in blocks: fixed ranges of `client.block` consecutive ids."""
         members: dict[int, list[int]] = {}
         for client in clients:
             members.setdefault(client // self._config.client.block, []).append(client)
         return tuple((position, tuple(members[key])) for position, key in enumerate(sorted(members)))
 
     def _round(self, order: Order) -> tuple[RecordDict, RoundOutcome]:
-        """Run the waves of a round and pack what came back."""
+        """Run the waves of a round and pack the replies."""
         coalition, honest_only = order.coalition, replace(order, coalition=None)
         omniscient = self._config.attack.knowledge == "omniscient"
         one_wave = coalition is None or not omniscient or self._one_wave()
@@ -143,13 +143,14 @@ class ClientGrid(Grid):
         return merged.content(), outcome
 
     def _one_wave(self) -> bool:
-        """One wave when one worker has all honest updates anyway, or when a wave costs more than computing them again."""
+        """Whether an omniscient coalition gets the honest sum in a single wave: if one worker has all honest updates anyway, or if a wave
+        takes longer than computing them again."""
         if self._waves:
             return self._waves == 1
         return min(self._max_messages, self._transport.num_workers) == 1 or self._transport.slow_waves
 
     def _split(self, order: Order) -> list[Order]:
-        """Contiguous ranges of blocks, one order a worker; at least one order."""
+        """The order in contiguous ranges of its blocks, one per worker; at least one."""
         count = max(1, min(self._max_messages, self._transport.num_workers, len(order.blocks)))
         bounds = [len(order.blocks) * i // count for i in range(count + 1)]
         return [replace(order, blocks=order.blocks[bounds[i] : bounds[i + 1]]) for i in range(count)]
@@ -161,12 +162,12 @@ class ClientGrid(Grid):
         return replace(order, blocks=(), coalition=replace(order.coalition, honest_sum=total, honest_weight=weight))
 
     def _exchange(self, parts: Sequence[Order]) -> list[Result]:
-        """Send orders; whatever fails, a whole order or a block with a failing client, is tried once more elsewhere, each block and the
-        coalition by itself, so that what fails again takes nothing with it."""
+        """Send orders. If an order fails, or a block because of a client, it is tried once more on another worker: each block and the
+        coalition in an order of its own, so that a second failure affects nothing else."""
         results: list[Result] = []
-        again: list[tuple[Order, int | None]] = []
+        retries: list[tuple[Order, int | None]] = []
         for part, answer in zip(parts, self._send(parts), strict=True):
-            reply, failure = self._read(part, answer)
+            reply, failure = self._usable_reply(part, answer)
             if reply is None:
                 whose = ", ".join(
                     [f"{clients[0]} to {clients[-1]}" for _, clients in part.blocks] + ["the coalition"] * bool(part.coalition)
@@ -174,20 +175,20 @@ class ClientGrid(Grid):
                 results.append((replace(part, blocks=(), coalition=None), None, f"{failure}; asked elsewhere: clients {whose}"))
             else:
                 results.append((part, reply, ""))
-            failed = [block for block in part.blocks if reply is None or block[0] in reply.retry]
-            again += [(replace(part, blocks=(block,), coalition=None, attempt=1), answer.worker) for block in failed]
+            blocks = [block for block in part.blocks if reply is None or block[0] in reply.retry]
+            retries += [(replace(part, blocks=(block,), coalition=None, attempt=1), answer.worker) for block in blocks]
             if reply is None and part.coalition:
-                again.append((replace(part, blocks=(), attempt=1), answer.worker))
-        for part, worker in again:
-            reply, failure = self._read(part, self._send([part], avoid=worker)[0])
+                retries.append((replace(part, blocks=(), attempt=1), answer.worker))
+        for part, worker in retries:
+            reply, failure = self._usable_reply(part, self._send([part], avoid=worker)[0])
             results.append((part, reply, failure))
         return results
 
     def _send(self, parts: Sequence[Order], avoid: int | None = None) -> list[Answer]:
         return self._transport.exchange(parts, avoid=avoid, timeout=self._config.client.timeout or None)
 
-    def _read(self, order: Order, answer: Answer) -> tuple[Reply | None, str]:
-        """The reply of an answer, or why it has none that can be used."""
+    def _usable_reply(self, order: Order, answer: Answer) -> tuple[Reply | None, str]:
+        """The reply of an answer, or None and the reason why there is none that can be used."""
         if answer.reply is None:
             return None, answer.failure
         try:
@@ -200,10 +201,10 @@ class ClientGrid(Grid):
         client = self._config.client
         return float(client.batch_size * client.local_steps) if client.weight == "batch" else float("inf")
 
-    # What Flower's Grid asks for beside.
+    # The rest of Flower's Grid.
 
     def get_node_ids(self) -> list[int]:
-        """Node ids of the virtual clients: client i is node i + 1 (Flower keeps 0 for nobody)."""
+        """Node ids of the virtual clients: client i is node i + 1 (node 0 is reserved in Flower)."""
         return list(range(1, self._config.data.num_clients + 1))
 
     def set_run(self, run: Any) -> None:
@@ -224,27 +225,27 @@ class ClientGrid(Grid):
 
 
 class Played(NamedTuple):
-    """One round: the strategy's figures, what the grid saw, and seconds, of which `aggregated` the strategy's own."""
+    """One round: the strategy's figures, the grid's outcome, the seconds of the round, and those of the strategy's aggregation in them."""
 
     metrics: dict[str, float]
     outcome: RoundOutcome
     seconds: float
-    aggregated: float
+    aggregation: float
 
 
 def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: str) -> Played:
-    """Play a round: the strategy asks, the clients answer, the strategy makes the next model of it.
+    """Play a round: the strategy configures it, the clients answer, and the strategy aggregates their replies into the next model.
 
     Raises RuntimeError if every client failed.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     messages = strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": phase}), grid)
     replies, outcome = grid.play(messages, strategy.public_rule())
-    received = time.perf_counter()
+    reply_time = time.perf_counter()
     _, metrics = strategy.aggregate_train(round_, replies)
-    ended = time.perf_counter()
+    end = time.perf_counter()
     if not outcome.combined:
         reasons = sorted({report.failure for report in outcome.reports})
         raise RuntimeError(f"every client failed ({'; '.join(reasons)})")
     figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-    return Played(figures, outcome, ended - began, ended - received)
+    return Played(figures, outcome, end - start, end - reply_time)

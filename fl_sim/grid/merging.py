@@ -1,4 +1,4 @@
-"""The parts of a round put together: what the workers sent, in block order whatever order it arrived in."""
+"""The workers' replies merged into one result of the round, in block order, whatever order they arrived in."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fl_sim.wire.arrays import to_record
 from fl_sim.wire.messages import ClientReport, CoalitionReply, Order, Reply, rows_sum
 from fl_sim.wire.reduction import Node, reduce_tree, root
 
-Result = tuple[Order, Reply | None, str]  # an order, its reply, or why there is none
+Result = tuple[Order, Reply | None, str]  # an order, its reply, and if there is none the reason
 
 
 class MergedRound:
-    """Everything that came back for one round's `order`."""
+    """All results of one round's `order`."""
 
     def __init__(self, order: Order, results: list[Result]) -> None:
         self._order = order
         self._nodes: dict[Node, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
         self._reports: dict[int, tuple[ClientReport, ...]] = {}
-        self._lost: list[ClientReport] = []
+        self._failures: list[ClientReport] = []
         self._honest: tuple[Tensor, float] | None = None
         self.retried: dict[str, str] = {}
         self.seconds = 0.0  # of the slowest worker, over all waves
@@ -29,14 +29,15 @@ class MergedRound:
         self.add(results)
 
     def add(self, results: list[Result]) -> None:
+        """Merge the results of one wave."""
         self._honest = None
         self.seconds += max((reply.seconds for _, reply, _ in results if reply), default=0.0)
         for part, reply, failure in results:
             if reply is None:
-                lost = [client for _, clients in part.blocks for client in clients]
-                lost += part.coalition.members if part.coalition else ()
-                self._lost += [ClientReport(client, 0.0, float("nan"), failure) for client in lost]
-                if not lost:
+                failing = [client for _, clients in part.blocks for client in clients]
+                failing += part.coalition.members if part.coalition else ()
+                self._failures += [ClientReport(client, 0.0, float("nan"), failure) for client in failing]
+                if not failing:
                     self.retried[f"order {len(self.retried)}"] = failure
                 continue
             self._nodes |= reply.nodes
@@ -46,7 +47,7 @@ class MergedRound:
             self.coalition = reply.coalition or self.coalition
 
     def honest(self) -> tuple[Tensor, float]:
-        """The honest clients' weighted sum (d,) and weight, blocks in order."""
+        """The honest clients' weighted sum (d,) and their weight, added in block order."""
         if self._honest is None:
             weight = sum(report.weight for position in sorted(self._reports) for report in self._reports[position])
             self._honest = self._tree_root(), weight
@@ -58,7 +59,7 @@ class MergedRound:
         return float(torch.linalg.vector_norm(total)) / weight if weight else 0.0
 
     def _tree_root(self) -> Tensor:
-        """The root of the tree over the blocks; a lost block counts as zeros."""
+        """The root of the tree over the blocks; a block without a result counts as zeros."""
         count = self._order.num_blocks
         if count == 0:
             return torch.zeros_like(self._order.theta)
@@ -72,7 +73,7 @@ class MergedRound:
         """Every sampled client's report, in id order."""
         honest = [report for position in sorted(self._reports) for report in self._reports[position]]
         coalition = list(self.coalition.reports) if self.coalition else []
-        return tuple(sorted([*honest, *coalition, *self._lost], key=lambda report: report.client))
+        return tuple(sorted([*honest, *coalition, *self._failures], key=lambda report: report.client))
 
     def content(self) -> RecordDict:
         """The packed reply for a strategy of ours."""

@@ -1,4 +1,4 @@
-"""Our own Ray actors on the Ray runtime that we, or Flower's simulation, have started or joined, called directly."""
+"""The transport `ray`: our own Ray actors, called directly, on the Ray runtime that we or Flower's simulation started or joined."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from fl_sim.wire.arrays import as_tensor
 from fl_sim.wire.messages import Order
 from fl_sim.wire.object_state import State, packed, unpacked
 
-STARTS = 3  # times that a worker is started before its next order is sent to it anyway, and fails
-SMALL = 64 * 1024  # bytes; below, Ray carries an array inside the call, which is faster than its object store
+STARTS = 3  # attempts to start a worker; after the last its next order is sent anyway, and fails
+SMALL = 64 * 1024  # bytes; Ray carries a smaller array inside the call, which is faster than its object store
 
 
 Arrays = Mapping[str, npt.NDArray[Any]]  # Ray carries them without copying
 
 
 class Server:
-    """Runs in an actor: holds the worker's function and answers orders."""
+    """Runs in an actor: answers orders with the worker's function."""
 
     def __init__(self, target: str) -> None:
         torch.set_num_threads(1)
-        self._answer = _named(target)
+        self._answer = _import(target)
 
     def call(self, order: Any, arrays: Arrays) -> tuple[Any, Arrays, str]:
-        """A reply as JSON and arrays, or the reason why there is none."""
+        """The reply as JSON and arrays, and if there is none the reason."""
         answer = call_worker(self._answer, _unpacked(order, arrays), worker=0)
         return (*_packed(answer.reply), answer.failure)
 
     def host(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
         claim_identity()
-        yield from _named(target)(InlineTransport(self._answer), *arguments)
+        yield from _import(target)(InlineTransport(self._answer), *arguments)
 
 
 def _packed(value: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
@@ -54,26 +54,26 @@ def _unpacked(json: Any, arrays: Arrays) -> Any:
     return unpacked(State(json, {name: as_tensor(values) for name, values in arrays.items()}))
 
 
-def _named(target: str) -> Any:
+def _import(target: str) -> Any:
     """The object of "module:name"."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def spread(count: int, cpus: Mapping[str, float]) -> list[str]:
-    """The nodes of `count` workers, given the CPUs of each of at least one node. The next worker goes where most CPUs would be left to each
-    (D'Hondt's rule); a node without CPUs gets none if another has some."""
-    taken = {node: 0 for node, number in cpus.items() if number > 0} or dict.fromkeys(cpus, 0)
-    placed: list[str] = []
+    """The node of each of `count` workers. cpus: the CPUs of each node, at least one node. Each worker goes to the node that then has the
+    most CPUs per worker (D'Hondt's method). A node without CPUs gets no worker if another node has CPUs."""
+    workers = {node: 0 for node, number in cpus.items() if number > 0} or dict.fromkeys(cpus, 0)
+    places: list[str] = []
     for _ in range(count):
-        placed.append(max(taken, key=lambda node: cpus[node] / (taken[node] + 1)))
-        taken[placed[-1]] += 1
-    return placed
+        places.append(max(workers, key=lambda node: cpus[node] / (workers[node] + 1)))
+        workers[places[-1]] += 1
+    return places
 
 
 def actor_class() -> type:
-    """The actor. A local class travels by value, so it can set the import path before anything of ours is imported: Ray puts
-    the driver's working directory first, and under plain `flwr run` that is where the SuperLink happened to be started.
+    """The actor's class. Ray sends a local class by value, so it can set the import path before any module of ours is imported. That is
+    needed because Ray puts the driver's working directory first, and under plain `flwr run` that is where the SuperLink was started.
     """
 
     class Worker:
@@ -97,10 +97,10 @@ def actor_class() -> type:
 
 
 class RayTransport(HostingTransport):
-    """`num_workers` actors (0: one per CPU of the cluster). What orders share, the model, goes to the object store once a wave.
+    """`num_workers` actors (0: one per CPU of the cluster). The model, which all orders share, is put into the object store once per wave.
 
-    A worker that died is replaced at once. On a GPU, workers without a share of their own (`gpus_per_worker` = 0) get equal
-    ones: Ray hides the GPUs from an actor that reserves none.
+    A worker that died is replaced at once. On a GPU, `gpus_per_worker` = 0 gives each worker an equal share: Ray hides the GPUs from an
+    actor that reserves none.
     """
 
     def __init__(self, target: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
@@ -113,13 +113,13 @@ class RayTransport(HostingTransport):
         count = num_workers or max(1, int(resources.get("CPU", 1)))
         gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
         if gpus * count > resources.get("GPU", 0.0) + 1e-9:
-            there = resources.get("GPU", 0.0)
+            total = resources.get("GPU", 0.0)
             raise ValueError(
-                f"expected ray.gpus-per-worker <= {there / count:g} (the Ray cluster has {there:g} GPUs, {count} workers), got {gpus:g}"
+                f"expected ray.gpus-per-worker <= {total / count:g} (the Ray cluster has {total:g} GPUs, {count} workers), got {gpus:g}"
             )
         cpus: dict[str, float] = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
-        # Ray puts an actor that asks for nothing on a random node, SPREAD or not, unless a node is demanded for it.
+        # Ray puts an actor that reserves nothing on a random node, SPREAD or not, unless it is bound to a node.
         places: list[Any] = ["SPREAD"] * count
         if not gpus:
             places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
@@ -128,8 +128,8 @@ class RayTransport(HostingTransport):
         self._busy = [0] * count
         self._lock = threading.Lock()
         self._doubtful = False
-        self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # the caller burns in
-        self.hosts = len(cpus) == 1  # a hosted run writes its folder where it runs
+        self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # they start during the burn-in
+        self.hosts = len(cpus) == 1  # a hosted run writes its folder on its own machine
 
     @property
     def num_workers(self) -> int:
@@ -138,9 +138,9 @@ class RayTransport(HostingTransport):
     def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         shared: dict[int, Any] = {}
         calls: list[tuple[int, Any, Any]] = []
-        taken = self._take(len(orders), avoid)
+        workers = self._reserve(len(orders), avoid)
         try:
-            for order, worker in zip(orders, taken, strict=True):
+            for order, worker in zip(orders, workers, strict=True):
                 json, arrays = _packed(order)
                 for values in arrays.values():
                     if values.nbytes > SMALL and values.ctypes.data not in shared:
@@ -152,18 +152,18 @@ class RayTransport(HostingTransport):
             return [self._result(*call, until) for call in calls]
         finally:
             with self._lock:
-                for worker in taken:
+                for worker in workers:
                     self._busy[worker] -= 1
 
     def host(self, target: str, *arguments: str) -> Iterator[Any]:
-        (worker,) = self._take(1, None)
+        (worker,) = self._reserve(1, None)
         actor = self._actors[worker]
         try:
             for value in actor.host.options(num_returns="streaming").remote(target, arguments):
                 yield ray.get(value)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        except ray.exceptions.RayError as error:  # dead, out of memory, or out of reach: then it must not go on writing
+        except ray.exceptions.RayError as error:  # dead, out of memory, or not reachable; in that case it must stop writing
             with self._lock:
                 ray.kill(actor)
                 self._replace(worker, actor)
@@ -172,10 +172,10 @@ class RayTransport(HostingTransport):
             with self._lock:
                 self._busy[worker] -= 1
 
-    def _take(self, count: int, avoid: int | None) -> list[int]:
-        """The least busy workers, one an order; a failed worker only when there is no other."""
+    def _reserve(self, count: int, avoid: int | None) -> list[int]:
+        """The least busy workers, one per order; `avoid` only if there is no other. Each counts as busy from now on."""
         with self._lock:
-            if self._doubtful:  # a worker died, and a lost node takes several with it: the idle ones must say that they are there
+            if self._doubtful:  # a worker died, perhaps with its node: check that the idle workers still answer
                 idle = [worker for worker, busy in enumerate(self._busy) if not busy and worker not in self._starting]
                 self._starting |= {worker: self._actors[worker].ready.remote() for worker in idle}
                 self._doubtful = False
@@ -183,21 +183,21 @@ class RayTransport(HostingTransport):
                 self._await(worker)
             self._starting = {}
             order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
-            taken = [order[i % len(order)] for i in range(count)]
-            for worker in taken:
+            workers = [order[i % len(order)] for i in range(count)]
+            for worker in workers:
                 self._busy[worker] += 1
-            return taken
+            return workers
 
     def _replace(self, worker: int, actor: Any) -> None:
-        """Start another actor in a worker's place, unless another thread did; the next order waits until it is up, so that no timeout runs
-        meanwhile."""
+        """Start a new actor in place of this one, unless another thread did. The next order waits until it is ready, so that its start does
+        not count against a timeout."""
         if self._actors[worker] is actor:
             self._actors[worker] = self._start()
             self._starting[worker] = self._actors[worker].ready.remote()
             self._doubtful = True
 
     def _await(self, worker: int) -> None:
-        """Wait until a worker is up. Ray may put it on a node that it does not know to be lost yet: then it is started again."""
+        """Wait until a worker is ready. If Ray started it on a node that is gone, it is started again."""
         for _ in range(STARTS):
             with suppress(ray.exceptions.RayError):
                 ray.get(self._starting[worker])
@@ -211,7 +211,7 @@ class RayTransport(HostingTransport):
             return Answer(worker, _unpacked(json, arrays), failure)
         except ray.exceptions.GetTimeoutError:
             with self._lock:
-                ray.kill(actor)  # else its next order waits for this one
+                ray.kill(actor)  # else its next order would wait for this one
                 self._replace(worker, actor)
             return Answer(worker, None, f"worker {worker} did not answer in time (client.timeout)")
         except ray.exceptions.RayActorError:

@@ -1,4 +1,4 @@
-"""What the server checks of a worker's reply before anything of it is combined: it may be damaged, or another's program."""
+"""The server's checks of a worker's reply before it is combined: the reply may be damaged, or come from a different program."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from fl_sim.wire.reduction import Node
 def reply_problem(order: Order, reply: Reply, largest_weight: float) -> str:
     """Why a reply does not answer its order; empty if it does.
 
-    Every client that was asked is reported exactly once, or its block is on the retry list; every weight is in (0, largest_weight]; every
-    sum and every update has d finite numbers of the model's type, and there is one for every client that is not reported as failed.
+    Checked: every client of the order is reported exactly once, or its block is on the retry list; every weight is in
+    (0, largest_weight]; every sum and every update has d finite numbers of the model's type; there is an update for every client that is
+    not reported as failed.
     """
     if not math.isfinite(reply.seconds):
         return f"expected seconds to be a number, got {reply.seconds}"
-    asked = {position: clients for position, clients in order.blocks if position not in reply.retry}
+    blocks = {position: clients for position, clients in order.blocks if position not in reply.retry}
     if stray := set(reply.retry) - {position for position, _ in order.blocks}:
         return f"expected blocks of the order on the retry list, got {sorted(stray)}"
     if set(reply.reports) != set(asked):

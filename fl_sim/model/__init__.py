@@ -1,1 +1,1 @@
-"""Models of ours and from outside, the model as a function of its flat parameters, the burn-in, the last model of a run."""
+"""Models: ours and from outside, as functions of their flat parameters, in the burn-in and at the end of a run."""

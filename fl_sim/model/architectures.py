@@ -1,9 +1,8 @@
-"""The models by name. Every parameter is drawn from a generator that the caller passes, none from PyTorch's global one.
+"""Our models by name. Every parameter is drawn from a generator that the caller passes, none from PyTorch's global one.
 
-Group norm works within one image and knows no running statistics. Batch norm follows one rule in the whole simulator: its statistics
-are learned during burn-in (`model.train()`) and frozen in the federated rounds, where clients and server run `model.eval()` and only the
-affine parameters are trained. So an update is d numbers, a client may hold a single image, and `torch.func.vmap` works.
-The models are pure functions of their parameters: in eval mode they run under `functional_call` with `vmap(grad(...))`.
+Group norm works within one image and has no running statistics. Batch norm follows one rule in the whole simulator: its statistics are
+learned during burn-in (`model.train()`) and frozen in the federated rounds, where clients and server run `model.eval()` and train only
+the affine parameters. So an update is d numbers, a client may hold a single image, and `vmap(grad(...))` over `functional_call` works.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ NORMS: Mapping[str, Norm] = {
 class _HalvingPool(nn.Module):
     """Max-pooling over 2x2 pixels, (n, C, H, W) -> (n, C, H // 2, W // 2).
 
-    PyTorch's takes 60 % of the CNN's forward pass on a CPU; without gradients two element-wise maxima give the same numbers in a
-    quarter of its time. With gradients they would be slower.
+    PyTorch's own takes 60 % of the CNN's forward pass on a CPU. Without gradients two element-wise maxima give the same numbers in a
+    quarter of that time; with gradients they would be slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,12 +83,12 @@ class _BasicBlock(nn.Module):
 
 
 def _resnet(channels: Sequence[int], blocks: int, image_shape: Shape, num_classes: int, norm: Norm) -> nn.Module:
-    """A stem for small images (a 3x3 convolution of stride 1, no pooling), then a stage of `blocks` blocks for each of `channels`, each
-    after the first with half the height and width, the mean over the pixels, one linear layer. A group has two channels of the first stage.
+    """A stem for small images (a 3x3 convolution of stride 1, no pooling); a stage of `blocks` blocks for each of `channels`, where each
+    stage after the first halves height and width; the mean over the pixels; one linear layer. A group is two channels of the first stage.
 
-    Our own lines, because torchvision's `resnet18` (the same function: a test compares them) takes workers seconds and 160 MB to import.
-    Its parameters have the same names. Source: He et al. 2016, "Deep residual learning for image recognition", table 1 and section 4.2.
-    Other than there, ResNet-20 has projection shortcuts (option B) in place of padding with zeros (A): 2,752 parameters more.
+    Own code, because torchvision's `resnet18` takes each worker seconds and 160 MB to import. A test shows that ours computes the same
+    function; the parameters have the same names. Source: He et al. 2016, "Deep residual learning for image recognition", table 1 and
+    section 4.2. Where we differ: ResNet-20 has projection shortcuts (option B) instead of zero padding (A), 2,752 parameters more.
     """
     first, last = channels[0], channels[-1]
     layer = partial(norm, first // 2)
@@ -121,30 +120,30 @@ OWN_LAYERS = frozenset[type[nn.Module]](
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module is made of the layers of our own models alone, each used once and as PyTorch has it, all of them trained.
+    """Whether a module consists only of layers that our own models have: each used once, not modified, and trained.
 
-    What is known of our models then holds for it: `torch.func.vmap` works, no example depends on the others in its batch, and what a
-    layer is given and returns tells the gradient of its parameters. Of any other model nothing is taken for granted.
+    Then it has the properties of our models: `torch.func.vmap` works, no example depends on the others in its batch, and the gradient of a
+    layer's parameters follows from the layer's input and output. Nothing is assumed of other models.
     """
     layers = [layer for _, layer in module.named_modules(remove_duplicate=False)]
     parameters = [parameter for _, parameter in module.named_parameters(remove_duplicate=False)]
     return (
-        all(type(layer) in OWN_LAYERS and not _changed(layer) for layer in layers)
+        all(type(layer) in OWN_LAYERS and not _is_modified(layer) for layer in layers)
         and len(set(layers)) == len(layers)
         and len(set(parameters)) == len(parameters)
         and all(parameter.requires_grad for parameter in parameters)
     )
 
 
-def _changed(layer: nn.Module) -> bool:
-    """Whether a layer of a known type works otherwise than ours: by a hook, an own `forward`, in place, or with a batch's statistics."""
+def _is_modified(layer: nn.Module) -> bool:
+    """Whether a layer differs from ours of the same type: by a hook, an own `forward`, in-place operation, or batch statistics."""
     hooks = any(vars(layer).get(name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
     statistics = isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None
     return hooks or "forward" in vars(layer) or bool(getattr(layer, "inplace", False)) or statistics
 
 
 def _initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill one layer by PyTorch's default law: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, 1 and 0 in norm layers."""
+    """Initialise one layer as PyTorch does: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, 1 and 0 in norm layers."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
         if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison] - torch's stub forgets bias=False
@@ -153,7 +152,7 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
     elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
         module.reset_parameters()
     elif next(module.parameters(recurse=False), None) is not None or next(module.buffers(recurse=False), None) is not None:
-        raise TypeError(f"expected a layer with a known initial law, got {type(module).__name__}")
+        raise TypeError(f"expected a layer with a known initialisation, got {type(module).__name__}")
 
 
 def build_model(name: str, *, norm: str, image_shape: Shape, num_classes: int, generator: torch.Generator) -> nn.Module:
@@ -168,7 +167,7 @@ def build_model(name: str, *, norm: str, image_shape: Shape, num_classes: int, g
         raise ValueError(f"model.name: expected one of {', '.join(MODELS)}, got {name!r}")
     if norm not in NORMS:
         raise ValueError(f"model.norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-    # Layers initialise themselves from the global generator when they are built; on the meta device that draws nothing.
+    # Layers initialise themselves from the global generator when they are built. On the meta device that draws no numbers.
     with torch.device("meta"):
         model = MODELS[name](image_shape, num_classes, NORMS[norm])
     model = model.to_empty(device="cpu")
@@ -177,12 +176,14 @@ def build_model(name: str, *, norm: str, image_shape: Shape, num_classes: int, g
     return model
 
 
-def _takes_options(thing: Callable[..., nn.Module]) -> Callable[..., Any]:
-    """What of a model takes the options: of ours nothing."""
+def _options_taker(thing: Callable[..., nn.Module]) -> Callable[..., Any]:
+    """What takes `model.options`: a model from outside; ours take none."""
     return _without_options if thing in MODELS.values() else thing
 
 
 def _without_options(image_shape: Shape, num_classes: int) -> None: ...
 
 
-models: Registry[Callable[..., nn.Module]] = Registry("model", "model.name", MODELS, "fl_sim.models", arguments=2, called=_takes_options)
+models: Registry[Callable[..., nn.Module]] = Registry(
+    "model", "model.name", MODELS, "fl_sim.models", arguments=2, options_taker=_options_taker
+)

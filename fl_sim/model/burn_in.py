@@ -1,4 +1,4 @@
-"""Burn-in: clean central training before round 1, cached by the hash of everything that it depends on."""
+"""Burn-in: clean central training before round 1, cached by a hash of everything that it depends on."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class StartModel(NamedTuple):
 
 
 def burn_in(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> StartModel:
-    """Train on the union of the clients' shares with SGD and momentum, or load what an equal burn-in left in the cache.
+    """Train on the union of the clients' shares with SGD and momentum, or load the result of an equal burn-in from the cache.
 
-    The module is in train mode here and in eval mode from here on: batch-norm statistics are learned here and frozen
-    (`fl_sim.model.architectures`), a dropout acts here (the same draws for the same seed) and is off in the federated rounds. One thread,
-    so that the same bytes come out on any machine of one kind. `progress(epoch, epochs)` is called after each epoch.
-    Raises ModelError where an outside model fails.
+    The module is in train mode here and in eval mode in the rounds: batch-norm statistics are learned here and then frozen
+    (`fl_sim.model.architectures`); dropout acts here (the same draws for the same seed) and is off in the rounds. One thread, so that
+    machines of the same kind give the same bytes. `progress(epoch, epochs)` is called after each epoch.
+    Raises ModelError if an outside model fails.
     """
     path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{cache_key(config, federation)}.safetensors"
-    if found := _load(path, federation):
-        return found
+    if start := _load(path, federation):
+        return start
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a burn-in, whichever process they run in
-        if found := _load(path, federation):
-            return found
+    with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a burn-in, in whatever process they run
+        if start := _load(path, federation):
+            return start
         remove_parts(path)
         theta, buffers = _train(config, federation, progress)
         save_tensors(path, {"theta": theta, "buffers": buffers})
@@ -62,20 +62,20 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
 
 
 def _load(path: Path, federation: Federation) -> StartModel | None:
-    """The cached model, or None where there is none or it is damaged."""
+    """The cached model; None if there is none or it is damaged."""
     try:
-        found, _ = load_tensors(path)
+        tensors, _ = load_tensors(path)
     except (OSError, ValueError):
         return None
-    return StartModel(found["theta"].to(federation.device), found["buffers"].to(federation.device), cached=True)
+    return StartModel(tensors["theta"].to(federation.device), tensors["buffers"].to(federation.device), cached=True)
 
 
 def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()) -> str:
-    """The hash of what the burnt-in model depends on: its keys (with the files of an outside model and of `model.start`), the data and
-    who holds it, the device and PyTorch. `more`: beginnings of further keys, for what is computed from the burnt-in model.
+    """The hash of what the burnt-in model depends on: its keys (with the content of an outside model and of `model.start`), the data and
+    its splits, the device and PyTorch. `more`: prefixes of further keys, for things computed from the burnt-in model.
     """
-    left_out = ("data.root", "data.cache-dir", "data.download")
-    keys = {key: value for key, value in hashed_keys(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(left_out)}
+    omit = ("data.root", "data.cache-dir", "data.download")
+    keys = {key: value for key, value in hashed_keys(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(omit)}
     content = [federation.dataset.fingerprint, _splits_digest(federation.splits)]
     what = [to_json(keys), *content, str(device_of(config)), torch.__version__]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
@@ -91,13 +91,13 @@ def _splits_digest(splits: Splits) -> str:
 def _train(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
     module = new_module(config, federation)
     velocities = [torch.zeros_like(parameter) for parameter in trained_parameters(module).values()]
-    everything = np.sort(np.concatenate(federation.splits.shares))
+    examples = np.sort(np.concatenate(federation.splits.shares))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for epoch in range(config.schedule.burn_in_epochs):
-            order = stream(config.seed, "burn-in", epoch).permutation(everything)
-            with nullcontext() if is_plain(module) else _seeded(config.seed, epoch, federation.device):
+            order = stream(config.seed, "burn-in", epoch).permutation(examples)
+            with nullcontext() if is_plain(module) else _dropout_stream(config.seed, epoch, federation.device):
                 _train_epoch(config, federation, module, velocities, order, epoch)
             progress(epoch + 1, config.schedule.burn_in_epochs)
     finally:
@@ -114,7 +114,7 @@ def _train_epoch(config: Config, federation: Federation, module: nn.Module, velo
         batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size], augment)
         try:
             loss = F.cross_entropy(module(batch.inputs), batch.labels)
-            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for one that is not used
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used
         except Exception as error:  # an outside model may raise anything
             if config.model.name in MODELS:
                 raise
@@ -126,8 +126,8 @@ def _train_epoch(config: Config, federation: Federation, module: nn.Module, velo
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Generator[None]:
-    """For dropout: the global generators, the device's too, at the start of the stream `(seed, "dropout", epoch)`."""
+def _dropout_stream(seed: int, epoch: int, device: torch.device) -> Generator[None]:
+    """Seeds the global generators, the device's too, from the stream `(seed, "dropout", epoch)` inside the block."""
     with lent_generators(seed, "dropout", epoch), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if device.type == "cuda":
             torch.cuda.manual_seed(int(stream(seed, "dropout", epoch).integers(2**63)))

@@ -1,4 +1,4 @@
-"""A model as pure functions of its flat parameter vector: what clients train and attacks differentiate."""
+"""A model as pure functions of its flat parameter vector."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.func import functional_call, grad  # pyright: ignore[reportUnknownVar
 from fl_sim.model.architectures import is_plain
 from fl_sim.model.vectors import load_buffers, trained_parameters
 
-# Measured: vmap over a model with such an operation (attention on a CPU) takes a tenth to a third of a loop's time all the same.
+# Measured: vmap over a model with such an operation (attention on a CPU) still takes only a tenth to a third of a loop's time.
 warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented the batching rule")
 
 
 class FlatModel:
-    """Pure functions of `theta` (d,) around one `nn.Module`, which is only a template: its frozen parameters are read, its others are not.
+    """Pure functions of `theta` (d,), made from an `nn.Module`: its frozen parameters are used, its trained ones are replaced by theta.
 
     Batch-norm statistics are the constant `buffers` (s,): the module runs in eval mode, see `fl_sim.model.architectures`. With `bfloat16`
-    the layers compute in that type where PyTorch's autocast says that it is safe; losses and gradients by theta are float32 all the same.
-    `plain`: the module is made of the layers of our own models alone (`fl_sim.model.architectures.is_plain`).
+    layers compute in that type where PyTorch's autocast does so; losses and gradients with respect to theta are float32 in any case.
+    `plain`: the module consists only of layers that our own models have (`fl_sim.model.architectures.is_plain`).
     """
 
     def __init__(self, module: nn.Module, buffers: Tensor | None = None, *, bfloat16: bool = False) -> None:
@@ -38,16 +38,16 @@ class FlatModel:
         """The shapes of the trained parameters by name, in the order of theta."""
         return dict(zip(self._names, self._shapes, strict=True))
 
-    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+    def _parameters(self, theta: Tensor) -> dict[str, Tensor]:
         parts = theta.split(self._sizes)
         return {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,)."""
         if not self.bfloat16:
-            return functional_call(self.module, self._named(theta), (inputs,))
-        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # a cache would keep the parameters of a transform
-            return functional_call(self.module, self._named(theta), (inputs,)).to(theta.dtype)
+            return functional_call(self.module, self._parameters(theta), (inputs,))
+        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # its cache would keep tensors of torch.func alive
+            return functional_call(self.module, self._parameters(theta), (inputs,)).to(theta.dtype)
 
     def loss(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, or `sum_j weights_j * cross-entropy_j` when weights (b,) are given. A scalar."""
@@ -65,15 +65,15 @@ class FlatModel:
     def gradients(self, thetas: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Per-client gradients, vectorised with `torch.func`.
 
-        Args: thetas (d,) shared or (k, d) one a client; inputs (k, b, C, H, W); labels (k, b); weights (k, b).
+        Args: thetas (d,) for all clients or (k, d) one per client; inputs (k, b, C, H, W); labels (k, b); weights (k, b).
         Returns: (k, d).
         """
-        shared = 0 if thetas.dim() == 2 else None
-        return torch.vmap(grad(self.loss), in_dims=(shared, 0, 0, 0))(thetas, inputs, labels, weights)
+        theta_dim = 0 if thetas.dim() == 2 else None
+        return torch.vmap(grad(self.loss), in_dims=(theta_dim, 0, 0, 0))(thetas, inputs, labels, weights)
 
     @torch.no_grad()
     def examples(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (e,) and whether the model is right, 1 or 0, (e,) of each of the inputs (e, C, H, W), in batches."""
+        """For each of the inputs (e, C, H, W): its cross-entropy (e,), and whether its prediction is right, 1 or 0 (e,). In batches."""
         losses: list[Tensor] = []
         hits: list[Tensor] = []
         for start in range(0, len(labels), batch):

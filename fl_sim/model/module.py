@@ -17,11 +17,11 @@ from fl_sim.rng.streams import torch_stream
 
 
 def new_module(config: Config, federation: Federation) -> nn.Module:
-    """The configured model in train mode on the federation's device, with its initial parameters: drawn from stream `(seed, "model")`, or
-    those of `model.start`. Raises ModelError.
+    """The configured model in train mode on the federation's device. Its parameters are drawn from stream `(seed, "model")`, or read from
+    `model.start`. Raises ModelError.
     """
     image_shape = federation.dataset.image_shape
-    module = built(config, image_shape, federation.dataset.num_classes)
+    module = initial_module(config, image_shape, federation.dataset.num_classes)
     if config.model.start:
         load_start(module, config.model.start)
     module = module.to(federation.device)
@@ -30,8 +30,8 @@ def new_module(config: Config, federation: Federation) -> nn.Module:
     return module.train()
 
 
-def built(config: Config, image_shape: Shape, num_classes: int) -> nn.Module:
-    """The architecture of a configuration with its drawn parameters, on the CPU. Raises ModelError."""
+def initial_module(config: Config, image_shape: Shape, num_classes: int) -> nn.Module:
+    """The configured architecture with randomly drawn parameters, on the CPU, without `model.start`. Raises ModelError."""
     name, options = config.model.name, parse_options(config.model.options)
     if name not in MODELS:
         return build_outside(name, options, image_shape=image_shape, num_classes=num_classes, seed=config.seed)
@@ -48,8 +48,8 @@ def built(config: Config, image_shape: Shape, num_classes: int) -> nn.Module:
 
 
 def model_problem(config: Config, federation: Federation) -> str:
-    """What is wrong with the configured model for the data of a federation, a sentence; empty if it can be used. For a check before a run:
-    it draws no parameters of our models.
+    """What is wrong with the configured model for a federation's data, as a sentence; empty if nothing. For the check before a run: our
+    models are not initialised.
     """
     shape, name = federation.dataset.image_shape, config.model.name
     try:

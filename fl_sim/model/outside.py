@@ -20,18 +20,18 @@ from fl_sim.rng.streams import lent_generators, torch_stream
 
 
 class ModelError(ValueError):
-    """A model cannot be used; the message is one sentence, with the file and the line of an outside model that raised."""
+    """A model cannot be used. The message is one sentence, with the file and the line if an outside model raised."""
 
 
 def build_outside(name: str, options: Mapping[str, Any], *, image_shape: Shape, num_classes: int, seed: int) -> nn.Module:
-    """The module of an outside `model.name`, on the CPU in train mode, with the parameters that it gave itself.
+    """The module of an outside `model.name`, on the CPU in train mode, with its own initialisation.
 
-    It is built with the global generators at the start of the stream `(seed, "model")`, so the same seed gives the same parameters. It is
-    tried with a batch of two: as images, and where it cannot take them as vectors; from then on it flattens what it is given.
-    Raises ModelError where it cannot be built or cannot be trained and evaluated as a run does.
+    The global generators are seeded from the stream `(seed, "model")` meanwhile, so the same seed gives the same parameters. The module is
+    tried with a batch of two images. If it fails, it is tried with two vectors, and from then on a hook flattens its inputs.
+    Raises ModelError if it cannot be built, or cannot be trained and evaluated as a run does.
     """
     try:
-        thing: Any = models.find(name)  # its result is checked below
+        thing: Any = models.find(name)  # what it returns is checked below
     except OutsideError as error:
         raise ModelError(f"cannot load model.name = {name!r}: {error}") from error
     with lent_generators(seed, "model"):
@@ -48,12 +48,12 @@ def build_outside(name: str, options: Mapping[str, Any], *, image_shape: Shape, 
 
 
 def failure(name: str, what: str, error: Exception) -> ModelError:
-    """The sentence for an error that a model raised."""
+    """A ModelError that says what a model could not do, and the error that it raised."""
     return ModelError(f"model.name = {name!r} {what}: {_words(name, error)}")
 
 
 def _words(name: str, error: Exception) -> str:
-    """Type and first line of an error, after the file and the line of the model's source in which it was raised, if it was there."""
+    """Type and first line of an error, after the file and the line if the model's own source raised it."""
     first = next(iter(str(error).strip().splitlines()), "")
     source = _source_file(name)
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if source and Path(frame.filename) == source]
@@ -69,7 +69,7 @@ def _source_file(name: str) -> Path | None:
 
 
 def _find_input_form(name: str, module: nn.Module, image_shape: Shape, num_classes: int) -> None:
-    """Leave the module as it is where it takes images, let it flatten them where it takes vectors."""
+    """Add a hook that flattens the inputs if the module takes vectors but no images. Raises ModelError if it takes neither."""
     images, reasons = torch.zeros(2, *image_shape), list[str]()
     for inputs in (images, images.flatten(1)):
         try:
@@ -80,23 +80,23 @@ def _find_input_form(name: str, module: nn.Module, image_shape: Shape, num_class
             continue
         if isinstance(logits, Tensor) and logits.shape == (2, num_classes) and logits.dtype == torch.float32:
             if inputs is not images:
-                module.register_forward_pre_hook(_flattened)
+                module.register_forward_pre_hook(_flatten_inputs)
             return
-        given = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        reasons.append(f"{tuple(inputs.shape)}: {given}")
+        output = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        reasons.append(f"{tuple(inputs.shape)}: {output}")
     raise ModelError(
         f"expected model.name = {name!r} to give float32 logits (n, {num_classes}) for images (n, {', '.join(map(str, image_shape))}) or "
         f"vectors (n, {prod(image_shape)}), got for {reasons[0]}; for {reasons[1]}"
     )
 
 
-def _flattened(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A forward hook: inputs (n, C, H, W) as (n, features). A wrapper would change the names of the parameters."""
+def _flatten_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook: inputs (n, C, H, W) become (n, features). A wrapper module would change the names of the parameters."""
     return (inputs[0].flatten(1), *inputs[1:])
 
 
 def _check_state(name: str, module: nn.Module) -> None:
-    """All parameters float32 and one of them trained; buffers that a float32 vector can carry."""
+    """Raises ModelError unless all parameters are float32, at least one is trained, and float32 can hold every buffer exactly."""
     for key, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
             raise ModelError(f"expected the parameters of model.name = {name!r} to be float32, got {parameter.dtype} in {key!r}")
@@ -111,7 +111,7 @@ def _check_state(name: str, module: nn.Module) -> None:
 
 
 def _check_repeatable(name: str, module: nn.Module, image_shape: Shape) -> None:
-    """In eval mode, the mode of the federated rounds, the same inputs give the same logits and change nothing."""
+    """Raises ModelError unless in eval mode, as in the rounds, the same inputs give the same logits and no buffer changes."""
     inputs = torch.randn(2, *image_shape, generator=torch_stream(0, "trial"))
     parameters = {key: parameter.detach() for key, parameter in trained_parameters(module).items()}
     before = [buffer.clone() for buffer in module.buffers()]

@@ -1,4 +1,4 @@
-"""`model.start`: somebody's `state_dict` as the parameters from which the burn-in starts."""
+"""`model.start`: the file with the `state_dict` from which the burn-in starts."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ FORMS = "a state_dict (safetensors, or torch.save(module.state_dict(), FILE))"
 
 
 def load_start(module: nn.Module, path: str) -> None:
-    """Fill a module with the `state_dict` of a file: safetensors, or what `torch.save` wrote (no code in it is run).
+    """Fill a module with the `state_dict` of a file: safetensors, or written by `torch.save` (no code in it is run).
 
-    Raises ModelError where the file cannot be read, or does not fit the module in names and shapes.
+    Raises ModelError if the file cannot be read, or its names or shapes do not fit the module.
     """
     load_state(module, _read(Path(path).expanduser()), f"model.start = {path!r}")
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], whose: str) -> None:
-    """`module.load_state_dict`, with what is missing, unexpected or of another shape in one sentence. A parameter that a module uses under
-    two names may be there under either.
+    """`module.load_state_dict`. Raises ModelError with everything that is missing, unexpected or of another shape. A parameter that the
+    module has under two names may be stored under either.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    there = {id(tensor) for name, tensor in _named(module) if name in given}
-    twins = {name for name, tensor in _named(module) if id(tensor) in there}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    present = {id(tensor) for name, tensor in _all_names(module) if name in shapes}
+    aliases = {name for name, tensor in _all_names(module) if id(tensor) in present}
     problems = {
-        "missing": [name for name in wanted if name not in given and name not in twins],
-        "unexpected": [name for name in given if name not in wanted],
-        "of another shape": [f"{name} {given[name]} for {shape}" for name, shape in wanted.items() if given.get(name, shape) != shape],
+        "missing": [name for name in expected if name not in shapes and name not in aliases],
+        "unexpected": [name for name in shapes if name not in expected],
+        "of another shape": [f"{name} {shapes[name]} for {shape}" for name, shape in expected.items() if shapes.get(name, shape) != shape],
     }
     if any(problems.values()):
-        words = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
+        words = "; ".join(f"{kind}: {_list_of(names)}" for kind, names in problems.items() if names)
         raise ModelError(f"expected {whose} to fit the model, got {words}")
     module.load_state_dict(dict(tensors), strict=False)
 
 
-def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers, each under all of its names."""
+def _all_names(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, each with all of its names."""
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
-def _listed(names: list[str], most: int = 6) -> str:
+def _list_of(names: list[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -59,11 +59,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         value: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"expected model.start to be a file that can be read, got {str(path)!r} ({error.strerror or error})") from None
-    except Exception:  # either reader raises anything, and torch.load advises to run the code that it found
+    except Exception:  # both may raise anything; torch.load's own message advises to run the code in the file
         raise ModelError(f"expected model.start = {str(path)!r} to hold {FORMS}, got a file of another kind or a damaged one") from None
     if not isinstance(value, Mapping):
         raise ModelError(f"expected model.start = {str(path)!r} to hold {FORMS}, got a {type(value).__name__}")
     entries = {str(name): tensor for name, tensor in cast(Mapping[Any, Any], value).items()}
     if others := [name for name, tensor in entries.items() if not isinstance(tensor, Tensor)]:
-        raise ModelError(f"expected model.start = {str(path)!r} to hold {FORMS}, got other values under {_listed(others)}")
+        raise ModelError(f"expected model.start = {str(path)!r} to hold {FORMS}, got other values under {_list_of(others)}")
     return entries

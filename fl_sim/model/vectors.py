@@ -1,4 +1,4 @@
-"""A module's parameters and the rest of its state as flat vectors: what travels, what clients train and servers combine."""
+"""A module's parameters and buffers as flat vectors: the form in which they travel, are trained and are combined."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by name that require a gradient, in definition order; one that is used twice has its first name."""
+    """The parameters that require a gradient, by name, in definition order. One that is used twice has its first name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 

@@ -1,7 +1,6 @@
-"""The streams of many members of a round side by side: hundreds of `stream(seed, name, member, round)` at the price of a few.
+"""The streams `stream(seed, name, member, round)` of all members of a round at once: hundreds in the time of a few.
 
-The draws are those of NumPy's own `SeedSequence`, `PCG64` and `Generator.permutation`; only the order of the loops is another: each step of
-the algorithm for all members at once.
+The numbers are those of NumPy's own `SeedSequence`, `PCG64` and `Generator.permutation`, computed for all members in each step.
 Source: NumPy; O'Neill 2014, "PCG: a family of simple fast space-efficient statistically good algorithms for random number generation".
 """
 
@@ -26,28 +25,28 @@ _HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 def member_states(seed: int, name: str, members: Sequence[int], round_: int) -> Longs:
-    """What the seed sequence of each `stream(seed, name, member, round_)` gives its generator: (k, 4).
+    """The state (k, 4) with which the seed sequence of each `stream(seed, name, member, round_)` seeds its generator.
 
-    `SeedSequence` mixes the words of a key one after the other into a pool of four, so the pool before the members is mixed once, and the
-    rest for all members (k,) side by side. Members must be below 2**32.
+    `SeedSequence` mixes the words of a key one after the other into a pool of four. So the pool up to the members is mixed once, and the
+    rest for all members (k,) together. Members must be below 2**32.
     """
     pool, constant = _pool(key_word(seed), key_word(name))
     for column in (np.array(members, dtype=np.uint32), *_words(key_word(round_))):
-        hashed, constant = _hashed(np.broadcast_to(column, (4, *column.shape)), constant, 0x931E8875)
-        pool = _mixed(pool, hashed)
-    return np.ascontiguousarray(_hashed(np.concatenate([pool, pool]), 0x8B51F9DD, 0x58F38DED)[0].T).view(np.uint64)
+        words, constant = _hash(np.broadcast_to(column, (4, *column.shape)), constant, 0x931E8875)
+        pool = _mix(pool, words)
+    return np.ascontiguousarray(_hash(np.concatenate([pool, pool]), 0x8B51F9DD, 0x58F38DED)[0].T).view(np.uint64)
 
 
 def generator_of(state: Longs) -> np.random.Generator:
     """The generator of one of `member_states` (4,): equal to `stream(seed, name, member, round_)`."""
-    return np.random.Generator(np.random.PCG64(cast(Any, _Mixed(state))))
+    return np.random.Generator(np.random.PCG64(cast(Any, _FixedState(state))))
 
 
-def shuffled(table: Indices, lengths: Indices, states: Longs) -> Indices:
+def shuffle_rows(table: Indices, lengths: Indices, states: Longs) -> Indices:
     """Row i of table (k, n) with its first lengths_i entries as `generator_of(states[i]).permutation` returns them.
 
-    Fisher-Yates from the last entry down, where a draw of as many bits as the entry's position has is taken if it is not beyond it. One
-    draw of all rows at a time, some 1.4 n of them for any k. Entries beyond a row's length stay.
+    Fisher-Yates from the last position down: a random number with as many bits as the position is accepted if it is at most the position.
+    Each step is one number for every row, about 1.4 n steps for any k. Entries beyond a row's length stay.
     """
     width = table.shape[1]
     flat, start = table.flatten(), np.arange(len(table)) * width
@@ -55,12 +54,12 @@ def shuffled(table: Indices, lengths: Indices, states: Longs) -> Indices:
     last = np.maximum(lengths - 1, 0)
     for draw in _pcg64_words(states, 3 * width // 2 + 6 if width > 1 else 0).T.astype(np.int64):
         other = draw & masks[last]
-        taken = other <= last
-        here, there = start + last, start + np.where(taken, other, last)
+        accepts = other <= last
+        here, there = start + last, start + np.where(accepts, other, last)
         flat[here], flat[there] = flat[there], flat[here]
-        last = np.maximum(last - taken, 0)
+        last = np.maximum(last - accepts, 0)
     result = flat.reshape(table.shape)
-    for row in np.flatnonzero(last):  # it refused more than a third of its draws
+    for row in np.flatnonzero(last):  # more than a third of its numbers were rejected: not finished yet
         result[row, : lengths[row]] = generator_of(states[row]).permutation(table[row, : lengths[row]])
     return result
 
@@ -68,20 +67,20 @@ def shuffled(table: Indices, lengths: Indices, states: Longs) -> Indices:
 def _pcg64_words(states: Longs, count: int) -> Longs:
     """The first `count` draws (k, count) of 32 bits of a PCG64 seeded with each of states (k, 4).
 
-    Its state after j steps is `M^j x + (M^(j-1) + ... + 1) c`, so that all steps of all generators are two products.
+    Its state after j steps is `M^j x + (M^(j-1) + ... + 1) c`, so two products give all steps of all generators.
     """
     high, low = states.T[::2, :, None], states.T[1::2, :, None]
     increment = (high[1] << np.uint64(1)) | (low[1] >> np.uint64(63)), (low[1] << np.uint64(1)) | np.uint64(1)
     powers, sums = _jumps(-(-count // 2))
     high, low = _sum(_product(_sum((high[0], low[0]), increment), powers), _product(increment, sums))
-    turn, mixed = high >> np.uint64(58), high ^ low
-    longs = (mixed >> turn) | (mixed << ((np.uint64(64) - turn) & np.uint64(63)))
+    turn, folded = high >> np.uint64(58), high ^ low
+    longs = (folded >> turn) | (folded << ((np.uint64(64) - turn) & np.uint64(63)))
     return np.stack([longs & _LOW, longs >> _HALF], axis=-1).reshape(len(states), -1)[:, :count]
 
 
 @lru_cache(maxsize=64)
 def _jumps(count: int) -> tuple[Pair, Pair]:
-    """M^j and M^(j-1) + ... + 1, (count,) each, for the states of the first draws: seeding takes one step, and a draw begins with one."""
+    """M^j and M^(j-1) + ... + 1, (count,) each, for the states of the first draws: seeding takes one step, and so does each draw."""
     power, total = 0x2360ED051FC65DA44385DF649FCCF645, 1
     powers, sums, multiplier = list[int](), list[int](), power
     for _ in range(count):
@@ -101,12 +100,12 @@ def _sum(a: Pair, b: Pair) -> Pair:
 
 
 def _product(a: Pair, b: Pair) -> Pair:
-    """a * b modulo 2**128, of the parts of 32 bits as on paper."""
+    """a * b modulo 2**128, by long multiplication of the 32-bit parts."""
     (a1, a0), (b1, b0) = ((low >> _HALF, low & _LOW) for _, low in (a, b))
     first = a1 * b0 + (a0 * b0 >> _HALF)
     second = a0 * b1 + (first & _LOW)
-    carried = a1 * b1 + (first >> _HALF) + (second >> _HALF)
-    return a[0] * b[1] + a[1] * b[0] + carried, a[1] * b[1]
+    carry = a1 * b1 + (first >> _HALF) + (second >> _HALF)
+    return a[0] * b[1] + a[1] * b[0] + carry, a[1] * b[1]
 
 
 @lru_cache(maxsize=64)
@@ -114,14 +113,14 @@ def _pool(seed: int, name: int) -> tuple[Words, int]:
     """The pool (4, 1) after a seed and the first word of a key, and the constant of the next hash."""
     words = _words(seed)
     words += [np.zeros(1, dtype=np.uint32)] * (4 - len(words)) + _words(name)
-    pool, constant = _hashed(np.stack(words[:4]), 0x43B0D7E5, 0x931E8875)
+    pool, constant = _hash(np.stack(words[:4]), 0x43B0D7E5, 0x931E8875)
     for source in range(4):
         others = [target for target in range(4) if target != source]
-        hashed, constant = _hashed(np.stack([pool[source]] * 3), constant, 0x931E8875)
-        pool[others] = _mixed(pool[others], hashed)
+        values, constant = _hash(np.stack([pool[source]] * 3), constant, 0x931E8875)
+        pool[others] = _mix(pool[others], values)
     for word in words[4:]:
-        hashed, constant = _hashed(np.stack([word] * 4), constant, 0x931E8875)
-        pool = _mixed(pool, hashed)
+        values, constant = _hash(np.stack([word] * 4), constant, 0x931E8875)
+        pool = _mix(pool, values)
     return pool, constant
 
 
@@ -130,8 +129,8 @@ def _words(number: int) -> list[Words]:
     return [np.array([number >> shift & 0xFFFFFFFF], dtype=np.uint32) for shift in range(0, max(number.bit_length(), 1), 32)]
 
 
-def _hashed(words: Words, constant: int, factor: int) -> tuple[Words, int]:
-    """Each row of words (n, k) hashed with a constant of its own, and the constant after the last."""
+def _hash(words: Words, constant: int, factor: int) -> tuple[Words, int]:
+    """The hash of each row of words (n, k), each row with its own constant; and the constant after the last."""
     constants = [constant]
     for _ in words:
         constants.append(constants[-1] * factor & 0xFFFFFFFF)
@@ -140,13 +139,13 @@ def _hashed(words: Words, constant: int, factor: int) -> tuple[Words, int]:
     return value ^ (value >> np.uint32(16)), constants[-1]
 
 
-def _mixed(left: Words, right: Words) -> Words:
-    value = left * np.uint32(0xCA01F9DD) - right * np.uint32(0x4973F715)
+def _mix(one: Words, other: Words) -> Words:
+    value = one * np.uint32(0xCA01F9DD) - other * np.uint32(0x4973F715)
     return value ^ (value >> np.uint32(16))
 
 
-class _Mixed(ISeedSequence):
-    """A seed sequence that was mixed already: 256 bits of state, what PCG64 asks for."""
+class _FixedState(ISeedSequence):
+    """A seed sequence that returns 256 bits of state, computed before: as many as PCG64 needs."""
 
     def __init__(self, state: npt.NDArray[np.uint64]) -> None:
         self._state = state

@@ -24,8 +24,8 @@ def key_word(part: int | str) -> int:
 def stream(seed: int, *key: int | str) -> np.random.Generator:
     """The NumPy generator of the stream named by `key`.
 
-    Streams with different keys are independent, and the same seed and key always give the same draws,
-    in any process and in any order of asking: `stream(1, "batch", client, round)`.
+    Streams with different keys are independent. The same seed and key always give the same draws, in any process and in any order:
+    `stream(1, "batch", client, round)`.
 
     Raises ValueError for a negative seed or integer key part.
     Source: NumPy `SeedSequence` with a spawn key.
@@ -46,8 +46,8 @@ _GLOBAL = threading.Lock()
 
 @contextlib.contextmanager
 def lent_generators(seed: int, *key: int | str) -> Generator[None]:
-    """For somebody else's code that draws from global generators: within it Python's, NumPy's and PyTorch's are at the start of
-    the stream `(seed, *key)`; afterwards they are as before. One thread at a time.
+    """For other people's code that draws from global generators. Inside the block Python's, NumPy's and PyTorch's global generators are
+    seeded from the stream `(seed, *key)`; afterwards they are as before. One thread at a time.
     """
     with _GLOBAL, torch.random.fork_rng(devices=[]):
         python, numpy_state = random.getstate(), np.random.get_state()

@@ -1,1 +1,1 @@
-"""What a client does with its batches: local training, norms and clips."""
+"""Local training of clients: updates, their norms and their clips."""

@@ -1,4 +1,4 @@
-"""Norms and clipping of updates: one function, used by the server's rules in any slot and by workers on its behalf."""
+"""Norms and clipping of updates: used by the server's rules in any slot, and by workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Clip(NamedTuple):
 
 
 def clip_of(norm: Norm, bound: float) -> Clip | None:
-    """The clip of a norm and a bound; an infinite bound is no clip at all."""
+    """The clip of a norm and a bound; None for an infinite bound."""
     return None if math.isinf(bound) else Clip(norm, bound)
 
 
@@ -34,10 +34,10 @@ def norms(updates: Tensor, norm: Norm = "l2") -> Tensor:
 def clip(updates: Tensor, rule: Clip) -> tuple[Tensor, Tensor]:
     """Updates rescaled to at most the bound: `clip(g, b) = g * min(1, b / norm(g))`.
 
-    The whole vector is rescaled for linf too. Rows inside the ball come back bit for bit, zero rows included; the input is not
-    modified.
+    The whole vector is rescaled for linf too. Rows inside the ball, zero rows included, are returned unchanged bit for bit. The input is
+    not modified.
 
-    Args: updates (..., d). Returns: the clipped updates (..., d) and the norms before (...).
+    Args: updates (..., d). Returns: the clipped updates (..., d) and the norms before clipping (...).
     Source: Pang et al. 2021, App. C; both papers' released code for linf.
     """
     before = norms(updates, rule.norm)

@@ -1,4 +1,4 @@
-"""Divergences between what two models say about the same inputs."""
+"""Divergences between two models' predictions for the same inputs."""
 
 from __future__ import annotations
 

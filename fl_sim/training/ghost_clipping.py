@@ -1,8 +1,8 @@
-"""The norms of single updates, and the weighted sum of clipped ones, from one fused backward pass: no single update is ever formed.
+"""The norms of single clients' updates and the weighted sum of the clipped updates, from one backward pass without forming any update.
 
-With a_j what a layer is given and delta_j the loss's derivative by what it returns, both for example j, a linear layer's gradient for the
-examples of one client is `sum_j delta_j a_j^T`, and its squared norm `sum_jk (delta_j . delta_k)(a_j . a_k)`. The clipped sum scales each
-client's delta by its clip factor and contracts over all examples at once.
+Let a_j be a layer's input and delta_j the derivative of the loss with respect to its output, for example j. A linear layer's gradient for
+the examples of one client is `sum_j delta_j a_j^T`, and its squared norm is `sum_jk (delta_j . delta_k)(a_j . a_k)`. For the clipped sum
+each client's delta is multiplied by its clip factor; then one contraction sums over all examples.
 Source: Goodfellow 2015, "Efficient per-example gradient computations"; Li et al. 2022, "Large language models can be strong
 differentially private learners" (ghost clipping); Bu et al. 2023, "Differentially private optimization on large model at small cost"
 (one backward pass).
@@ -27,46 +27,45 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.BatchNorm2d)
 
 
 class Trace(NamedTuple):
-    """What a layer was given and returned, (k * b, ...) each."""
+    """One layer's input and output, (k * b, ...) each."""
 
     name: str
     layer: nn.Module
-    given: Tensor
-    returned: Tensor
+    input: Tensor
+    output: Tensor
 
 
 def wins(model: FlatModel, theta: Tensor, batches: CohortBatches, before: Clip) -> bool:
-    """Whether this is possible and faster than forming single updates: an l2 clip, and layers that are given few numbers next to d.
+    """Whether ghost clipping is possible and faster than forming single updates: an l2 clip, and layer inputs that are small next to d.
 
-    A fixed rule, so that a run is the same bytes wherever it is repeated. Measured on one core, single updates / this, by the numbers that
-    a client's examples give to the layers (a convolution: its patches) over d: ResNet-18, 8x8, 1 image (0.03) 13, 10 images (0.3) 2.7;
-    MLP, 10 images (0.26) 1.9; CNN, 8x8, 1 image (0.23) 1.7; CNN, 28x28, 1 image (0.35) 0.9; CNN, 28x28, 10 images (3.5) 0.6.
+    A fixed rule, so that a run gives the same bytes wherever it is repeated. Measured on one core, the time of single updates over that of
+    ghost clipping; in parentheses the numbers in the layers' inputs of one client's batch (for a convolution: its patches) over d.
+    ResNet-18, 8x8, 1 image (0.03) 13, 10 images (0.3) 2.7; MLP, 10 images (0.26) 1.9; CNN, 8x8, 1 image (0.23) 1.7; CNN, 28x28,
+    1 image (0.35) 0.9, 10 images (3.5) 0.6.
     """
-    return before.norm == "l2" and 3 * batches.labels.shape[2] * _given_numbers(
-        model, tuple(batches.inputs.shape[3:]), theta.device
-    ) <= len(theta)
+    if before.norm != "l2":
+        return False
+    return 3 * batches.labels.shape[2] * _input_numbers(model, tuple(batches.inputs.shape[3:]), theta.device) <= len(theta)
 
 
 @lru_cache(maxsize=16)
-def _given_numbers(model: FlatModel, image_shape: tuple[int, ...], device: torch.device) -> float:
-    """The numbers that one example gives to the layers; infinite if a parameter belongs to a layer that is not known here, or is used in
-    another way than by one call of its layer.
-
-    A process-wide cache keyed by what it depends on.
+def _input_numbers(model: FlatModel, image_shape: tuple[int, ...], device: torch.device) -> float:
+    """The numbers in the layers' inputs for one example; infinite if a parameter belongs to a layer of an unsupported type, or is used
+    other than by one call of its layer (a process-wide cache).
     """
     owners = {name: layer for name, layer in model.module.named_modules() if next(layer.parameters(recurse=False), None) is not None}
-    if not model.plain or not all(map(_known, owners.values())):
+    if not model.plain or not all(map(_is_supported, owners.values())):
         return float("inf")
     theta = torch.zeros(sum(shape.numel() for shape in model.layout.values()), device=device)
     label = torch.zeros(1, dtype=torch.long, device=device)
-    traces, _ = _traced(model, theta, torch.zeros(1, *image_shape, device=device), label, torch.ones(1, device=device))
-    flat = all(trace.given.dim() == 2 for trace in traces if isinstance(trace.layer, nn.Linear))
+    traces, _ = _trace(model, theta, torch.zeros(1, *image_shape, device=device), label, torch.ones(1, device=device))
+    flat = all(trace.input.dim() == 2 for trace in traces if isinstance(trace.layer, nn.Linear))
     if not flat or sorted(trace.name for trace in traces) != sorted(owners):
         return float("inf")
-    return float(sum(_rows(trace, trace.returned)[0].numel() for trace in traces if isinstance(trace.layer, nn.Linear | nn.Conv2d)))
+    return float(sum(_rows(trace, trace.output)[0].numel() for trace in traces if isinstance(trace.layer, nn.Linear | nn.Conv2d)))
 
 
-def _known(layer: nn.Module) -> bool:
+def _is_supported(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
         numbers = isinstance(layer.padding, tuple)  # and not "same"
         return numbers and layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
@@ -74,34 +73,34 @@ def _known(layer: nn.Module) -> bool:
 
 
 def clipped_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, weights: list[float], before: Clip) -> tuple[Tensor, Tensor]:
-    """`sum_i w_i * clip(g_i)` (d,) for one local step and an l2 clip, and the norms (k,) of the g_i before it.
+    """`sum_i w_i * clip(g_i)` (d,) for one local step and an l2 clip, and the norms (k,) of the g_i before clipping.
 
-    Args: batches of k clients, the first local step of which is taken; weights (k,).
+    Args: batches of k clients, of which the first local step is used; weights (k,).
     """
     k, b = batches.labels.shape[0], batches.labels.shape[2]
     first = batches.inputs[:, 0].flatten(0, 1), batches.labels[:, 0].flatten(), batches.weights[:, 0].flatten()
-    traces, loss = _traced(model, theta, *first)
-    deltas = [delta.to(theta.dtype) for delta in torch.autograd.grad(loss, [trace.returned for trace in traces])]
+    traces, loss = _trace(model, theta, *first)
+    deltas = [delta.to(theta.dtype) for delta in torch.autograd.grad(loss, [trace.output for trace in traces])]
     squares = torch.stack([_square(trace, delta, k, b) for trace, delta in zip(traces, deltas, strict=True)]).sum(dim=0)
     lengths = squares.clamp(min=0.0).sqrt()
     factors = theta.new_tensor(weights) * torch.clamp(before.bound / lengths, max=1.0)
     gradients: dict[str, Tensor] = {}
     for trace, delta in zip(traces, deltas, strict=True):
-        scaled = delta * factors.repeat_interleave(b).view(-1, *(1,) * (delta.dim() - 1))
-        gradients |= {f"{trace.name}.{name}": value for name, value in _gradients(trace, scaled).items()}
+        delta_scaled = delta * factors.repeat_interleave(b).view(-1, *(1,) * (delta.dim() - 1))
+        gradients |= {f"{trace.name}.{name}": value for name, value in _gradients(trace, delta_scaled).items()}
     return torch.cat([gradients[name].flatten() for name in model.layout]), lengths
 
 
-def _traced(model: FlatModel, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor) -> tuple[list[Trace], Tensor]:
-    """The weighted loss of a batch, and what its layers were given and returned on the way, in a graph that begins at the first layer."""
+def _trace(model: FlatModel, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor) -> tuple[list[Trace], Tensor]:
+    """The inputs and outputs of the layers for a batch, and its weighted loss, with an autograd graph from the first layer's output on."""
     traces = list[Trace]()
 
     def keep(name: str) -> Callable[..., Tensor]:
-        def hook(layer: nn.Module, given: tuple[Any, ...], returned: Tensor) -> Tensor:
-            if not returned.requires_grad:
-                returned = returned.detach().requires_grad_(True)
-            traces.append(Trace(name, layer, given[0].detach().to(theta.dtype), returned))
-            return returned
+        def hook(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_(True)
+            traces.append(Trace(name, layer, arguments[0].detach().to(theta.dtype), output))
+            return output
 
         return hook
 
@@ -119,13 +118,13 @@ def _square(trace: Trace, delta: Tensor, k: int, b: int) -> Tensor:
     if isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
         scale, shift = _affine(trace, delta)
         return sum((part.view(k, b, -1).sum(dim=1).square().sum(dim=1) for part in (scale, shift)), delta.new_zeros(k))
-    given, rows = _rows(trace, delta)
-    given, rows = given.reshape(k, -1, given.shape[-1]), rows.reshape(k, -1, rows.shape[-1])
+    inputs, rows = _rows(trace, delta)
+    inputs, rows = inputs.reshape(k, -1, inputs.shape[-1]), rows.reshape(k, -1, rows.shape[-1])
     shift = rows.sum(dim=1).square().sum(dim=1) if _has_bias(layer) else delta.new_zeros(k)
-    count, inputs, outputs = given.shape[1], given.shape[2], rows.shape[2]
-    if count * (inputs + outputs) < inputs * outputs:
-        return (torch.bmm(given, given.mT) * torch.bmm(rows, rows.mT)).sum(dim=(1, 2)) + shift
-    return torch.bmm(rows.mT, given).square().sum(dim=(1, 2)) + shift
+    count, width_in, width_out = inputs.shape[1], inputs.shape[2], rows.shape[2]
+    if count * (width_in + width_out) < width_in * width_out:
+        return (torch.bmm(inputs, inputs.mT) * torch.bmm(rows, rows.mT)).sum(dim=(1, 2)) + shift
+    return torch.bmm(rows.mT, inputs).square().sum(dim=(1, 2)) + shift
 
 
 def _gradients(trace: Trace, delta: Tensor) -> dict[str, Tensor]:
@@ -136,11 +135,11 @@ def _gradients(trace: Trace, delta: Tensor) -> dict[str, Tensor]:
         return {"weight": scale.sum(dim=0), "bias": shift.sum(dim=0)}
     if isinstance(layer, nn.Conv2d):
         stride, padding = layer.stride, layer.padding
-        weight = conv2d_weight(trace.given, layer.weight.shape, delta, stride, padding)  # pyright: ignore[reportArgumentType]
-        found = {"weight": weight, "bias": delta.sum(dim=(0, 2, 3))}
+        weight = conv2d_weight(trace.input, layer.weight.shape, delta, stride, padding)  # pyright: ignore[reportArgumentType]
+        gradients = {"weight": weight, "bias": delta.sum(dim=(0, 2, 3))}
     else:
-        found = {"weight": delta.mT @ trace.given, "bias": delta.sum(dim=0)}
-    return found if _has_bias(layer) else {"weight": found["weight"]}
+        gradients = {"weight": delta.mT @ trace.input, "bias": delta.sum(dim=0)}
+    return gradients if _has_bias(layer) else {"weight": gradients["weight"]}
 
 
 def _has_bias(layer: nn.Module) -> bool:
@@ -148,11 +147,11 @@ def _has_bias(layer: nn.Module) -> bool:
 
 
 def _rows(trace: Trace, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer as a linear one: what it is given (k * b * places, inputs) and its delta (k * b * places, outputs)."""
+    """A layer as a linear one: its input (k * b * places, inputs) and its delta (k * b * places, outputs)."""
     layer = trace.layer
     if not isinstance(layer, nn.Conv2d):
-        return trace.given, delta
-    patches = F.unfold(trace.given, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # pyright: ignore[reportArgumentType]
+        return trace.input, delta
+    patches = F.unfold(trace.input, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # pyright: ignore[reportArgumentType]
     return patches.mT.reshape(-1, patches.shape[1]), delta.flatten(2).mT.reshape(-1, delta.shape[1])
 
 
@@ -160,8 +159,8 @@ def _affine(trace: Trace, delta: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients (k * b, channels) of a norm layer's weight and bias by example."""
     layer = trace.layer
     if isinstance(layer, nn.GroupNorm):
-        normalised = F.group_norm(trace.given, layer.num_groups, eps=layer.eps)
+        normalised = F.group_norm(trace.input, layer.num_groups, eps=layer.eps)
     else:
         assert isinstance(layer, nn.BatchNorm2d)
-        normalised = F.batch_norm(trace.given, layer.running_mean, layer.running_var, eps=layer.eps)
+        normalised = F.batch_norm(trace.input, layer.running_mean, layer.running_var, eps=layer.eps)
     return (delta * normalised).flatten(2).sum(dim=2), delta.flatten(2).sum(dim=2)

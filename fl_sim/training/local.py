@@ -1,4 +1,4 @@
-"""Local training of a block of clients: their updates in gradient units, and the weighted sum of them."""
+"""Local training of a block of clients: their updates in gradient units, and the weighted sum of these."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fl_sim.training import ghost_clipping as ghost
 from fl_sim.training.clipping import Clip, clip, norms
 
 VMAP_PIXELS = 2000  # measured, see `single_updates_by_vmap`
-ROW_NUMBERS = 2**25  # of single updates held at once, 128 MiB: fixed, because another chunk would round differently
+ROW_NUMBERS = 2**25  # numbers of single updates in memory at once, 128 MiB: fixed, because other chunks would round differently
 
 
 class Summed(NamedTuple):
-    """`total` (d,) = sum_i w_i * before(g_i); `weights` (k,); `norms` (k,) before clipping, NaN where nobody computed them."""
+    """`total` (d,) = sum_i w_i * before(g_i); `weights` (k,); `norms` (k,) before clipping, NaN if not computed."""
 
     total: Tensor
     weights: list[float]
@@ -28,18 +28,18 @@ class Summed(NamedTuple):
 
 
 def weights_of(batches: CohortBatches) -> list[float]:
-    """w_i of each client: the examples that its update was computed on, local steps times its batch size, or all of its examples
+    """w_i of each client: the examples used for its update (local steps times its batch size), or all of its examples
     (`client.weight = "share"`)."""
     return [float(size) for size in batches.shares or (batches.labels.shape[1] * size for size in batches.sizes)]
 
 
 def single_updates_by_vmap(model: FlatModel, batches: CohortBatches, settings: Client) -> bool:
-    """Whether a block's single updates are computed by vmap or client by client.
+    """Whether a block's single updates are computed by vmap, or else client by client.
 
-    A fixed rule, not a measurement, because the two differ in the last bits and a run must be the same bytes wherever it
-    is repeated: vmap on a GPU and wherever one client's batch is small, if the model can be vectorised (`fl_sim.model.abilities`).
-    On a CPU, per-client convolution gradients become grouped convolutions: 100 clients of the 106 k CNN took 42 ms by vmap and
-    98 ms by loop with one 28x28 image each, but 966 and 473 ms with ten.
+    vmap on a GPU and wherever one client's batch is small, if the model can be vectorised (`fl_sim.model.abilities`). A fixed rule, not a
+    measurement: the two differ in the last bits, and a run must give the same bytes wherever it is repeated. On a CPU, per-client
+    convolution gradients become grouped convolutions: 100 clients of the 106 k CNN took 42 ms by vmap and 98 ms by loop with one 28x28
+    image each, but 966 and 473 ms with ten.
     """
     if settings.engine != "auto":
         return settings.engine == "vmap"
@@ -55,8 +55,8 @@ def _image_shape(batches: CohortBatches) -> tuple[int, ...]:
 def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
     """Each client's update (k, d) in gradient units, from the shared model theta (d,).
 
-    One local step: the gradient of its batch. Several: the sum of the gradients along its local SGD path, which is
-    `(theta - theta_i) / client_lr` without the cancellation.
+    One local step: the gradient of its batch. Several: the sum of the gradients along its local SGD path. It equals
+    `(theta - theta_i) / client_lr`, but has no cancellation error.
     """
     if single_updates_by_vmap(model, batches, settings):
         return _updates_by_vmap(model, theta, batches, settings)
@@ -72,16 +72,16 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
 
 
 def _updates_by_vmap(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
-    """`block_updates` of all clients at once; of each half alone if a GPU's memory does not hold them."""
+    """`block_updates` of all clients at once, or of one half after the other if the GPU runs out of memory."""
     try:
-        return _vmapped(model, theta, batches, settings)
+        return _updates_at_once(model, theta, batches, settings)
     except torch.OutOfMemoryError:
         if len(batches.sizes) == 1:
             raise
     return torch.cat([_updates_by_vmap(model, theta, half, settings) for half in batches.halves()])
 
 
-def _vmapped(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
+def _updates_at_once(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:
     updates = model.gradients(theta, batches.inputs[:, 0], batches.labels[:, 0], batches.weights[:, 0])
     for step in range(1, batches.labels.shape[1]):
         local = theta - settings.learning_rate * updates
@@ -90,7 +90,7 @@ def _vmapped(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: 
 
 
 def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
-    """`_block_sum`, or the sum of both halves of the block if a GPU's memory does not hold it."""
+    """`_block_sum` of the block, or of one half after the other if the GPU runs out of memory."""
     try:
         return _block_sum(model, theta, batches, settings, before)
     except torch.OutOfMemoryError:
@@ -101,12 +101,11 @@ def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings:
 
 
 def _block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
-    """The weighted sum of a block's (clipped) updates, without single updates where nobody needs them.
+    """The weighted sum of a block's (clipped) updates, if possible without forming single updates.
 
-    One local step and no clip: `sum_i w_i g_i` is the gradient of the summed loss, one fused batch (of a model for which the rest of a
-    batch does not matter). With a clip one fused batch too, where
-    that wins (`fl_sim.training.ghost_clipping`). Else single updates, `ROW_NUMBERS` of them at a time, so that a block of a large model
-    does not fill the memory.
+    One local step and no clip: `sum_i w_i g_i` is the gradient of the weighted loss of one joint batch, if the model treats the examples of
+    a batch separately. With a clip: ghost clipping of one joint batch where it is faster (`fl_sim.training.ghost_clipping`). Else single
+    updates, at most `ROW_NUMBERS` numbers at a time, so that a block of a large model does not fill the memory.
     """
     if before is None and settings.local_steps == 1 and abilities(model, _image_shape(batches)).separate:
         weights = weights_of(batches)

@@ -1,1 +1,1 @@
-"""What travels between server and workers, and how it is written down."""
+"""The messages between server and workers, and how they are encoded."""

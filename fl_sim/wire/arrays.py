@@ -1,4 +1,4 @@
-"""The arrays that carry tensors in Flower messages without copying."""
+"""Arrays that carry tensors in Flower messages without copying."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flwr.app import Array, ArrayRecord
 
 
 class TensorArray(Array):
-    """A Flower `Array` that holds its values and writes the `np.save` bytes only when somebody asks for them.
+    """A Flower `Array` that keeps its ndarray and computes the `np.save` bytes only when `data` is read.
 
-    Flower's own `Array` serialises at construction; between processes of one machine that costs several copies of the
-    model for each message. This one pickles as the plain ndarray (out of band, so Ray's object store maps it), and is an
-    ordinary `Array` to everything that reads `data`.
+    Flower's own `Array` serialises at construction; between processes of one machine that costs several copies of the model per message.
+    This one pickles as the plain ndarray (out of band, so Ray's object store maps it into memory), and is an ordinary `Array` to
+    everything that reads `data`.
     """
 
     def __init__(self, values: npt.NDArray[Any]) -> None:
@@ -35,7 +35,7 @@ class TensorArray(Array):
         return self.__dict__["values"]
 
     def deflate(self) -> bytes:
-        """As an ordinary `Array`: the class's name is part of Flower's wire format."""
+        """As an ordinary `Array`, because the name of the class is part of Flower's wire format."""
         return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -48,7 +48,7 @@ def to_record(tensors: dict[str, torch.Tensor]) -> ArrayRecord:
 
 
 def array_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
-    """Named ndarrays as an `ArrayRecord`, filled item by item: its constructor would copy each array into bytes."""
+    """Named ndarrays as an `ArrayRecord`. Filled item by item, because the constructor would copy each array into bytes."""
     record = ArrayRecord()
     for name, values in arrays.items():
         record[name] = TensorArray(values)
@@ -56,11 +56,11 @@ def array_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of a Flower `ArrayRecord`; never write into them, they may be shared memory."""
+    """The tensors of a Flower `ArrayRecord`. Never write into them: their memory may be shared."""
     return {name: as_tensor(array.numpy()).to(device) for name, array in record.items()}
 
 
 def as_tensor(values: npt.NDArray[Any]) -> torch.Tensor:
     """An array as a tensor that shares its memory, unless it is read-only."""
-    # A read-only array (Ray's object store) makes torch.from_numpy warn; a view through ctypes-free frombuffer would too.
+    # torch.from_numpy warns about a read-only array, as Ray's object store gives; torch.frombuffer would too.
     return torch.from_numpy(values if values.flags.writeable else values.copy())

@@ -1,4 +1,4 @@
-"""What travels between the grid and a worker: orders and replies, as plain records of numbers and tensors."""
+"""The messages between the grid and a worker: orders and replies, as plain records of numbers and tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Blocks = tuple[tuple[int, tuple[int, ...]], ...]  # (position in the round, clie
 
 @dataclass(frozen=True)
 class AttackState:
-    """What an attack remembers from round to round, opaque to everything that carries it."""
+    """What an attack remembers from round to round. Only the attack itself looks into it."""
 
     arrays: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     scalars: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -25,11 +25,11 @@ class AttackState:
 
 @dataclass(frozen=True)
 class PublicRule:
-    """What a strategy publishes of itself, for a coalition that knows the rule.
+    """What a strategy publishes about itself, for a coalition that knows the rule.
 
-    name: `strategy.name`; before, after: its clips of each update and of the combined one in this round; combine: `module:function` that
-    makes the combination from the run's configuration (empty: the weighted mean; None: it cannot be told); step_size: how far the model
-    moves for a combined update of length 1, without momentum (public in any case).
+    name: `strategy.name`; before, after: this round's clips of each update and of the combined update; combine: `module:function` that
+    makes the combination from the run's configuration (empty: the weighted mean; None: unknown); step_size: how far the model moves for
+    a combined update of length 1, without momentum (known to every coalition).
     """
 
     name: str = ""
@@ -41,7 +41,7 @@ class PublicRule:
 
 @dataclass(frozen=True)
 class CoalitionOrder:
-    """The coalition's part of a round: who of it was sampled, what the schedule says, and what it may know."""
+    """The coalition's part of a round: its sampled members, its phase, and what it may know."""
 
     members: tuple[int, ...]
     phase: str
@@ -49,9 +49,9 @@ class CoalitionOrder:
     num_sampled: int
     state: AttackState
     rule: PublicRule = PublicRule()
-    honest_sum: Tensor | None = None  # (d,) second wave: the honest clients' weighted sum as the server will combine it
+    honest_sum: Tensor | None = None  # (d,) in a second wave: the honest clients' weighted sum, as the server will combine it
     honest_weight: float = 0.0
-    witness: Blocks = ()  # first wave: every honest block, to be recomputed from the shared seeds
+    witness: Blocks = ()  # in a single wave: every honest block, which the worker recomputes from the shared seeds
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Order:
         """The same order with its tensors on a device."""
         part = self.coalition
         if part:
-            seen = None if part.honest_sum is None else part.honest_sum.to(device)
-            part = replace(part, honest_sum=seen, state=_state_on(part.state, device))
+            honest_sum = None if part.honest_sum is None else part.honest_sum.to(device)
+            part = replace(part, honest_sum=honest_sum, state=_state_on(part.state, device))
         return replace(self, theta=self.theta.to(device), buffers=self.buffers.to(device), coalition=part)
 
 
 class ClientReport(NamedTuple):
-    """What became of one client: weight and norm of its update; `failure` is empty if the update is in the result."""
+    """One client's result: weight and norm of its update; `failure` is empty if the update is in the sum or stack."""
 
     client: int
     weight: float
@@ -89,7 +89,7 @@ class ClientReport(NamedTuple):
 
 @dataclass(frozen=True)
 class CoalitionReply:
-    """The coalition's updates, combined (1, d) or stacked (m, d), its new state and what it tells the records."""
+    """The coalition's updates, combined (1, d) or stacked (m, d), its new state, and figures for the records."""
 
     updates: Tensor
     reports: tuple[ClientReport, ...]
@@ -99,8 +99,8 @@ class CoalitionReply:
 
 @dataclass(frozen=True)
 class Reply:
-    """A worker's answer: tree nodes or rows by block position, reports by position, blocks to be tried elsewhere; and the seconds that
-    it worked, without what carries its messages."""
+    """A worker's answer. nodes: partial sums of the reduction tree; rows: stacked updates by block position; reports: by block position;
+    retry: blocks that another worker should try, with the reason; seconds: of the worker's computation, without the transport."""
 
     nodes: Mapping[Node, Tensor]
     rows: Mapping[int, Tensor]
@@ -114,12 +114,12 @@ class Reply:
         part = self.coalition
         if part:
             part = replace(part, updates=part.updates.detach().to(device), state=_state_on(part.state, device))
-        nodes, rows = ({key: value.detach().to(device) for key, value in held.items()} for held in (self.nodes, self.rows))
+        nodes, rows = ({key: value.detach().to(device) for key, value in tensors.items()} for tensors in (self.nodes, self.rows))
         return replace(self, nodes=nodes, rows=rows, coalition=part)
 
 
 def rows_sum(rows: Tensor, reports: tuple[ClientReport, ...]) -> Tensor:
-    """The weighted sum (d,) of a block's rows (k, d), whose reports without failure stand in the same order."""
+    """The weighted sum (d,) of a block's rows (k, d). Rows are in the order of the reports without failure."""
     return torch.tensor([report.weight for report in reports if not report.failure], device=rows.device) @ rows
 
 

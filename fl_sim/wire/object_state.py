@@ -1,7 +1,8 @@
-"""The one way in which anything is written down: as JSON and named tensors. Messages to workers, and checkpoints, which hold no pickle.
+"""The one codec, from values to JSON and named tensors and back: for messages to workers, and for checkpoints. No pickle.
 
-The records of `fl_sim.wire.messages` are read back as they were. Other people's strategies and aggregators (Flower's, ByzFL's, the user's)
-keep their state in attributes. What a constructor was given and cannot change (functions, classes, loggers) stays what the new object has.
+The records of `fl_sim.wire.messages` are restored as they were. Strategies and aggregators of other people (Flower's, ByzFL's, the user's)
+keep their state in attributes: these are restored into a new object. Functions, classes and loggers are not saved: the new object has its
+own.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, Coal
 MESSAGES: Mapping[str, type] = {
     kind.__name__: kind for kind in (Clip, AttackState, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply)
 }
-KEYS = frozenset({bool, int, str, tuple})  # of a mapping
-PLAIN = frozenset({bool, int, str, float, type(None)})  # what JSON has
+KEYS = frozenset({bool, int, str, tuple})  # types of a mapping's keys
+PLAIN = frozenset({bool, int, str, float, type(None)})  # types that JSON has
 
 CONSTANT = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, logging.Logger, np.ufunc)
-OPAQUE = (Mapping, list, tuple, set, random.Random, enum.Enum, torch.nn.Module, Tensor, np.ndarray)  # attributes are not all that they hold
+OPAQUE = (Mapping, list, tuple, set, random.Random, enum.Enum, torch.nn.Module, Tensor, np.ndarray)  # hold more than their attributes
 
 
 class State(NamedTuple):
-    """What an object remembers: JSON, and the tensors that it names."""
+    """An encoded value: JSON, and the tensors that it refers to by name."""
 
     json: Any
     tensors: Mapping[str, Tensor]
 
 
 class UnsavableError(TypeError):
-    """An object remembers something that is neither numbers, text, arrays nor made of them."""
+    """An object holds something that cannot be encoded: neither numbers, text or arrays, nor made of them."""
 
 
 def packed(value: Any) -> State:
-    """The state of a value, which shares its tensors' memory: for messages, which nobody writes into. Raises UnsavableError."""
+    """The state of a value, with the same tensors: for messages, which nobody writes into. Raises UnsavableError."""
     tensors: dict[str, Tensor] = {}
     return State(_encoded(value, "", tensors, ()), tensors)
 
 
 def unpacked(state: State) -> Any:
-    """The value of a `packed` state, which shares its tensors' memory."""
+    """The value of a `packed` state, with the same tensors."""
     return _decoded(state.json, state.tensors, None)
 
 
@@ -63,8 +64,8 @@ def saved(value: Any) -> State:
 
 
 def restored(state: State, like: Any = None) -> Any:
-    """The value of a state, with copies of its tensors. Objects take what they remembered: `like` has them, made anew as the saved
-    value was.
+    """The value of a state, with copies of its tensors. `like` is a new value, made in the same way as the saved one: the attributes of its
+    objects are set to the saved ones.
 
     Raises UnsavableError for an object that `like` does not have.
     """
@@ -77,9 +78,9 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
     if type(value) is float:
         return value if math.isfinite(value) else {"float": str(value)}  # JSON writes a finite one exactly
     if type(value) is Tensor:
-        return {"tensor": _kept(value.detach(), path, tensors)}
+        return {"tensor": _add_tensor(value.detach(), path, tensors)}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-        return {"array" if isinstance(value, np.ndarray) else "scalar": _kept(torch.from_numpy(np.array(value)), path, tensors)}
+        return {"array" if isinstance(value, np.ndarray) else "scalar": _add_tensor(torch.from_numpy(np.array(value)), path, tensors)}
     if isinstance(value, ArrayRecord):
         return {"record": _encoded(from_record(value), path, tensors, within)}
     if isinstance(value, CONSTANT):
@@ -115,8 +116,8 @@ def _is_float(value: Any) -> bool:
     return type(value) is float
 
 
-def _kept(value: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
-    """The name under which a tensor is kept: its path, unless another has it."""
+def _add_tensor(value: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    """Add a tensor to `tensors`; its name there: its path, or with `'` appended if that is taken."""
     name = path
     while name in tensors:
         name += "'"
@@ -131,38 +132,38 @@ def _join(path: str, name: object) -> str:
 def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    ((kind, held),) = cast(dict[str, Any], value).items()
+    ((kind, content),) = cast(dict[str, Any], value).items()
     match kind:
         case "float":
-            return float(held)
+            return float(content)
         case "message":
-            name, *fields = held
+            name, *fields = content
             return MESSAGES[name](*(_decoded(field, tensors, None) for field in fields))
         case "reports":
-            return tuple(map(ClientReport, *held))
+            return tuple(map(ClientReport, *content))
         case "tensor":
-            return tensors[held]
+            return tensors[content]
         case "array" | "scalar":
-            array = tensors[held].numpy().copy()
+            array = tensors[content].numpy().copy()
             return array if kind == "array" else array[()]
         case "record":
-            return array_record({name: tensor.numpy() for name, tensor in _decoded(held, tensors, None).items()})
+            return array_record({name: tensor.numpy() for name, tensor in _decoded(content, tensors, None).items()})
         case "list" | "tuple" | "fields":
-            likes = list(like) if isinstance(like, list | tuple) and len(cast(list[Any], like)) == len(held) else [None] * len(held)
-            items = [_decoded(item, tensors, known) for item, known in zip(held, likes, strict=True)]
+            likes = list(like) if isinstance(like, list | tuple) and len(cast(list[Any], like)) == len(content) else [None] * len(content)
+            items = [_decoded(item, tensors, old) for item, old in zip(content, likes, strict=True)]
             if kind == "fields":
                 if not hasattr(like, "_fields"):
                     raise UnsavableError("a NamedTuple was not there when its holder was made: nobody knows its class")
                 return type(like)(*items)
             return items if kind == "list" else tuple(items)
         case "dict":
-            known = cast(Mapping[Any, Any], like) if isinstance(like, Mapping) else {}
-            keys = [tuple(key) if isinstance(key, list) else key for key, _ in held]
-            return {key: _decoded(item, tensors, known.get(key)) for key, (_, item) in zip(keys, held, strict=True)}
+            likes_by_key = cast(Mapping[Any, Any], like) if isinstance(like, Mapping) else {}
+            keys = [tuple(key) if isinstance(key, list) else key for key, _ in content]
+            return {key: _decoded(item, tensors, likes_by_key.get(key)) for key, (_, item) in zip(keys, content, strict=True)}
         case "object":
             if not hasattr(like, "__dict__"):
-                raise UnsavableError(f"an object with {', '.join(held)} was not there when its holder was made: nobody knows its class")
-            for name, item in held.items():
+                raise UnsavableError(f"an object with {', '.join(content)} was not there when its holder was made: nobody knows its class")
+            for name, item in content.items():
                 vars(like)[name] = _decoded(item, tensors, vars(like).get(name))
             return like
         case _:

@@ -1,4 +1,4 @@
-"""Sums whose bytes do not depend on who computed which part: a fixed binary tree over the blocks of a round."""
+"""Sums over a fixed binary tree of a round's blocks: the bytes do not depend on which worker computed which part."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-Node = tuple[int, int]  # (level, index): covers the blocks index * 2**level up to (index + 1) * 2**level - 1
+Node = tuple[int, int]  # (level, index): the sum of the blocks index * 2**level to (index + 1) * 2**level - 1
 
 
 def reduce_tree(nodes: Mapping[Node, Tensor], num_blocks: int) -> dict[Node, Tensor]:
-    """Merge siblings until none is left: from block sums to the fewest nodes, or to the root once all are there.
+    """Add siblings as long as there are any: from the sums of blocks to the fewest nodes, or to the root if all blocks are there.
 
-    A worker that holds some of the blocks sends what remains, about one vector for a contiguous range; the server puts
-    the parts of all workers together and merges on. Every addition is `left + right` of the same tree, so the root is
-    the same bytes for any number of workers and any order of arrival.
+    A worker reduces its blocks and sends the remaining nodes, about one vector for a contiguous range. The server reduces the nodes of all
+    workers. Every addition is that of two fixed siblings of the same tree, so the root has the same bytes for any number of workers and
+    any order of arrival.
 
     Args: nodes, sums (d,) by node, none inside another; num_blocks, the blocks of the whole round.
     """
-    level, left = 0, dict(nodes)
+    level, remaining = 0, dict(nodes)
     while num_blocks > 1 << level:
-        for _, index in sorted(node for node in left if node[0] == level):
+        for _, index in sorted(node for node in remaining if node[0] == level):
             sibling = (level, index ^ 1)
-            if (level, index) not in left:
-                continue  # merged already, as its sibling
-            if sibling in left:
-                low, high = left.pop((level, index & ~1)), left.pop((level, index | 1))
-                left[level + 1, index >> 1] = low + high
+            if (level, index) not in remaining:
+                continue  # added to its sibling already
+            if sibling in remaining:
+                low, high = remaining.pop((level, index & ~1)), remaining.pop((level, index | 1))
+                remaining[level + 1, index >> 1] = low + high
             elif (index ^ 1) << level >= num_blocks:
-                left[level + 1, index >> 1] = left.pop((level, index))  # no such sibling in this round
+                remaining[level + 1, index >> 1] = remaining.pop((level, index))  # no such sibling in this round
         level += 1
-    return left
+    return remaining
 
 
 def root(num_blocks: int) -> Node:

@@ -59,7 +59,7 @@ def test_a_home_of_nobody_is_named(key: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "what", "every"), [(100, ".json", 2), (5000, "rounds.jsonl", 100), (60_000, ".safetensors", 2)])
+@pytest.mark.parametrize(("limit", "what", "every"), [(100, ".json", 2), (5000, "rounds.jsonl", 100), (30_000, ".safetensors", 2)])
 def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_path: Path, cache_dir: Path) -> None:
     """Once there is room the same command ends as if nothing had been."""
     line = ["run", "digits", "--transport", "inline", *SMALL, "-c", f"checkpoint.every={every}", "-c", f"data.cache-dir={cache_dir}", "-o"]

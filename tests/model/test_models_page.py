@@ -19,7 +19,7 @@ from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.architectures import MODELS
 from fl_sim.model.burn_in import burn_in
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.model.module import built, model_problem, new_module
+from fl_sim.model.module import initial_module, model_problem, new_module
 from fl_sim.model.saved import final_record, load_model, named_state
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.training.clipping import Clip
@@ -59,6 +59,6 @@ def test_a_run_with_it_leaves_a_model_that_says_what_the_run_measured(configure:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_page_has_every_model_with_its_size(configure: Callable[..., Config], name: str) -> None:
     config: Any = configure(model__name=name)
-    sizes = [len(flat_parameters(built(config, shape, 10))) for shape in ((1, 8, 8), (1, 28, 28), (3, 32, 32))]
+    sizes = [len(flat_parameters(initial_module(config, shape, 10))) for shape in ((1, 8, 8), (1, 28, 28), (3, 32, 32))]
     (row,) = re.findall(rf"^\| `{name}` \|.*\| ([\d,· ]+) \|$", text_of("models.md"), flags=re.MULTILINE)
     assert row == " · ".join(f"{size:,}" for size in sizes)

@@ -17,7 +17,7 @@ from fl_sim.data.federation import load_federation
 from fl_sim.model.abilities import abilities
 from fl_sim.model.architectures import is_plain
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.model.module import built, model_problem, new_module
+from fl_sim.model.module import initial_module, model_problem, new_module
 from fl_sim.model.outside import ModelError, build_outside
 from fl_sim.model.vectors import flat_buffers, flat_parameters, load_buffers
 from fl_sim.registry import offer
@@ -274,7 +274,7 @@ def test_plain_are_the_layers_of_our_models_each_used_once() -> None:
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "resnet20"])
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_ours_are_plain(configure: Configure, name: str, norm: str) -> None:
-    assert is_plain(built(configure(model__name=name, model__norm=norm), SHAPE, 10))
+    assert is_plain(initial_module(configure(model__name=name, model__norm=norm), SHAPE, 10))
 
 
 def test_our_models_take_no_options(configure: Configure) -> None:

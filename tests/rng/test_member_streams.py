@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_sim.data.batches import draw_batches
-from fl_sim.rng.member_streams import generator_of, member_states, shuffled
+from fl_sim.rng.member_streams import generator_of, member_states, shuffle_rows
 from fl_sim.rng.streams import stream
 
 MEMBERS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4)
@@ -26,7 +26,7 @@ def test_rows_shuffled_side_by_side_are_those_that_numpy_shuffles(seed: int, len
     before = table.copy()
     states = member_states(seed, "rows", range(len(lengths)), 1)
     for row, length in enumerate(lengths):
-        found = shuffled(table, np.array(lengths), states)[row]
+        found = shuffle_rows(table, np.array(lengths), states)[row]
         np.testing.assert_array_equal(found[:length], stream(seed, "rows", row, 1).permutation(table[row, :length]))
         np.testing.assert_array_equal(found[length:], table[row, length:])
     np.testing.assert_array_equal(table, before)
@@ -35,7 +35,7 @@ def test_rows_shuffled_side_by_side_are_those_that_numpy_shuffles(seed: int, len
 def test_a_row_that_refuses_too_many_draws_is_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = np.uint64(0xFFFFFFFF)  # all bits set: beyond every position that is not one less than a power of two
     monkeypatch.setattr("fl_sim.rng.member_streams._pcg64_words", lambda states, count: np.full((len(states), count), refused))
-    found = shuffled(np.arange(9)[None], np.array([9]), member_states(1, "rows", [5], 1))[0]
+    found = shuffle_rows(np.arange(9)[None], np.array([9]), member_states(1, "rows", [5], 1))[0]
     np.testing.assert_array_equal(found, stream(1, "rows", 5, 1).permutation(9))
 
 
