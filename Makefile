@@ -13,7 +13,7 @@ OTHER := .venv/flower-$(FLOWER)
 
 .PHONY: run test check lint types fast-tests test-flower .venv
 
-run: .venv/.complete
+run: .venv/.installed
 	$(BIN)/fl-sim sweep first_look -o runs
 
 test: lint types
@@ -42,10 +42,16 @@ test-flower: .venv/.complete
 .venv: .venv/.complete
 
 # uv, because pip takes a CPU build of torch that lies about and that torchvision's wheels do not fit; bytecode now, because
-# many processes import torch.
-.venv/.complete: pyproject.toml
+# many processes import torch. `make run` does not wait for the optional packages and the test tools.
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --quiet --editable
+
+.venv/.complete: .venv/.installed
+	$(INSTALL) '.[dev]'
+	touch $@
+
+.venv/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "expected Python >= 3.11 on the PATH; name one with make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --quiet --editable '.[dev]'
+	$(INSTALL) .
 	touch $@

@@ -1,1 +1,1 @@
-"""What clients do: the ClientApp, honest updates, the coalition and its attacks."""
+"""The clients' side: the ClientApp, honest updates, the coalition and its attacks."""

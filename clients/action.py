@@ -1,4 +1,4 @@
-"""What an attack returns."""
+"""The result of an attack."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fl_sim.wire.messages import AttackState
 
 
 class Action(NamedTuple):
-    """What an attack does in a round: updates (m, d) in gradient units, one a sampled member in the order of
-    `Knowledge.members`; its state for the next round; figures for the round's record.
+    """The result of an attack in a round: updates (m, d) in gradient units, one per sampled member in the order of `Knowledge.members`;
+    its state for the next round; figures for the round's record.
 
-    `metrics["fired"]` says whether this was the trigger; without it, it was if the schedule says so.
+    `metrics["fired"]`: 1 if this was the trigger, else 0. Without it the schedule decides.
     """
 
     updates: Tensor

@@ -43,5 +43,5 @@ attacks: Registry[Attack] = Registry(
     "fl_sim.attacks",
     arguments=2,
     extras=dict.fromkeys(("sign-flip", "ipm", "alie", "mimic"), "byzfl"),
-    least_members=dict.fromkeys(("alie", "min-max", "min-sum", "mimic"), 2),  # a spread of one, or a copy of oneself, is the honest update
+    least_members=dict.fromkeys(("alie", "min-max", "min-sum", "mimic"), 2),  # with a single member they send its honest update
 )

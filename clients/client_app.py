@@ -1,4 +1,4 @@
-"""The worker: answers an order with the updates of many virtual clients, the coalition's among them. The ClientApp, for Flower."""
+"""The worker: it answers an order with the updates of many virtual clients, the coalition's included. For Flower it is a ClientApp."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clients.honest import BlockResults, RoundInputs, compute_blocks
 from fl_sim.config.resolve import from_json
 from fl_sim.data.federation import load_federation
 from fl_sim.device import device_of
-from fl_sim.grid.faults import kill_worker, spoiled
+from fl_sim.grid.faults import kill_worker, with_fault
 from fl_sim.grid.transports import from_content, to_content
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
@@ -32,8 +32,8 @@ def train(message: Message, context: Context) -> Message:
 
 
 def answer(order: Order) -> Reply:
-    """The reply to an order: tree nodes or rows of its blocks, and the coalition's part. Tensors come and go on the CPU."""
-    began = time.perf_counter()
+    """The reply to an order: tree nodes or rows of its blocks, and the coalition's part. Tensors of both are on the CPU."""
+    start = time.perf_counter()
     config = from_json(order.config)
     order = order.on(device_of(config))
     if torch.get_num_threads() != config.client.threads:
@@ -53,31 +53,31 @@ def answer(order: Order) -> Reply:
     if order.coalition:
         coalition = _turn(inputs, order, order.coalition, results)
     nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
-    reply = Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - began)
-    return spoiled(config.fault, order, reply.on(torch.device("cpu")))
+    reply = Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - start)
+    return with_fault(config.fault, order, reply.on(torch.device("cpu")))
 
 
 def _turn(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:
-    """The coalition's turn; if the attack raises, its members failed and the honest clients of the order are unharmed."""
+    """The coalition's part of the reply. If the attack raises, its members count as failed; the honest clients are not affected."""
     try:
         return coalition_turn(inputs, _with_honest_sum(inputs, order, coalition, results))
     except Exception as error:  # an attack may raise anything: it becomes the reason in the round's record
         reason = f"{type(error).__name__}: {error}"
         reports = tuple(ClientReport(client, 0.0, float("nan"), reason) for client in coalition.members)
-        nothing = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
-        return CoalitionReply(nothing, reports, coalition.state, {})
+        zeros = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
+        return CoalitionReply(zeros, reports, coalition.state, {})
 
 
 def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:
-    """In a round of one wave, the honest sum that an omniscient coalition would be told: recomputed from the shared seeds,
-    block by block, except the blocks computed here anyway. The same bytes as a second wave."""
+    """The order with the honest sum, in a single wave of an omniscient coalition: the honest blocks that this worker has not computed for
+    the order are recomputed from the shared seeds. The same bytes as a second wave would bring."""
     if not coalition.witness:
         return coalition
-    missing = tuple(block for block in coalition.witness if block[0] not in results.reports)
-    elsewhere = compute_blocks(inputs, missing, last_attempt=True)
-    sums = results.sums | elsewhere.sums
-    rows = results.rows | elsewhere.rows
-    reports = results.reports | elsewhere.reports
+    other_blocks = tuple(block for block in coalition.witness if block[0] not in results.reports)
+    other_results = compute_blocks(inputs, other_blocks, last_attempt=True)
+    sums = results.sums | other_results.sums
+    rows = results.rows | other_results.rows
+    reports = results.reports | other_results.reports
     sums |= {position: rows_sum(stack, reports[position]) for position, stack in rows.items()}
     total = reduce_tree({(0, position): value for position, value in sums.items()}, order.num_blocks)[root(order.num_blocks)]
     weight = sum(report.weight for position in sorted(reports) for report in reports[position])
@@ -86,7 +86,7 @@ def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrde
 
 @lru_cache(maxsize=16)
 def _model(config_json: str, buffers: bytes) -> FlatModel:
-    """The model functions of a configuration (a process-wide cache keyed by configuration and batch statistics)."""
+    """The model of a configuration (a process-wide cache by configuration and batch statistics)."""
     config = from_json(config_json)
     module = new_module(config, load_federation(config))
     statistics = torch.frombuffer(bytearray(buffers), dtype=torch.float32) if buffers else None

@@ -1,4 +1,4 @@
-"""The coalition's turn in a round: gather what it may know, ask the attack, enforce the budget."""
+"""The coalition's turn in a round: gather its knowledge, call the attack, enforce the budget."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, Coal
 
 def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply:
     """The malicious updates of a round, combined as the server's rule asks (reduced (1, d), or stacked (m, d))."""
-    settings, members, lost = inputs.config.client, list(order.members), dict[int, str]()
+    settings, members, reasons = inputs.config.client, list(order.members), dict[int, str]()
     if inputs.config.fault.raises or inputs.config.fault.nan:
-        lost = failing_clients(inputs, members)
-        members = [client for client in members if client not in lost]
-    failed = tuple(ClientReport(client, 0.0, float("nan"), reason) for client, reason in lost.items())
+        reasons = failing_clients(inputs, members)
+        members = [client for client in members if client not in reasons]
+    failures = tuple(ClientReport(client, 0.0, float("nan"), reason) for client, reason in reasons.items())
     if not members:
-        nothing = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
-        return CoalitionReply(nothing, failed, order.state, {})
+        zeros = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
+        return CoalitionReply(zeros, failures, order.state, {})
     batches = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
     knowledge = gather(inputs, replace(order, members=tuple(members)), batches)
     action = checked_action(knowledge, order.state, inputs.config)
-    sent, shift = within_budget(knowledge, action.updates)
-    finite = torch.isfinite(sent).all(dim=1)
+    updates_sent, shift = within_budget(knowledge, action.updates)
+    finite = torch.isfinite(updates_sent).all(dim=1)
     if not bool(finite.all()):
-        sent = sent[finite]
+        updates_sent = updates_sent[finite]
     weights = weights_of(batches)
-    kept = [client for client, good in zip(members, finite.tolist(), strict=True) if good]
-    kept_weights = [weight for weight, good in zip(weights, finite.tolist(), strict=True) if good]
-    summed = weighted_sum(sent, kept_weights, inputs.before)
-    reports = [ClientReport(client, w, norm) for client, w, norm in zip(kept, kept_weights, summed.norms, strict=True)]
-    reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in kept]
-    longest = float(torch.linalg.vector_norm(sent, dim=1).max()) if kept else 0.0
+    senders = [client for client, good in zip(members, finite.tolist(), strict=True) if good]
+    sender_weights = [weight for weight, good in zip(weights, finite.tolist(), strict=True) if good]
+    summed = weighted_sum(updates_sent, sender_weights, inputs.before)
+    reports = [ClientReport(client, w, norm) for client, w, norm in zip(senders, sender_weights, summed.norms, strict=True)]
+    reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in senders]
+    longest = float(torch.linalg.vector_norm(updates_sent, dim=1).max()) if senders else 0.0
     metrics = {"fired": float(order.phase == "trigger"), **action.metrics, "shift_norm": shift, "malicious_norm": longest}
-    if not kept:
+    if not senders:
         metrics["fired"] = 0.0
-    updates = sent if inputs.stacked else summed.total.unsqueeze(0)
-    return CoalitionReply(updates, (*reports, *failed), action.state if kept else order.state, metrics)
+    updates = updates_sent if inputs.stacked else summed.total.unsqueeze(0)
+    return CoalitionReply(updates, (*reports, *failures), action.state if senders else order.state, metrics)
 
 
 def checked_action(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
-    """What the attack of `attack.name` does in a round. Raises TypeError or ValueError for what is no action."""
+    """The action of the attack `attack.name` in a round. Raises TypeError or ValueError if the attack returns something else."""
     name = config.attack.name
     action = attacks.find(name)(knowledge, state, **parse_options(config.attack.options))
     if not isinstance(action, Action):  # pyright: ignore[reportUnnecessaryIsInstance] - it may be anybody's function
         raise TypeError(f"expected {name} to return a fl_sim.Action, got {type(action).__name__}")
-    expected, sent = tuple(knowledge.updates.shape), action.updates
-    if not isinstance(sent, Tensor) or tuple(sent.shape) != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
-        got = tuple(sent.shape) if isinstance(sent, Tensor) else type(sent).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+    expected, updates = tuple(knowledge.updates.shape), action.updates
+    if not isinstance(updates, Tensor) or tuple(updates.shape) != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
+        got = tuple(updates.shape) if isinstance(updates, Tensor) else type(updates).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"expected {name} to return updates of shape {expected}, one row per sampled member, got {got}")
-    return action._replace(updates=sent.detach().to(knowledge.updates))
+    return action._replace(updates=updates.detach().to(knowledge.updates))
 
 
 def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -> Knowledge:
-    """The Knowledge of `attack.knowledge`, given what the members would train on."""
+    """The Knowledge at the level of `attack.knowledge`. batches: the members' own."""
     config, attack = inputs.config, inputs.config.attack
     validation, trigger_batch = own_batches(inputs)
     draw = stream(config.seed, "validation-draw", inputs.round).permutation(len(validation.labels))[: attack.batch_size]
@@ -99,7 +99,7 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
 
 
 def known_rule(config: Config, rule: PublicRule) -> KnownRule:
-    """What a coalition that knows the rule knows of it: what the strategy publishes for this round."""
+    """The rule as the strategy publishes it for this round."""
     if not rule.combine:
         return KnownRule(rule.name, rule.before, rule.after, None if rule.combine is None else weighted_mean)
     module, _, name = rule.combine.partition(":")
@@ -111,9 +111,9 @@ def known_rule(config: Config, rule: PublicRule) -> KnownRule:
 
 
 def own_batches(inputs: RoundInputs) -> tuple[Batch, Batch]:
-    """S_val and S_T: the coalition's own examples, S_T the first `attack.batch-size` of them but at most half.
+    """S_val and S_T, from the coalition's own examples: S_T is the first `attack.batch-size` of them, but at most half; S_val is the rest.
 
-    With `attack.data = "members"` they are the members' shares, first come first.
+    With `attack.data = "members"` the own examples are all members' shares in the order of their ids.
     """
     federation, attack = inputs.federation, inputs.config.attack
     own = federation.splits.own_set if attack.data == "own-set" else members_examples(inputs)

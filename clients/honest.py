@@ -1,4 +1,4 @@
-"""Honest updates of blocks of clients, with what happens when a client fails."""
+"""Honest updates of blocks of clients, also when a client fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fl_sim.training.clipping import Clip
 from fl_sim.training.local import Summed, block_sum, block_updates, weights_of
 from fl_sim.wire.messages import Blocks, ClientReport
 
-BATCH_NUMBERS = 2**24  # of the examples drawn at once, 64 MiB
+BATCH_NUMBERS = 2**24  # most numbers in the examples drawn at once, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RoundInputs:
 
 @dataclass
 class BlockResults:
-    """By block position: the weighted sum (d,) or the rows (k, d), the reports, and blocks that another worker should try."""
+    """Results by block position: weighted sums (d,) or rows (k, d); reports; the reasons why another worker should try a block."""
 
     sums: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     rows: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
@@ -52,20 +52,20 @@ class NotFiniteError(ValueError):
 def compute_blocks(inputs: RoundInputs, blocks: Blocks, *, last_attempt: bool) -> BlockResults:
     """The updates of all clients of `blocks`.
 
-    A block with a failing client goes on the `retry` list; at the last attempt it is computed without the clients that fail
-    by themselves, each reported with its reason.
+    A block with a failing client is added to `retry`. At the last attempt it is computed without the clients that fail alone; these are
+    reported with their reasons.
     """
     results = BlockResults()
-    for (position, members), batches in zip(blocks, _drawn(inputs, blocks), strict=True):
-        clients, lost = list(members), dict[int, str]()
+    for (position, members), batches in zip(blocks, _batches_by_block(inputs, blocks), strict=True):
+        clients, reasons = list(members), dict[int, str]()
         try:
             value = _compute(inputs, clients, batches)
         except Exception as error:  # whatever a client raises becomes the reason in the round's record
             if not last_attempt:
                 results.retry[position] = str(error)
                 continue
-            lost = failing_clients(inputs, clients)
-            healthy = [client for client in clients if client not in lost]
+            reasons = failing_clients(inputs, clients)
+            healthy = [client for client in clients if client not in reasons]
             value = _compute(inputs, healthy)
         if isinstance(value, Summed):
             results.sums[position] = value.total
@@ -73,22 +73,22 @@ def compute_blocks(inputs: RoundInputs, blocks: Blocks, *, last_attempt: bool) -
         else:
             results.rows[position] = value[0]
             weights, lengths = value[1], torch.linalg.vector_norm(value[0], dim=-1).tolist()
-        healthy = [client for client in clients if client not in lost]
-        failed = [ClientReport(client, 0.0, float("nan"), reason) for client, reason in lost.items()]
+        healthy = [client for client in clients if client not in reasons]
+        failed = [ClientReport(client, 0.0, float("nan"), reason) for client, reason in reasons.items()]
         results.reports[position] = (*map(ClientReport, healthy, weights, lengths), *failed)
     return results
 
 
-def _drawn(inputs: RoundInputs, blocks: Blocks) -> Generator[CohortBatches | None]:
-    """The batches of each block, drawn for as many blocks together as `BATCH_NUMBERS` allows; None where a block is to be drawn alone,
-    because it has no clients or because drawing together failed."""
+def _batches_by_block(inputs: RoundInputs, blocks: Blocks) -> Generator[CohortBatches | None]:
+    """The batches of each block, drawn for as many blocks at once as `BATCH_NUMBERS` allows. None if a block must be drawn by itself:
+    because it has no clients, or because drawing several at once failed."""
     settings = inputs.config.client
     largest = max((len(members) for _, members in blocks), default=1) or 1
     numbers = largest * settings.local_steps * settings.batch_size * math.prod(inputs.federation.dataset.image_shape)
     step = max(1, BATCH_NUMBERS // numbers)
     for group in (blocks[at : at + step] for at in range(0, len(blocks), step)):
         together, start = None, 0
-        with contextlib.suppress(Exception):  # drawn alone, the block that cannot be drawn says why
+        with contextlib.suppress(Exception):  # each block is then drawn by itself, and the one that fails raises
             together = _batches(inputs, [client for _, members in group for client in members])
         for _, members in group:
             yield together.part(start, start + len(members)) if together and members else None
@@ -101,7 +101,7 @@ def _batches(inputs: RoundInputs, clients: list[int]) -> CohortBatches:
 
 
 def _compute(inputs: RoundInputs, clients: list[int], batches: CohortBatches | None = None) -> Summed | tuple[Tensor, list[float]]:
-    """One block: its weighted sum, or its rows and weights where the rule needs every update. Its batches are drawn unless given."""
+    """One block: its weighted sum, or its rows and weights if the rule needs every update. `batches` None: they are drawn here."""
     if not clients:
         zero = torch.zeros_like(inputs.theta)
         return (zero[:0].reshape(0, len(zero)), []) if inputs.stacked else Summed(zero, [], [])
@@ -121,11 +121,11 @@ def _compute(inputs: RoundInputs, clients: list[int], batches: CohortBatches | N
 
 
 def failing_clients(inputs: RoundInputs, clients: list[int]) -> dict[int, str]:
-    """The clients that fail by themselves, with the reason."""
-    lost: dict[int, str] = {}
+    """The clients that fail when computed alone, with the reason."""
+    reasons: dict[int, str] = {}
     for client in clients:
         try:
             _compute(inputs, [client])
         except Exception as error:
-            lost[client] = str(error)
-    return lost
+            reasons[client] = str(error)
+    return reasons

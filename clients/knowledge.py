@@ -1,4 +1,4 @@
-"""What the coalition may know: a frozen object that holds no more than `attack.knowledge` says (docs/design.md, section 5)."""
+"""What the coalition may know: a frozen object with exactly what the level `attack.knowledge` allows (docs/design.md, section 5)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fl_sim.training.clipping import Clip, clip
 
 
 class KnownRule(NamedTuple):
-    """The server's strategy as it publishes itself: its name, its clip per client and after combining, and its combination
-    `(updates (n, d), weights (n,)) -> (d,)` between the two (None where it cannot be told)."""
+    """What the server's strategy publishes about itself: its name, its clip per client, its clip after combining, and between the two its
+    combination `(updates (n, d), weights (n,)) -> (d,)` (None if unknown)."""
 
     name: str
     before: Clip | None
@@ -31,7 +31,7 @@ def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
 
 
 class HonestSum(NamedTuple):
-    """The honest clients' weighted sum (d,) of this round as the server will combine it, and their weight."""
+    """The honest clients' weighted sum (d,) in this round, as the server will combine it, and their total weight."""
 
     total: Tensor
     weight: float
@@ -39,11 +39,11 @@ class HonestSum(NamedTuple):
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What is known at each level of `attack.knowledge`.
+    """What the coalition knows, by level of `attack.knowledge`.
 
-    coalition: the global model, the members' own batches, updates and data, who of them was sampled, and the protocol's
-    public parameters (the server's learning rate, local training, how many clients a round samples). rule: and `rule`.
-    omniscient: and `seen` (the papers' white box). What is not known is None.
+    coalition: the global model, the members' own batches, updates and data, which of them were sampled, and the protocol's public
+    parameters (the server's learning rate, the settings of local training, how many clients are sampled per round). rule: also `rule`.
+    omniscient: also `seen` (the papers' white box). Unknown fields are None.
     """
 
     round: int
@@ -55,14 +55,14 @@ class Knowledge:
     num_classes: int
     theta: Tensor  # (d,)
     members: tuple[int, ...]  # the m sampled members
-    batches: CohortBatches  # what they would train on
-    client: Client  # how they would train
-    updates: Tensor  # (m, d) what they would honestly send
+    batches: CohortBatches  # the members' batches in this round
+    client: Client  # the settings of local training
+    updates: Tensor  # (m, d) the members' honest updates
     weights: Tensor  # (m,)
     num_sampled: int  # n
     server_lr: float
-    validation: Batch  # S_val, whole
-    drawn: Tensor  # (b,) which examples of S_val this round draws
+    validation: Batch  # S_val, all of it
+    drawn: Tensor  # (b,) positions in S_val of this round's draw
     trigger_batch: Batch  # S_T
     settings: Attack
     own_seed: int  # of the coalition's own randomness in this round
@@ -76,17 +76,17 @@ class Knowledge:
 
     @property
     def bound(self) -> Clip | None:
-        """The clip of each single update, if there is one and the coalition knows it."""
+        """The clip per client, if there is one and the coalition knows it."""
         return self.rule.before if self.rule else None
 
     @property
     def honest_sum(self) -> Tensor:
-        """The honest clients' weighted sum (d,): seen, or estimated (every honest client is like the mean member)."""
+        """The honest clients' weighted sum (d,): known, or estimated as if every honest client sent the mean of the members' updates."""
         return self.seen.total if self.seen else self._members_sum / self.weights.sum() * self.honest_weight
 
     @property
     def honest_weight(self) -> float:
-        """The honest clients' total weight: seen, or estimated from the mean weight of a member."""
+        """The honest clients' total weight: known, or estimated from the members' mean weight."""
         return self.seen.weight if self.seen else float(self.weights.mean()) * (self.num_sampled - len(self.members))
 
     @property
@@ -96,26 +96,26 @@ class Knowledge:
 
     @property
     def honest_mean(self) -> Tensor:
-        """honest_t (d,): the weighted mean of what all n sampled clients, members included, would honestly send."""
+        """honest_t (d,): the weighted mean of the honest updates of all n sampled clients, members included."""
         return (self.honest_sum + self._members_sum) / self.total_weight
 
     @property
     def _members_sum(self) -> Tensor:
-        """The weighted sum (d,) of what the members would honestly send, after the clip of each that the coalition knows."""
+        """The weighted sum (d,) of the members' honest updates, after the clip per client if the coalition knows it."""
         return self.weights @ self._clipped(self.updates)
 
     def _clipped(self, updates: Tensor) -> Tensor:
         return clip(updates, self.bound)[0] if self.bound else updates
 
     def combined(self, updates: Tensor) -> Tensor:
-        """The combined update (d,) that the coalition expects if it sends `updates` (m, d): their weighted mean with the honest
-        clients', through the clips that it knows of. Source: Pang et al. 2021, App. C.
+        """The combined update (d,) that the coalition expects if it sends `updates` (m, d): their weighted mean with the honest clients'
+        updates, after the clips that it knows. Source: Pang et al. 2021, App. C.
         """
         mean = (self.honest_sum + self.weights @ self._clipped(updates)) / self.total_weight
         return clip(mean, self.rule.after)[0] if self.rule and self.rule.after else mean
 
     def stand_ins(self) -> Tensor:
-        """Rows (m, d) that stand for single honest updates, which nobody shows the coalition: its members' own, moved so that
-        their mean is `honest_mean`."""
+        """Rows (m, d) in place of single honest updates, which the coalition does not know: its members' updates, shifted so that their
+        mean is `honest_mean`."""
         mean = torch.mean(self.updates, dim=0)
         return self.updates - mean + self.honest_mean if self.seen else self.updates

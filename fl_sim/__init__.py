@@ -77,7 +77,7 @@ def _api() -> Any:
     if other is not None and Path(other.__path__[0]).resolve() != ROOT / "experiments":
         raise ImportError(
             f"another package 'experiments' was imported before fl_sim ({next(iter(other.__path__))}); fl_sim has one of that name "
-            f"({ROOT / 'experiments'}): import fl_sim first, or rename yours"
+            f"({ROOT / 'experiments'}): use fl_sim before you import yours (from fl_sim import run), or rename yours"
         )
     sys.path.insert(0, str(ROOT))
     try:

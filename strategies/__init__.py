@@ -1,1 +1,1 @@
-"""What the server does with updates: rules, the server optimiser and the Flower strategy that hosts them."""
+"""The server's side: rules, the server's optimiser, and the strategies that combine updates with them."""

@@ -19,10 +19,10 @@ AGGREGATORS = (
 
 @dataclass
 class ByzflCombine:
-    """`combine(updates (n, d), weights, clients) -> (d,)`: pre-aggregators one after the other, then the aggregator. ByzFL knows no
-    weights: every client counts the same. Random draws come from the seed and the number of rounds so far.
+    """`combine(updates (n, d), weights, clients) -> (d,)`: pre-aggregators one after the other, then the aggregator. ByzFL ignores weights:
+    every client counts the same. Random draws come from the seed and the number of rounds so far.
 
-    Source: Gonzalez et al. 2025, "ByzFL: Research Framework for Robust Federated Learning"; each aggregator's own there.
+    Source: Gonzalez et al. 2025, "ByzFL: Research Framework for Robust Federated Learning"; it cites the source of each aggregator.
     """
 
     stages: list[Callable[[Tensor], Tensor]]
@@ -31,7 +31,7 @@ class ByzflCombine:
 
     def __call__(self, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
         self.rounds += 1
-        value = updates.clone()  # Clipping and ARC write into what they get
+        value = updates.clone()  # Clipping and ARC write into their input
         with lent_generators(self.seed, "byzfl", self.rounds):
             for stage in self.stages:
                 value = stage(value)
@@ -39,22 +39,22 @@ class ByzflCombine:
 
 
 def byzfl_combine(name: str, options: Mapping[str, Any], seed: int) -> ByzflCombine:
-    """The combination of a name such as `TrMean` or `NNM+TrMean`; each option goes to every part that has it.
+    """The combination of a name such as `TrMean` or `NNM+TrMean`. Each option goes to every part that has it.
 
-    Raises ValueError for an unknown part or option, or whatever ByzFL says of a value.
+    Raises ValueError for an unknown part or option, and what ByzFL raises for a bad value.
     """
     import byzfl  # takes seconds and is optional
 
     *before, last = name.split("+")
-    for part, known in [*((part, PRE_AGGREGATORS) for part in before), (last, AGGREGATORS)]:
-        if part not in known:
-            raise ValueError(f"expected one of {', '.join(known)}, got {part!r}")
-    left, stages = set(options), list[Callable[[Tensor], Tensor]]()
+    for part, names in [*((part, PRE_AGGREGATORS) for part in before), (last, AGGREGATORS)]:
+        if part not in names:
+            raise ValueError(f"expected one of {', '.join(names)}, got {part!r}")
+    unknown, stages = set(options), list[Callable[[Tensor], Tensor]]()
     for part in name.split("+"):
-        made = getattr(byzfl, part)
-        mine = {key: value for key, value in options.items() if key in inspect.signature(made.__init__).parameters}
-        left -= set(mine)
-        stages.append(made(**mine))
-    if left:
-        raise ValueError(f"{name} has no option {', '.join(sorted(left))}")
+        part_class = getattr(byzfl, part)
+        own_options = {key: value for key, value in options.items() if key in inspect.signature(part_class.__init__).parameters}
+        unknown -= set(own_options)
+        stages.append(part_class(**own_options))
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}")
     return ByzflCombine(stages, seed)

@@ -1,4 +1,4 @@
-"""DGC's thresholds, from clean rounds at the end of the burn-in that are then forgotten."""
+"""DGC's thresholds, fit_calibration to clean rounds after the burn-in. The model of these rounds is discarded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import StartModel, cache_key
 from fl_sim.model.flat_model import FlatModel
 from strategies.catalogue import build_strategy
-from strategies.dgc.thresholds import Calibration, Threshold, fitted, upper_quartile
+from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
 from strategies.rule_strategy import RuleStrategy
 
-VERSION = 3  # of what a calibration does: caches of others are not read
-FIRST = 1_000_000  # rounds of a calibration are numbered from here: other samples than any round of the run, and other batches, except
-# where a client's share is no larger than its batch and every round trains on all of it
+VERSION = 3  # of the calibration's method; caches of other versions are ignored
+# The rounds of a calibration are numbered from here. So their samples differ from those of the run's rounds, and so do their batches,
+# except for clients whose share is no larger than a batch.
+FIRST = 1_000_000
 DEPENDS_ON = ("client.", "server.", "strategy.", "fault.")
-LEAST_RISE = 0.02  # of the burnt-in model's probe loss: where learning was so steady that no clean round raised it, one may still
+LEAST_RISE = 0.02  # the largest clean rise counts as at least this share of the burnt-in probe loss: it may have been 0 by luck
 SCORES: tuple[str, ...] = ("history", "fixed", "rise", "fragility")
 
 
@@ -41,34 +42,37 @@ def calibrate(
     max_messages: int,
     progress: Callable[[int, int], None],
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Thresholds for `strategy.guard`, and the record of how they came about.
+    """Thresholds for `strategy.guard`, and the record of their calibration.
 
-    `strategy.calibration-rounds` rounds of the federation from the burnt-in model, every client honest, nothing refused; then a
-    probation is rehearsed, and as many rounds after it, because what the clip held back comes at once when it ends; else one false alarm
-    would bring the next. Then the model is forgotten: the run begins where it begins under any other strategy. Cached like the burn-in.
+    `strategy.calibration-rounds` rounds of the federation from the burnt-in model, with every client honest and nothing refused. Then a
+    rehearsed probation, and as many rounds after it: when the clip ends, the model catches up in a few large steps, and these must not
+    count as an alarm. Then the model is discarded: the run starts from the burnt-in model, as with any other strategy. Cached like the
+    burn-in.
     """
     folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
     if not (record := _load(path)):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, whichever process they run in
+        with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, in whatever process they run
             if not (record := _load(path)):
                 grid = ClientGrid(transport, config, start.buffers, max_messages=max_messages)
                 record = _measure(config, grid, start, federation, model, progress)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
-    known = fitted(config.strategy, record["scores"], record["probation"], least_rise=LEAST_RISE * loss, upper_norm=record["upper-norm"])
-    for kind, lines in (("thresholds", known.thresholds), ("during-probation", known.during_probation), ("typical", known.typical)):
-        record[kind] = {name: line._asdict() for name, line in lines.items()}
-    record["levels"] = {name: level._asdict() for name, level in known.levels.items()}
-    return known, record
+    scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
+    calibration = fit_calibration(config.strategy, scores, probation, least_rise=LEAST_RISE * loss, upper_norm=upper_norm)
+    record["thresholds"] = {name: threshold._asdict() for name, threshold in calibration.thresholds.items()}
+    record["during-probation"] = {name: threshold._asdict() for name, threshold in calibration.during_probation.items()}
+    record["typical"] = {name: threshold._asdict() for name, threshold in calibration.typical.items()}
+    record["levels"] = {name: level._asdict() for name, level in calibration.levels.items()}
+    return calibration, record
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    """The cached record, or None where there is none or it is damaged."""
+    """The cached record; None if there is none or it is damaged."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return kept["record"] if kept["sha256"] == _digest(kept["record"]) else None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["record"] if content["sha256"] == _digest(content["record"]) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -81,15 +85,15 @@ def _measure(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """The scores of clean rounds by name, and the upper quartile of the norms of clients' updates before the rehearsed probation."""
-    nobody = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
-    endless: dict[str, Threshold] = dict.fromkeys(SCORES, Threshold(float("inf"), 0.0))
+    clean = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
+    unlimited: dict[str, Threshold] = dict.fromkeys(SCORES, Threshold(float("inf"), 0.0))
     strategy = build_strategy(
         config,
         start.theta.cpu(),
-        lambda round_: sample_clients(nobody, round_),
+        lambda round_: sample_clients(clean, round_),
         model=model,
         federation=federation,
-        calibration=Calibration(endless, endless, endless, {}, float("inf")),
+        calibration=Calibration(unlimited, unlimited, unlimited, {}, float("inf")),
         calibrating=True,
     )
     assert isinstance(strategy, RuleStrategy)
@@ -102,18 +106,18 @@ def _measure(
             norm = upper_quartile(torch.tensor(norms))
             strategy.begin_probation(probation, norm)
         try:
-            played = play_round(strategy, grid, FIRST + number, phase="")
+            result = play_round(strategy, grid, FIRST + number, phase="")
         except RuntimeError as error:
             raise RuntimeError(f"calibration, round {number}: {error}") from error
         for name in SCORES:
-            if name in played.metrics:
-                scores.setdefault(name, []).append(played.metrics[name])
-        norms += [report.norm for report in played.outcome.reports if not report.failure]
+            if name in result.metrics:
+                scores.setdefault(name, []).append(result.metrics[name])
+        norms += [report.norm for report in result.outcome.reports if not report.failure]
         progress(number, rounds)
-    rehearsed = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
+    rehearsal = list(range(settings.calibration_rounds + 1, settings.calibration_rounds + probation + 1))
     return {
         "rounds": rounds,
-        "probation": rehearsed,
+        "probation": rehearsal,
         "scores": scores,
         "upper-norm": norm if probation else upper_quartile(torch.tensor(norms)),
     }

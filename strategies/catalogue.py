@@ -1,4 +1,4 @@
-"""Strategies by name: our rules, DGC, Flower's classes, ByzFL's aggregators, and what comes from outside."""
+"""Strategies by name: our rules, DGC, Flower's classes, ByzFL's aggregators, and strategies and rules from outside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
 from strategies.dgc.guard import Guard, guard_problems
 from strategies.dgc.thresholds import Calibration
 from strategies.flower_host import FlowerHost
-from strategies.own_rule import ASKED, OwnCombine, asked_for
+from strategies.own_rule import OPTIONAL, OwnCombine, optional_parameters
 from strategies.rule import RULES, Rule, stacked_mean
 from strategies.rule_strategy import RuleStrategy
 
@@ -43,11 +43,11 @@ WIDE = frozenset({"Krum", "MultiKrum", "Bulyan"})  # their distances need float6
 
 
 def strategy_problems(config: Config) -> list[str]:
-    """What is wrong with `strategy.*`, a sentence a problem. Builds what `strategy.name` names, once."""
+    """What is wrong with `strategy.*`, one sentence per problem. Builds the strategy once."""
     settings = config.strategy
     if settings.name in strategies.table:
-        given = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
-        return (given if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
+        superfluous = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
+        return (superfluous if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
     try:
         _instance(config, _no_probe)
     except Exception as error:
@@ -58,28 +58,28 @@ def strategy_problems(config: Config) -> list[str]:
 
 
 def strategy_notes(config: Config) -> list[str]:
-    """What of a Flower strategy will not be called, a sentence each: nobody should wait for it."""
+    """The methods that a user's Flower strategy overrides and that are never called, one sentence each."""
     if not strategies.outside(config.strategy.name):
         return []
-    made = _instance(config, _no_probe)
-    own = [name for name in NOT_CALLED if isinstance(made, Strategy) and not _is_flowers(getattr(type(made), name))]
+    instance = _instance(config, _no_probe)
+    own = [name for name in NOT_CALLED if isinstance(instance, Strategy) and not _is_flowers(getattr(type(instance), name))]
     return [f"{config.strategy.name}: {name} is not called ({NOT_CALLED[name]})" for name in own]
 
 
 def needs_of(config: Config) -> Needs:
-    """What the strategy of a configuration cannot work without."""
+    """What the strategy of a configuration requires."""
     if config.strategy.name == "dgc":
         return Needs(server_data=True, calibration=True)
-    made = _instance(config, _no_probe)
-    if isinstance(made, Strategy):
+    instance = _instance(config, _no_probe)
+    if isinstance(instance, Strategy):
         return FlowerHost.needs
-    asked = asked_for(made.combine.function) if isinstance(made.combine, OwnCombine) else ()
-    return Needs(server_data="server_data" in asked, client_ids="clients" in asked)
+    optional = optional_parameters(instance.combine.function) if isinstance(instance.combine, OwnCombine) else ()
+    return Needs(server_data="server_data" in optional, client_ids="clients" in optional)
 
 
 def public_combine(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    """The combination `(updates (n, d), weights (n,)) -> (d,)` of a configuration's rule, made anew: for who knows the rule. It is not told
-    who sent what, and sees no data of the server's."""
+    """The combination `(updates (n, d), weights (n,)) -> (d,)` of a configuration's rule, for a coalition that knows the rule: a new
+    instance, without client ids and without the server's data."""
     rule = _instance(config, _no_probe)
     assert isinstance(rule, Rule)
     return lambda updates, weights: stacked_mean(rule, updates, weights, torch.arange(len(updates)))
@@ -97,17 +97,17 @@ def build_strategy(
 ) -> RuleStrategy | FlowerHost:
     """The strategy of `strategy.name` around the initial model theta (d,).
 
-    Args: sample, the client ids of a round; calibration, of DGC's thresholds; calibrating, ask for every update's norm.
+    Args: sample, the client ids of a round; calibration, of DGC's thresholds; calibrating, whether workers must report every update's norm.
     """
-    made = _instance(config, federation.probe)
-    if isinstance(made, Strategy):
-        wide = type(getattr(made, "strategy", made)).__name__ in WIDE
-        return FlowerHost(made, theta, config, model.layout, sample, wide=wide)
+    instance = _instance(config, federation.probe)
+    if isinstance(instance, Strategy):
+        wide = type(getattr(instance, "strategy", instance)).__name__ in WIDE
+        return FlowerHost(instance, theta, config, model.layout, sample, wide=wide)
     guard = None
     if calibration:
         server = config.server
         guard = Guard(config.strategy, model, federation.probe(), calibration, server.learning_rate, server.momentum)
-    return RuleStrategy(made, theta, config.server, sample, name=config.strategy.name, guard=guard, norms_wanted=calibrating)
+    return RuleStrategy(instance, theta, config.server, sample, name=config.strategy.name, guard=guard, report_norms=calibrating)
 
 
 def _instance(config: Config, probe: Callable[[], Batch]) -> Rule | Strategy:
@@ -130,7 +130,7 @@ def _instance(config: Config, probe: Callable[[], Batch]) -> Rule | Strategy:
 
 
 def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Batch]) -> Rule | Strategy:
-    """Somebody's Flower strategy, `Rule`, or plain function `(updates, weights, **options) -> (d,)`. Raises TypeError for anything else."""
+    """A user's Flower strategy, `Rule`, or plain function `(updates, weights, **options) -> (d,)`. Raises TypeError for anything else."""
     thing = strategies.find(name)
     if isinstance(thing, type) and issubclass(thing, Strategy):
         return thing(**options)
@@ -141,13 +141,13 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
             "expected a subclass of flwr.serverapp.strategy.Strategy, a fl_sim.Rule, or a function (updates, weights, **options), "
             f"got {thing!r}"
         )
-    own = {key: value for key, value in options.items() if key not in ASKED}
-    inspect.signature(thing).bind(None, None, **dict.fromkeys(asked_for(thing)), **own)
+    own = {key: value for key, value in options.items() if key not in OPTIONAL}
+    inspect.signature(thing).bind(None, None, **dict.fromkeys(optional_parameters(thing)), **own)
     return Rule(combine=OwnCombine(name, thing, options, probe))
 
 
 def _no_probe() -> Batch:
-    raise RuntimeError("the server's data is not shown here")
+    raise RuntimeError("the server's data is not available here")
 
 
 def _is_flowers(function: Any) -> bool:
@@ -155,7 +155,7 @@ def _is_flowers(function: Any) -> bool:
 
 
 def _family_problem(name: str) -> str | None:
-    """What is wrong with a name of ByzFL's; None for a name that is none."""
+    """What is wrong with a name of ByzFL or Flower, empty if nothing; None for other names."""
     package, _, rest = name.partition(".")
     if package == "byzfl" and ":" not in name:
         if importlib.util.find_spec("byzfl") is None:
@@ -163,11 +163,11 @@ def _family_problem(name: str) -> str | None:
         *before, last = rest.split("+")
         if all(part in PRE_AGGREGATORS for part in before) and last in AGGREGATORS:
             return ""
-        known = ", ".join(f"byzfl.{aggregator}" for aggregator in AGGREGATORS)
+        names = ", ".join(f"byzfl.{aggregator}" for aggregator in AGGREGATORS)
         near = difflib.get_close_matches(last, AGGREGATORS, n=1)
         hint = f"; did you mean {'byzfl.' + near[0]!r}?" if near else ""
         return (
-            f"expected strategy.name to be one of {known}; before an aggregator go {', '.join(PRE_AGGREGATORS)}, as in byzfl.NNM+TrMean; "
+            f"expected strategy.name to be one of {names}; before an aggregator go {', '.join(PRE_AGGREGATORS)}, as in byzfl.NNM+TrMean; "
             f"got {name!r}{hint}"
         )
     return "" if package == "flwr" and rest in FLOWER else None

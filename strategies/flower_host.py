@@ -1,4 +1,4 @@
-"""Hosts any Flower strategy, ours excepted: it sees ordinary messages and replies, one a client, with named model weights."""
+"""Hosts any Flower strategy except ours: it gets ordinary messages and replies, one per client, with named model weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fl_sim.wire.arrays import array_record, from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restored, saved
 
-PATIENCE = 5  # times that a strategy may look for nodes in a round
+PATIENCE = 5  # how often a strategy may ask for the node ids in a round
 
 Layout = Mapping[str, torch.Size]  # a model's parameters by name, in the order of theta
 
@@ -31,13 +31,13 @@ Layout = Mapping[str, torch.Size]  # a model's parameters by name, in the order 
 class FlowerHost(Strategy):
     """Runs a Flower strategy unchanged over the grid of virtual clients.
 
-    Each round the strategy is offered exactly the clients that `sample(round)` gives (so it samples by our seed, not by the
-    global generator), and gets for each an ordinary reply: weights `theta_t - client_lr * g_i` and `num-examples`.
-    Guarded against, of Flower 1.41: draws from global generators are lent from the run's seed; Krum's and Bulyan's distances
-    lose small updates in float32, so the weights are float64 where `wide`; FedMedian and others empty the replies, which are
-    nobody else's; the DP wrappers divide by the norm of an update, so a zero update is moved by one unit in the last place.
+    In each round the strategy can only sample the clients of `sample(round)`, so that the sample depends on our seed. It gets an ordinary
+    reply per client: weights `theta_t - client_lr * g_i` and `num-examples`.
+    Four defects of Flower 1.41 are worked around. Strategies draw from global generators: these are seeded from the run's seed. Krum's and
+    Bulyan's distances lose small updates in float32: with `wide` the weights are float64. FedMedian and others empty the replies that they
+    get: each reply is a copy. The DP wrappers divide by the norm of an update: a zero update is moved by one unit in the last place.
 
-    Args: inner, the strategy; theta (d,); layout, how theta falls into named parameters.
+    Args: inner, the strategy; theta (d,); layout, the shapes of the named parameters in theta.
     """
 
     needs = Needs(client_ids=True)
@@ -47,66 +47,66 @@ class FlowerHost(Strategy):
     ) -> None:
         self.inner, self.theta, self._layout, self.step_size = inner, theta, layout, config.client.learning_rate
         self._name, self._sample, self._seed, self._wide = config.strategy.name, sample, config.seed, wide
-        self._asked: dict[int, Message] = {}
-        self._sent = theta
+        self._messages: dict[int, Message] = {}
+        self._sent_theta = theta
         self._unread: frozenset[str] = frozenset()
 
     def public_rule(self) -> PublicRule:
-        """Its name: what it does with models is its own."""
+        """The name alone: how a Flower strategy combines models is unknown."""
         return PublicRule(self._name, combine=None, step_size=self.step_size)
 
     def save(self) -> State:
-        """All that the next round depends on: the model, and what the strategy keeps in its attributes. Raises UnsavableError."""
+        """Everything that the next round depends on: the model, and the strategy's attributes. Raises UnsavableError."""
         return saved({"theta": self.theta, "inner": self.inner})
 
     def load(self, state: State) -> None:
-        """Bring a saved state back, also into a strategy that was made anew."""
+        """Restore a saved state, in this or in a new strategy of the same configuration."""
         self.theta = restored(state, {"inner": self.inner})["theta"]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """What the strategy sends, as one packed message for the `ClientGrid`: a flat model, `stacked` updates asked for."""
-        offered = _Offer(grid, [client + 1 for client in self._sample(server_round)])
-        with self._lent("configure", server_round):
-            messages = list(self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offered))
-        self._asked = {message.metadata.dst_node_id: message for message in messages}
+        """The strategy's messages, as one packed message for the `ClientGrid` with the flat model; the updates must be `stacked`."""
+        offer = _Offer(grid, [client + 1 for client in self._sample(server_round)])
+        with self._flower_context("configure", server_round):
+            messages = list(self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offer))
+        self._messages = {message.metadata.dst_node_id: message for message in messages}
         if not messages:
             return []
-        self._sent = self._flat(_only_arrays(messages[0].content))
+        self._sent_theta = self._flat(_only_arrays(messages[0].content))
         self._check(messages)
         settings = ConfigRecord(
             {
                 "phase": "",
                 **config,
-                "clients": [node - 1 for node in sorted(self._asked)],
+                "clients": [node - 1 for node in sorted(self._messages)],
                 "round": server_round,
                 "stacked": True,
                 "clip-norm": "",
                 "clip-bound": 0.0,
             }
         )
-        return [Message(RecordDict({"arrays": to_record({"theta": self._sent}), "config": settings}), 1, "train")]
+        return [Message(RecordDict({"arrays": to_record({"theta": self._sent_theta}), "config": settings}), 1, "train")]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The next model, from what the strategy makes of one reply a client.
+        """The next model, which the strategy makes from one reply per client.
 
-        Raises RuntimeError if it makes something that is not finite: every update that it was given is.
+        Raises RuntimeError if it is not finite, because every update is.
         """
         content = next(iter(replies)).content
         clients, rows = content.config_records["clients"], from_record(content.array_records["rows"])["rows"]
         ordinary = [
-            self._reply(self._asked[client + 1], row, weight)
+            self._reply(self._messages[client + 1], row, weight)
             for client, row, weight in zip(cast(list[int], clients["ids"]), rows, cast(list[float], clients["weights"]), strict=True)
         ]
         before = self.theta
-        with self._lent("aggregate", server_round):
+        with self._flower_context("aggregate", server_round):
             arrays, metrics = self.inner.aggregate_train(server_round, ordinary)
         if arrays is not None:
             self.theta = self._flat(arrays)
         if not bool(torch.isfinite(self.theta).all()):
-            raise RuntimeError(f"round {server_round}: {type(self.inner).__name__} made a model that is not finite of finite updates")
-        moved = float(torch.linalg.vector_norm(before - self.theta)) / self.step_size
+            raise RuntimeError(f"round {server_round}: {type(self.inner).__name__} made a model that is not finite from finite updates")
+        length = float(torch.linalg.vector_norm(before - self.theta)) / self.step_size
         figures = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-        return to_record({"theta": self.theta}), MetricRecord({**figures, "combined_norm": moved, "applied_norm": moved})
+        return to_record({"theta": self.theta}), MetricRecord({**figures, "combined_norm": length, "applied_norm": length})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the ServerApp evaluates centrally."""
@@ -119,27 +119,32 @@ class FlowerHost(Strategy):
         self.inner.summary()
 
     def _check(self, messages: list[Message]) -> None:
-        """Raise RuntimeError for clients that would get different models; say once which settings for clients nobody reads."""
+        """Raise RuntimeError if clients would get different models. Warn once about settings that our clients ignore."""
         models = {id(_only_arrays(message.content)): _only_arrays(message.content) for message in messages}
-        if any(not torch.equal(self._flat(arrays), self._sent) for arrays in models.values()):
+        if any(not torch.equal(self._flat(arrays), self._sent_theta) for arrays in models.values()):
             raise RuntimeError(f"{type(self.inner).__name__} sends different models to different clients, which is not supported")
-        asked = {key for record in messages[0].content.config_records.values() for key in record} - {"phase", "server-round"}
-        if asked - self._unread:
-            self._unread |= asked
-            log(WARNING, "%s asks its clients for %s: our clients do not read that", type(self.inner).__name__, ", ".join(sorted(asked)))
+        settings = {key for record in messages[0].content.config_records.values() for key in record} - {"phase", "server-round"}
+        if settings - self._unread:
+            self._unread |= settings
+            log(
+                WARNING,
+                "%s sends its clients the settings %s: our clients ignore them",
+                type(self.inner).__name__,
+                ", ".join(sorted(settings)),
+            )
 
     def _reply(self, message: Message, update: Tensor, weight: float) -> Message:
-        """An ordinary reply to a message: the client's model and its number of examples."""
-        dtype = torch.float64 if self._wide else self._sent.dtype
-        weights = self._sent.to(dtype) - self.step_size * update.to(dtype)
-        if torch.equal(weights, self._sent.to(dtype)):
+        """An ordinary reply to a message: the client's model and its weight as `num-examples`."""
+        dtype = torch.float64 if self._wide else self._sent_theta.dtype
+        weights = self._sent_theta.to(dtype) - self.step_size * update.to(dtype)
+        if torch.equal(weights, self._sent_theta.to(dtype)):
             weights = weights.clone()
             weights[0] = torch.nextafter(weights[0], weights.new_tensor(float("inf")))
         content = RecordDict({"arrays": self._layers(weights), "metrics": MetricRecord({"num-examples": int(weight)})})
         return Message(content, reply_to=message)
 
     def _layers(self, theta: Tensor) -> ArrayRecord:
-        """theta (d,) as named parameters, copied: a strategy may write into what it gets."""
+        """theta (d,) as named parameters; copies, because a strategy may write into them."""
         parts = theta.cpu().split([shape.numel() for shape in self._layout.values()])
         return array_record(
             {name: part.view(shape).numpy().copy() for (name, shape), part in zip(self._layout.items(), parts, strict=True)}
@@ -153,8 +158,8 @@ class FlowerHost(Strategy):
         return torch.cat([torch.from_numpy(np.array(arrays[name].numpy(), dtype=np.float32)).flatten() for name in self._layout])
 
     @contextlib.contextmanager
-    def _lent(self, what: str, round_: int) -> Generator[None]:
-        """Global generators from the run's seed, and Flower's log without a line a round."""
+    def _flower_context(self, what: str, round_: int) -> Generator[None]:
+        """Inside the block global generators are seeded from the run's seed, and Flower logs warnings only."""
         logger = logging.getLogger("flwr")
         with lent_generators(self._seed, "strategy", what, round_):
             level = logger.level
@@ -166,14 +171,14 @@ class FlowerHost(Strategy):
 
 
 class _Offer(Grid):
-    """The grid as a Flower strategy sees it in a round: only the sampled nodes are there."""
+    """The grid that a Flower strategy gets in a round: it has the sampled nodes only."""
 
     def __init__(self, grid: Grid, nodes: list[int]) -> None:
         self._grid, self._nodes, self._looks = grid, nodes, 0
 
     def get_node_ids(self) -> list[int]:
         self._looks += 1
-        if self._looks > PATIENCE:  # Flower's sample_nodes waits for ever, looking once a second
+        if self._looks > PATIENCE:  # Flower's sample_nodes would ask once per second for ever
             raise RuntimeError(f"the strategy waits for more nodes than the {len(self._nodes)} clients of a round")
         return list(self._nodes)
 

@@ -1,4 +1,4 @@
-"""A plain function of somebody's as the combination of a rule: `(updates (n, d), weights (n,), **options) -> (d,)`."""
+"""A user's plain function as the combination of a rule: `(updates (n, d), weights (n,), **options) -> (d,)`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from fl_sim.data.batches import Batch
 
-ASKED = ("clients", "server_data", "state")  # parameters that get more than the updates and their weights
+OPTIONAL = ("clients", "server_data", "state")  # inputs of a function besides the updates and their weights, if it has such parameters
 
 
 class OutsideRuleError(RuntimeError):
-    """A rule from outside returned something that is no combined update."""
+    """A rule from outside did not return a combined update."""
 
 
 @dataclass
 class OwnCombine:
-    """Calls `function`, with what its parameters ask for.
+    """Calls `function` with the updates, their weights, and the `OPTIONAL` inputs that are among its parameters.
 
-    clients: the ids (n,) of who sent each row; server_data: a clean batch of the server's own; state: a dict of tensors, empty in round 1,
-    that is kept from round to round and in checkpoints.
+    clients: the client id of each row (n,); server_data: a clean batch of the server; state: a dict of tensors, empty in round 1, that is
+    kept from round to round and in checkpoints.
     """
 
     name: str
@@ -35,14 +35,14 @@ class OwnCombine:
 
     def __call__(self, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
         """The combined update (d,). Raises OutsideRuleError."""
-        asked, given = asked_for(self.function), dict[str, Any]()
-        if "clients" in asked:
-            given["clients"] = clients.clone()
-        if "server_data" in asked:
-            given["server_data"] = self.probe()
-        if "state" in asked:
-            given["state"] = self.state
-        combined = self.function(updates.clone(), weights.clone(), **given, **self.options)
+        names, arguments = optional_parameters(self.function), dict[str, Any]()
+        if "clients" in names:
+            arguments["clients"] = clients.clone()
+        if "server_data" in names:
+            arguments["server_data"] = self.probe()
+        if "state" in names:
+            arguments["state"] = self.state
+        combined = self.function(updates.clone(), weights.clone(), **arguments, **self.options)
         expected = f"expected {self.name} to return a tensor of shape ({updates.shape[1]},)"
         if not isinstance(combined, Tensor):
             raise OutsideRuleError(f"{expected}, got {type(combined).__name__}")
@@ -56,7 +56,7 @@ class OwnCombine:
         return combined.detach().to(updates)
 
 
-def asked_for(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Which of `ASKED` a function has among its parameters."""
+def optional_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The `OPTIONAL` inputs that are among the parameters of a function."""
     parameters = inspect.signature(function).parameters
-    return tuple(name for name in ASKED if name in parameters)
+    return tuple(name for name in OPTIONAL if name in parameters)

@@ -1,4 +1,4 @@
-"""The server's rules: what happens to updates before, while and after they are combined."""
+"""The server's rules: a clip before combining, the combination, a clip after it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Combine = Callable[[Tensor, Tensor, Tensor], Tensor]  # updates (n, d), weights 
 class Rule:
     """Three slots: `before` per client, `combine`, `after` on the combined update.
 
-    `combine = None` is the weighted mean, which workers can sum up by themselves: a rule with it never needs the single
-    updates in one place. Source: Pang et al. 2021, App. C (no clip, clip before, clip after aggregation).
+    `combine = None` is the weighted mean: workers can add up their parts of it, so the server does not need every update.
+    Source: Pang et al. 2021, App. C (no clip, clip before, clip after aggregation).
     """
 
     before: Clip | None = None
@@ -33,16 +33,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Combined:
-    """A combined update (d,) with what the rule did: its l2 norm before and after the last slot, and how many updates were clipped."""
+    """A combined update (d,) and the rule's figures: its l2 norm before and after the last slot, and how many updates were clipped."""
 
     update: Tensor
     metrics: dict[str, float]
 
 
 def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
-    """The `after` slot on the combined update (d,), and the rule's report.
+    """The `after` slot on the combined update (d,), and the rule's figures.
 
-    Args: client_norms (n,), each update's norm in the norm of `before`, NaN where nobody needed it.
+    Args: client_norms (n,), each update's norm in the norm of `before`, NaN if not computed.
     """
     update, norm = clip(mean, rule.after) if rule.after else (mean, norms(mean))
     metrics = {"combined_norm": float(norms(mean)), "applied_norm": float(norms(update))}

@@ -24,17 +24,17 @@ from strategies.dgc.guard import Guard
 from strategies.rule import Rule, finish, stacked_mean
 from strategies.server_sgd import ServerState, server_step
 
-PUBLIC_COMBINE = "strategies.catalogue:public_combine"  # as text, because clients may not know strategies
+PUBLIC_COMBINE = "strategies.catalogue:public_combine"  # as text, because `clients` must not import `strategies`
 
 
 class RuleStrategy(Strategy):
-    """Samples clients, sends them the model, applies a `Rule` and server SGD with momentum, and lets a `Guard` judge the result.
+    """Samples clients, sends them the model, applies a `Rule` and server SGD with momentum, and lets a `Guard` check the result.
 
-    The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids; the state is the
-    server's and is replaced, never written into. A round without any finite update leaves the model as it is.
+    The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids. A round without any finite update
+    does not change the model.
 
-    Args: server, `server.*`; name, of the strategy; guard, DGC's; norms_wanted, ask for every update's norm also where nobody clips (the
-    calibration).
+    Args: server, `server.*`; name, of the strategy; guard, DGC's; report_norms, whether workers must report every update's norm although
+    nothing is clipped (for the calibration).
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class RuleStrategy(Strategy):
         *,
         name: str = "",
         guard: Guard | None = None,
-        norms_wanted: bool = False,
+        report_norms: bool = False,
     ) -> None:
         self.rule, self.name, self._server, self._sample = rule, name, server, sample
-        self._guard, self._norms_wanted = guard, norms_wanted
+        self._guard, self._report_norms = guard, report_norms
         self.state = ServerState(theta, torch.zeros_like(theta))
         self.guard_state = guard.begin(theta) if guard else None
         self.step_size, self.needs = server.learning_rate, Needs(server_data=guard is not None, calibration=guard is not None)
@@ -60,23 +60,23 @@ class RuleStrategy(Strategy):
         return self.state.theta
 
     def public_rule(self) -> PublicRule:
-        """The clips of this round, a guard's included; the combination is made anew from the configuration by whoever wants it."""
+        """The clips of this round, a guard's included, and the name of a function that makes the combination from the configuration."""
         combine = PUBLIC_COMBINE if self.rule.combine else ""
         return PublicRule(self.name, self._round_rule().before, self.rule.after, combine, self.step_size)
 
     def save(self) -> State:
-        """All that the next round depends on: model, velocity, what the guard and a combination with a memory remember."""
+        """Everything that the next round depends on: model, velocity, the states of the guard and of the combination."""
         return saved({**self.state._asdict(), "guard": self.guard_state, "combine": self.rule.combine})
 
     def load(self, state: State) -> None:
-        """Bring a saved state back, also into a strategy that was made anew."""
-        found = restored(state, {"guard": self.guard_state, "combine": self.rule.combine})
-        device, guard = self.state.theta.device, found["guard"]
-        self.state = ServerState(found["theta"].to(device), found["velocity"].to(device))
+        """Restore a saved state, in this or in a new strategy of the same configuration."""
+        values = restored(state, {"guard": self.guard_state, "combine": self.rule.combine})
+        device, guard = self.state.theta.device, values["guard"]
+        self.state = ServerState(values["theta"].to(device), values["velocity"].to(device))
         self.guard_state = guard.to(self.guard_state.fixed.device) if guard and self.guard_state else None
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One packed message for the `ClientGrid` with the ids of the sampled clients; `config` may bring the `phase` of the round."""
+        """One packed message for the `ClientGrid` with the ids of the sampled clients. `config` may hold the `phase` of the round."""
         before = self._round_rule().before
         settings = ConfigRecord(
             {
@@ -92,7 +92,7 @@ class RuleStrategy(Strategy):
         return [Message(RecordDict({"arrays": arrays, "config": settings}), 1, "train")]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The next model from the grid's packed reply, and what the rule and the guard report."""
+        """The next model from the grid's packed reply, and the figures of the rule and the guard."""
         content = next(iter(replies)).content
         clients = content.config_records["clients"]
         weights = torch.tensor(cast(list[float], clients["weights"]))
@@ -103,9 +103,9 @@ class RuleStrategy(Strategy):
         combined = finish(self._round_rule(), mean, norms)
         metrics |= combined.metrics
         if self._guard and self.guard_state and self._guard.settings.scope == "aggregate":
-            judged = self._guard.judge(self.state, combined.update, self.guard_state, norms)
-            self.state, self.guard_state = judged.server, judged.guard
-            metrics |= judged.metrics
+            judgement = self._guard.judge(self.state, combined.update, self.guard_state, norms)
+            self.state, self.guard_state = judgement.server, judgement.guard
+            metrics |= judgement.metrics
         else:
             self.state = server_step(self.state, combined.update, self._server.learning_rate, self._server.momentum)
             if self._guard and self.guard_state:
@@ -115,22 +115,22 @@ class RuleStrategy(Strategy):
     def _round_rule(self) -> Rule:
         """The rule of this round: during a guard's probation each client is clipped before combining."""
         before = self._guard.before(self.guard_state) if self._guard and self.guard_state else None
-        if before is None and self._norms_wanted:
+        if before is None and self._report_norms:
             before = Clip("l2", float("inf"))
         return replace(self.rule, before=before) if before else self.rule
 
     def begin_probation(self, rounds: int, bound: float) -> None:
-        """Clip each client at `bound` for some rounds from now, as after a refusal or a drift (the calibration rehearses one)."""
+        """Clip each client's update at `bound` for the next `rounds` rounds, as after a refusal or a drift (for the calibration)."""
         if self.guard_state:
             self.guard_state = self.guard_state._replace(probation=rounds, probation_length=rounds, bound=bound)
 
     @property
     def _stacked(self) -> bool:
-        """Whether every single update is needed here."""
+        """Whether the server needs every single update."""
         return not self.rule.reducible or (self._guard is not None and self._guard.settings.scope == "client")
 
     def _mean(self, content: RecordDict, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The combined update (d,) before the `after` slot, and what sifting the single updates reported."""
+        """The combined update (d,) before the `after` slot, and the figures of a guard that checks single updates."""
         if not self._stacked:
             return from_record(content.array_records["sum"])["sum"] / weights.sum(), {}
         updates, metrics = from_record(content.array_records["rows"])["rows"], dict[str, float]()

@@ -1,9 +1,11 @@
-"""Shared fixtures: no telemetry, Flower's message identity, small federations."""
+"""Shared fixtures: no telemetry, Flower's message identity, small federations, one Ray for a module."""
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import settings
 
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import resolve
+from fl_sim.grid.ray_runtime import ray_running
 from fl_sim.grid.transports import claim_identity
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -26,6 +29,24 @@ settings.load_profile("tests")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of data sets and burn-ins for the whole session."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder for tests that only read records: each configuration is run once a session. Not for keys that are not hashed."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray in this process for all tests of a module, as in a notebook: each command then starts only its own actors."""
+    running = ray_running()
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # of Ray's own files and processes
+        running.__enter__()
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        running.__exit__(None, None, None)
+        gc.collect()
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""The accumulative poisoning attack and what it is made of."""
+"""The accumulative poisoning attack and its parts."""

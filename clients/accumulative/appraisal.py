@@ -1,4 +1,4 @@
-"""How the model does on the coalition's own validation set, now and when the coalition first saw it."""
+"""Loss and accuracy of the model on the coalition's own validation set, now and at the start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fl_sim.wire.messages import AttackState
 
 
 class Appraisal(NamedTuple):
-    """Mean cross-entropy and accuracy (percent) on S_val, now and at the start."""
+    """Mean cross-entropy and accuracy (percent) on S_val, of the present model and of the first one that the coalition got."""
 
     loss: float
     accuracy: float
@@ -20,9 +20,9 @@ class Appraisal(NamedTuple):
 
 
 def appraise(knowledge: Knowledge, start: dict[str, Tensor]) -> Appraisal:
-    """Appraise the model on this round's draw of S_val, as a control variate: the difference from the first model on the same
-    examples, added to the first model's figure on all of S_val. Exact where the draw is the whole set, and far less noisy than
-    the bare draw where it is not. Ours.
+    """Estimate loss and accuracy on S_val from this round's draw, with the first model as a control variate: the difference between the two
+    models on the draw, plus the first model's figure on all of S_val. Exact if the draw is the whole set; otherwise much less noisy than
+    the draw alone. Ours.
 
     Args: start, `losses` and `hits` (e,) of the first model, see `first_look`.
     """
@@ -34,7 +34,7 @@ def appraise(knowledge: Knowledge, start: dict[str, Tensor]) -> Appraisal:
 
 
 def first_look(knowledge: Knowledge, state: AttackState) -> dict[str, Tensor]:
-    """Per-example losses and hits (e,) on S_val of the first model that the coalition saw; remembered in its state."""
+    """Losses and hits (e,) of the first model that the coalition got, per example of S_val; kept in its state."""
     if "losses" in state.arrays:
         return {name: state.arrays[name] for name in ("losses", "hits")}
     losses, hits = knowledge.model.examples(knowledge.theta, *knowledge.validation)

@@ -21,17 +21,18 @@ from fl_sim.wire.messages import AttackState
 
 
 def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
-    """Accumulate: aim for `honest_t + scale_t * h_t` (Eq. 12), or with `attack.keep-honest = false` for `scale_t * h_t` alone: then
-    nobody trains in the phase, as in the released code of Pang et al. 2021, but for rounds in which stealth pauses. Trigger: aim for `P_t`.
+    """In the accumulative phase the target of the combined update is `honest_t + scale_t * h_t` (Eq. 12), in the trigger round `P_t`.
 
-    The trigger comes when the schedule says so (phase "trigger") or, with `attack.fire = "rehearsed"`, in the first
-    accumulative round in which a rehearsal succeeds. Between two triggers the coalition accumulates again, without stealth, because the
-    model is broken already. In a control the scale is 0.
+    With `attack.keep-honest = false` the target is `scale_t * h_t` alone, as in the released code of Pang et al. 2021: then the model is
+    trained only in rounds in which stealth control pauses the accumulation.
+    The trigger comes in the phase "trigger" or, with `attack.fire = "rehearsed"`, in the first accumulative round in which a rehearsal
+    succeeds. Between two triggers the coalition accumulates without stealth control, because the model is damaged already. In a control
+    the scale is 0.
     """
     settings = knowledge.settings
-    last = state.arrays.get("theta")
+    previous_theta = state.arrays.get("theta")
     vector = trigger_vector(knowledge, state.arrays.get("trigger"))
-    trigger_updates = _send(knowledge, vector, last)
+    trigger_updates = _send(knowledge, vector, previous_theta)
     trigger = knowledge.combined(trigger_updates)
     start = first_look(knowledge, state)
     own = appraise(knowledge, start)
@@ -56,16 +57,16 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     push = scale * scaled_direction(h, knowledge, scalars["honest_norm"])
     metrics["scale"], metrics["push_norm"] = scale, float(torch.linalg.vector_norm(push))
     target = knowledge.honest_mean + push if settings.keep_honest else push
-    return Action(_send(knowledge, target, last), next_state, metrics)
+    return Action(_send(knowledge, target, previous_theta), next_state, metrics)
 
 
-def _send(knowledge: Knowledge, target: Tensor, last: Tensor | None) -> Tensor:
-    """Updates (m, d) for a target (d,); with `attack.alignment` in line with how the model moved since the last one seen (d,), and no
-    longer than the known bound, or than the members' honest updates."""
+def _send(knowledge: Knowledge, target: Tensor, previous_theta: Tensor | None) -> Tensor:
+    """Updates (m, d) for a target (d,). With `attack.alignment` they are aligned with the model's last move (from `previous_theta` (d,)),
+    and no longer than the known bound, or else than the median of the members' honest updates."""
     updates = send(knowledge, target)
     if knowledge.settings.alignment == 0.0:
         return updates
-    momentum = knowledge.honest_mean if last is None else last - knowledge.theta
+    momentum = knowledge.honest_mean if previous_theta is None else previous_theta - knowledge.theta
     bound = knowledge.bound or Clip("l2", float(torch.linalg.vector_norm(knowledge.updates, dim=1).median()))
     return clip(aligned(updates, momentum, knowledge.settings.alignment), bound)[0]
 
@@ -78,7 +79,7 @@ def _running_norm(knowledge: Knowledge, state: AttackState) -> dict[str, float]:
 
 
 def _arrays(knowledge: Knowledge, vector: Tensor) -> dict[str, Tensor]:
-    """What the next round needs: the trigger vector (d,) if it is summed up, and the model (d,) to see the momentum."""
+    """State for the next round: the trigger vector (d,) if it is accumulated, and the model (d,) if the alignment needs its move."""
     settings = knowledge.settings
     return ({"trigger": vector} if settings.trigger_refresh == "accumulate" else {}) | (
         {"theta": knowledge.theta} if settings.alignment else {}
@@ -86,10 +87,10 @@ def _arrays(knowledge: Knowledge, vector: Tensor) -> dict[str, Tensor]:
 
 
 def scaled_direction(h: Tensor, knowledge: Knowledge, mean_honest_norm: float) -> Tensor:
-    """h_t (d,) at its length before stealth control.
+    """h_t (d,) scaled to its length before stealth control.
 
-    lambda: `lambda * h` as printed in Pang et al. 2021. relative (ours): length `rho * max(ref_t, floor)` with ref_t the
-    running mean of |honest_t|; the look-ahead direction is only shortened to it, never stretched.
+    lambda: `lambda * h` as printed in Pang et al. 2021. relative (ours): length `rho * max(ref_t, floor)` with ref_t the running mean of
+    |honest_t|; a shorter look-ahead direction keeps its length.
     """
     settings = knowledge.settings
     if settings.scaling == "lambda":
@@ -101,9 +102,9 @@ def scaled_direction(h: Tensor, knowledge: Knowledge, mean_honest_norm: float) -
 
 
 def stealth(loss: float, start_loss: float, gamma: float) -> float:
-    """`clamp((L0 + gamma - L) / gamma, 0, 1)`: 1 at the starting loss, 0 once it rose by gamma. Ours, for the constraint
+    """`clamp((L0 + gamma - L) / gamma, 0, 1)`: 1 at the starting loss L0, 0 once the loss has risen by gamma. Ours, for the constraint
     `L(S_val; theta_t) <= L(S_val; theta_0) + gamma` of Pang et al. 2021, Eq. 10.
     """
     if gamma == float("inf"):
         return 1.0
-    return min(max(0.0, (start_loss + gamma - loss) / gamma), 1.0)  # max(0, NaN) is 0: a broken loss pauses too
+    return min(max(0.0, (start_loss + gamma - loss) / gamma), 1.0)  # max(0, NaN) is 0: a NaN loss pauses too

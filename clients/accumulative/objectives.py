@@ -1,4 +1,4 @@
-"""The directions h_t (d,) along which the server is made to descend in the accumulative phase (docs/mathematics.md, section 4.4)."""
+"""The objectives of the accumulative phase; their gradients are the directions h_t (d,) (docs/mathematics.md, section 4.4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fl_sim.registry import Registry
 
 
 class Aim(NamedTuple):
-    """The scalar to descend; and where an objective looks past the trigger anyway, the accuracy there on this round's draw (percent)."""
+    """The scalar to minimise; and if the objective computes it anyway, the accuracy after the trigger on this round's draw (percent)."""
 
     value: Tensor
     rehearsed: float | None = None
@@ -49,7 +49,7 @@ def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
 def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`M(S_val; theta - server_lr * P_t)` with P_t constant and `M = mean(-log(1 - p_y))`.
 
-    Prepares a model that misclassifies after the trigger. M is at least 0, so its gradient vanishes once the model after the trigger is
+    Prepares a model that misclassifies after the trigger. M is at least 0: its gradient vanishes when the model after the trigger is
     wrong. Ours.
     """
     inputs, labels = knowledge.validation_draw
@@ -75,8 +75,8 @@ objectives: Registry[Objective] = Registry("objective", "attack.objective", OBJE
 
 
 def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> tuple[Tensor, float | None]:
-    """h_t (d,): the gradient with respect to theta of the objective, plus `attack.discrepancy-weight` times the discrepancy
-    against `history` (r, e, c) where there is one (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of its `Aim`."""
+    """h_t (d,): the gradient with respect to theta of the objective plus, if there is a `history` (r, e, c), `attack.discrepancy-weight`
+    times the discrepancy against it (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of the objective's `Aim`."""
     leaf = knowledge.theta.detach().requires_grad_(True)
     value, rehearsed = objective(knowledge, leaf, trigger)
     if history is not None:

@@ -1,4 +1,4 @@
-"""How the coalition hides: the recovered offset, masks, and the budget that its caller enforces."""
+"""How the coalition hides: the recovered offset and masks; and the budget, which the caller of an attack enforces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fl_sim.training.clipping import clip
 
 
 def send(knowledge: Knowledge, target: Tensor) -> Tensor:
-    """Malicious updates (m, d) that make the combined update the target (d,), or come as near to it as they can.
+    """Malicious updates (m, d) with which the combined update is the target (d,), or as near to it as they can bring it.
 
-    With the recovered offset they carry together `sum_malicious w_i A_i = W * target - sum_honest w_i g_i`, split equally,
-    plus masks. Without it, each sends the target itself. Where a clip of each update at bound b is known, each is sent at norm
-    b at most, the nearest point of the ball: together they move the mean by `b * (their share of the weight)`, about `m * b / n`. For l2
-    it is along the same direction, for linf coordinate by coordinate.
+    With the recovered offset `sum_malicious w_i A_i = W * target - sum_honest w_i g_i`, divided equally among them, plus masks. Without it
+    each sends the target itself. If a clip per client at bound b is known, each update is projected onto the ball of radius b (for l2 along
+    its direction, for linf coordinate by coordinate): together they then move the mean by at most b times their share of the weight, about
+    `m * b / n`.
     Source: Pang et al. 2021, Eq. 14, Algorithm 2 and App. C, in weighted-mean form.
     """
     if not knowledge.settings.recovered_offset:
@@ -30,9 +30,9 @@ def send(knowledge: Knowledge, target: Tensor) -> Tensor:
 
 
 def masks(knowledge: Knowledge) -> Tensor:
-    """Random vectors M_i (m, d) of about length `attack.masks * |honest mean|` with `sum_i w_i M_i = 0`, so that no two
-    malicious updates are alike (Pang et al. 2021, Algorithm 2, line 1). Zeros for m = 1, and before a clip of each update that the
-    coalition knows of: there a mask would cost budget.
+    """Random vectors M_i (m, d) of about length `attack.masks * |honest mean|` with `sum_i w_i M_i = 0`, so that no two malicious updates
+    are equal (Pang et al. 2021, Algorithm 2, line 1). Zeros for m = 1; also if the coalition knows a clip per client, because a mask would
+    then use up a part of the bound.
     """
     m, d = knowledge.updates.shape
     length = knowledge.settings.masks * float(torch.linalg.vector_norm(knowledge.honest_mean))
@@ -44,14 +44,14 @@ def masks(knowledge: Knowledge) -> Tensor:
 
 
 def within_budget(knowledge: Knowledge, updates: Tensor) -> tuple[Tensor, float]:
-    """Malicious updates (m, d) scaled back so that they move the combined update by at most `attack.norm-bound`.
+    """Malicious updates (m, d), reduced so that they move the combined update by at most `attack.norm-bound`; and the norm of the shift
+    before the reduction.
 
-    The shift is `sum_i w_i (A_i - g_i) / W` over the members, with g_i what member i would honestly send. Called on every
-    attack's result, whatever the attack did. W is the coalition's own estimate where it is not omniscient: exact with clients of
-    equal weight. Returns the updates and the norm of the shift before.
+    The shift is `sum_i w_i (A_i - g_i) / W` over the members, with g_i the honest update of member i. Called on the result of every attack.
+    A coalition that is not omniscient estimates W: the estimate is exact if all clients have the same weight.
     """
     moves = updates - knowledge.updates
     shift = float(torch.linalg.vector_norm(knowledge.weights @ moves)) / knowledge.total_weight
-    if shift <= knowledge.settings.norm_bound:  # NaN goes on to the division, stays NaN, and the caller refuses it
+    if shift <= knowledge.settings.norm_bound:  # false for NaN: the result is then NaN, which the caller refuses
         return updates, shift
     return knowledge.updates + moves * (knowledge.settings.norm_bound / shift), shift

@@ -20,7 +20,7 @@ def project(vector: Tensor, radius: float) -> Tensor:
 
 
 def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
-    """P_t (d,), at most `attack.norm-bound` long before a known rule clips it (`Knowledge.combined`).
+    """P_t (d,), of length at most `attack.norm-bound`, before the clips of a known rule (`Knowledge.combined`).
 
     latest (ours): `proj_eta(-c * grad L(S_T; theta_t))`; with `attack.trigger-scale = 0` c is such that the length is eta.
     accumulate: `P_t = proj_eta(P_{t-1} - alpha * grad L(S_T; theta_t))`, `P_0 = proj_eta(-grad L(S_T; theta_0))`.
@@ -40,33 +40,33 @@ def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
 
 
 class Rehearsal(NamedTuple):
-    """The coalition's own accuracy (percent) after the trigger on a copy of the model, and whether it would fire."""
+    """The accuracy (percent) on S_val after the trigger on a copy of the model, and whether the trigger should fire."""
 
     after: float
     succeeds: bool
 
 
 def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal, after: float | None) -> Rehearsal:
-    """Try a combined update (d,) on a copy of the model with this round's draw of the coalition's validation set, and where that
-    looks good (within `SLACK` points) with all of the set. Ours.
+    """Apply the trigger, a combined update (d,), to a copy of the model, and measure its accuracy: on this round's draw of S_val, and if
+    that is within `SLACK` points of firing, on all of S_val. Ours.
 
-    Args: after, the accuracy of that try on the draw where somebody has it already.
+    Args: after, the accuracy after the trigger on the draw, if already known.
     """
-    broken, first = knowledge.theta - knowledge.server_lr * trigger, knowledge.settings.fire_from
+    triggered_theta, first = knowledge.theta - knowledge.server_lr * trigger, knowledge.settings.fire_from
     u = (knowledge.round - first) / max(knowledge.total_rounds - first, 1)
     now = own.accuracy
     if after is None:
-        after = knowledge.model.score(broken, *knowledge.validation_draw)[0]
+        after = knowledge.model.score(triggered_theta, *knowledge.validation_draw)[0]
     whole = len(knowledge.drawn) == len(knowledge.validation.labels)
     if not whole and should_fire(after - SLACK, now + SLACK, own.start_accuracy, u):
-        after = knowledge.model.score(broken, *knowledge.validation)[0]
+        after = knowledge.model.score(triggered_theta, *knowledge.validation)[0]
         now = knowledge.model.score(knowledge.theta, *knowledge.validation)[0]
         whole = True
     return Rehearsal(after, whole and should_fire(after, now, own.start_accuracy, u))
 
 
 def should_fire(after: float, now: float, start: float, u: float) -> bool:
-    """Fire when the rehearsed accuracy is at most `15 + 50 u^2`, u from 0 in the first to 1 in the last round in which it may
-    fire, and the coalition's own accuracy now is within 1.5 points of the start's. All in percent. Ours.
+    """Whether the accuracy after the rehearsed trigger is at most `15 + 50 u^2` and the accuracy now is at most 1.5 points below the
+    start's. u grows from 0 in the first round in which the trigger may fire to 1 in the last. All in percent. Ours.
     """
     return after <= 15.0 + 50.0 * u * u and now >= start - 1.5

@@ -10,7 +10,7 @@ from fl_sim.wire.messages import AttackState
 
 
 def trigger_only(knowledge: Knowledge, state: AttackState) -> Action:
-    """Honest until the trigger round, then aim for the trigger vector `-c * grad L(S_T; theta)` (c: `attack.trigger-scale`).
+    """Honest updates until the trigger round; there the target is the trigger vector `-c * grad L(S_T; theta)` (c: `attack.trigger-scale`).
 
     Source: Pang et al. 2021, Table 3, "poisoned trigger" at scale 1, 10, 20 and 50.
     """

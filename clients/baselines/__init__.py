@@ -1,1 +1,1 @@
-"""Attacks that everybody compares with."""
+"""Baselines: known attacks from the literature."""

@@ -1,7 +1,7 @@
-"""The attacks on the average that everybody compares with, most of them ByzFL's (the optional extra `[byzfl]`).
+"""Known attacks on the mean, most of them from ByzFL (the optional extra `[byzfl]`).
 
-Each sends its vector in every round of the phase and in the trigger round. What stands for the honest updates is
-`Knowledge.stand_ins`: no level of knowledge shows the coalition single honest updates.
+Each sends its vector in every round of the phase and in the trigger round. They use `Knowledge.stand_ins` in place of the single honest
+updates, which the coalition does not know at any level.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def inner_product_manipulation(knowledge: Knowledge, state: AttackState) -> Acti
 
 
 def a_little_is_enough(knowledge: Knowledge, state: AttackState) -> Action:
-    """`mean(g) + tau * std(g)` per coordinate, tau = `attack.tau` (0: 1.5); mean and spread from the members' own updates, as in
-    Baruch et al. 2019, "A Little Is Enough"; ByzFL.
+    """`mean(g) + tau * std(g)` per coordinate, tau = `attack.tau` (0: 1.5); mean and standard deviation are those of the members' own
+    updates, as in Baruch et al. 2019, "A Little Is Enough"; ByzFL.
     """
     rows = knowledge.stand_ins()
-    if len(rows) < 2:  # a round in which only one member was sampled: no spread to hide in
+    if len(rows) < 2:  # only one member was sampled: no standard deviation
         return _all_send(knowledge, rows[0])
     return _all_send(knowledge, _byzfl("ALittleIsEnough", tau=knowledge.settings.tau or 1.5)(rows))
 
 
 def mimic(knowledge: Knowledge, state: AttackState) -> Action:
-    """All send what the first of them would honestly send: one client's data counts m times.
+    """All members send the honest update of the first member, so one client's data counts m times.
 
-    Source: Karimireddy et al. 2022, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", section 3; ByzFL. Their
-    colluders copy an honest worker, which ours cannot see.
+    Source: Karimireddy et al. 2022, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", section 3; ByzFL. Where we differ:
+    theirs copy an honest client, whose update ours do not know.
     """
     return _all_send(knowledge, _byzfl("Mimic", epsilon=0)(knowledge.updates))
 

@@ -1,8 +1,8 @@
 """Min-Max and Min-Sum: as far from the mean as the honest updates are from each other.
 
-Source: Shejwalkar and Houmansadr 2021, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for
-Federated Learning", section IV-D, the attacks that do not know the server's rule. They search gamma by halving steps; the
-bound is a quadratic in gamma, so ours is its root.
+Source: Shejwalkar and Houmansadr 2021, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
+Learning", section IV-D, the attacks without knowledge of the server's rule. Where we differ: they search gamma with halved steps; we
+solve the condition, which is quadratic in gamma.
 """
 
 from __future__ import annotations
@@ -43,5 +43,5 @@ def perturbation(rows: Tensor, kind: str) -> Tensor:
 
 
 def _root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The larger root of `a x^2 + 2 b x + c` with c <= 0: the last x at which it is not positive. 0 where a is 0."""
+    """The larger root of `a x^2 + 2 b x + c` with c <= 0, the largest x for which it is not positive. 0 where a is 0."""
     return ((b.square() - a * c).clamp(min=0.0).sqrt() - b).div(a).nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)

@@ -1,4 +1,5 @@
-"""Where a run stands, on disk: after a kill it goes on from there and ends with the same bytes. Safetensors that hold JSON, no pickle."""
+"""Checkpoints: the state of a run on disk. A run that was killed continues from it and ends with the same bytes. Safetensors with JSON in
+their metadata, no pickle."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ RECORD = "fl-sim"  # the metadata entry that holds the JSON
 
 
 class Checkpoint(NamedTuple):
-    """A run after some round of a track: bytes of `rounds.jsonl` until then, and the track that is under way."""
+    """A run after a round of a track: the size of `rounds.jsonl` in bytes, and the position in the current track."""
 
     size: int
     position: Position
 
 
 class LatestCheckpoint(NamedTuple):
-    """The newest checkpoint that can be used and its file, if there is one, and the damaged ones that are newer."""
+    """The newest usable checkpoint and its file, if there is one, and the newer ones that are damaged."""
 
     checkpoint: Checkpoint | None
     path: Path | None
@@ -35,10 +36,10 @@ class LatestCheckpoint(NamedTuple):
 
 
 def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffers: Tensor) -> Path:
-    """Write `<track>-<round>.safetensors` into a folder, whole or not at all, and keep the latest `checkpoint.keep`.
+    """Write `<track>-<round>.safetensors` into a folder, whole or not at all, and delete all but the latest `checkpoint.keep`.
 
-    Its tensors: what the strategy remembers, `theta` and `velocity` (d,) among them; batch-norm `buffers` (s,); and under `run.` and
-    `rollback.` what the rest of the run needs.
+    Its tensors: the strategy's state, with `theta` and `velocity` (d,); batch-norm `buffers` (s,); under `run.` and `rollback.` the state
+    of the rest of the run.
     """
     position = checkpoint.position
     run = saved({"size": checkpoint.size, **position._asdict(), "strategy": None, "rollback": None})
@@ -58,9 +59,9 @@ def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffe
 
 
 def latest_checkpoint(folder: Path, config: Config) -> LatestCheckpoint:
-    """The newest checkpoint in `folder/checkpoint` that is whole and whose rounds are all in `rounds.jsonl`. Others are passed over.
+    """The newest checkpoint in `folder/checkpoint` that is not damaged and whose rounds are all in `rounds.jsonl`.
 
-    Raises ConfigError naming the keys in which it is of another configuration, or a file that cannot be read.
+    Raises ConfigError if a checkpoint is of another configuration, with the keys that differ, or if a file cannot be read.
     """
     damaged: list[Path] = []
     lines = folder / "rounds.jsonl"
@@ -72,13 +73,13 @@ def latest_checkpoint(folder: Path, config: Config) -> LatestCheckpoint:
         except (ValueError, KeyError):
             damaged.append(path)
             continue
-        except OSError as error:  # it may be whole: another user's, or on a disk that is not there
+        except OSError as error:  # it need not be damaged: another user's file, or a disk that is not mounted
             raise ConfigError([f"{path} cannot be read ({error.strerror or error}); nothing was changed"]) from error
         if problems := _differences(path, record["config"], hashed_keys(config)):
             raise ConfigError(problems)
         checkpoint = _checkpoint(record["states"], tensors)
-        alone = checkpoint.position.track == "attacked" or (folder / "final.safetensors").is_file()
-        if checkpoint.size <= size and alone:
+        has_model = checkpoint.position.track == "attacked" or (folder / "final.safetensors").is_file()
+        if checkpoint.size <= size and has_model:
             return LatestCheckpoint(checkpoint, path, damaged)
         damaged.append(path)
     return LatestCheckpoint(None, None, damaged)

@@ -22,13 +22,13 @@ class Evaluator:
         self._part = federation.test(count) if self.partial else self._test
 
     def part(self, theta: Tensor) -> tuple[float, float]:
-        """On `evaluate.examples`."""
+        """Accuracy and loss on `evaluate.examples` test examples."""
         return self.model.score(theta.to(self._device), *self._part)
 
     def whole(self, theta: Tensor) -> float:
-        """On the whole test set."""
+        """Accuracy on the whole test set."""
         return self.model.score(theta.to(self._device), *self._test)[0]
 
     def probe(self, theta: Tensor) -> float:
-        """On the probe set."""
+        """Accuracy on the server's probe set."""
         return self.model.score(theta.to(self._device), *self._probe)[0]

@@ -36,23 +36,23 @@ Progress = Callable[[str, int, str, float | None], None]  # track, round, phase,
 def execute_run(
     config: Config, output_dir: Path, transport: Transport, progress: Progress, max_messages: int = 0, twins: Path | None = None
 ) -> Path:
-    """Run one configuration into `output_dir/<name>-<hash>`, from its last checkpoint if it was interrupted; the folder.
+    """Run one configuration into `output_dir/<name>-<hash>`, from its last checkpoint if it was interrupted. Returns the folder.
 
     Raises RuntimeError if another process writes into the folder, and ConfigError if the checkpoint is of another configuration.
 
-    Args: transport, the workers, which outlive the run; progress, called after each round; max_messages, how many orders a wave
-    may be split into (0: one per worker); twins, a folder for clean twins that other runs may use too.
+    Args: transport, the workers, which outlive the run; progress, called after each round; max_messages, the most orders per wave (0: one
+    per worker); twins, a folder for clean twins that other runs may use too.
     """
     folder = run_folder(output_dir, config)
     with run_lock(folder, Path(config.data.cache_dir).expanduser()):
-        if not is_complete(folder):  # another process may have completed it while this one waited
+        if not is_complete(folder):  # another process may have completed it during the wait for the lock
             _Run(config, folder, transport, progress, max_messages).execute(twins)
     return folder
 
 
 @contextmanager
 def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
-    """Hold a run's folder for this process. One that was killed may leave workers that write on for some seconds: that is waited for."""
+    """Lock a run's folder for this process. It waits for up to `LOCK_WAIT`, because workers of a killed process may go on for seconds."""
     locks = cache_dir / "locks"
     with writing(locks):
         locks.mkdir(parents=True, exist_ok=True)
@@ -65,19 +65,19 @@ def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
 
 
 class _Run:
-    """A run under way: what its tracks share, its records, and who is told of each round."""
+    """One run: what its tracks share, its records, and the progress callback."""
 
     def __init__(self, config: Config, folder: Path, transport: Transport, progress: Progress, max_messages: int) -> None:
         self._config, self._progress = config, progress
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         federation = load_federation(config)
         start = burn_in(config, federation, lambda epoch, epochs: progress("burn-in", epoch, f"epoch {epoch}/{epochs}", None))
-        evaluator, burnt = Evaluator(config, federation, start), time.perf_counter()
+        evaluator, burn_in_end = Evaluator(config, federation, start), time.perf_counter()
         latest = latest_checkpoint(folder, config)
         self._position = latest.checkpoint.position if latest.checkpoint else None
-        damaged = tuple(path.name for path in latest.damaged)
+        damaged_names = tuple(path.name for path in latest.damaged)
         size = latest.checkpoint.size if latest.checkpoint else None
-        self._records = RunRecords(folder, config, Continued(size, latest.path.name if latest.path else None, damaged))
+        self._records = RunRecords(folder, config, Continued(size, latest.path.name if latest.path else None, damaged_names))
         calibration = None
         if needs_of(config).calibration:
             calibration, record = calibrate(
@@ -90,19 +90,19 @@ class _Run:
                 progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
             )
             self._records.calibration(record)
-        seconds = {"burn_in": round(burnt - began, 6), "calibration": round(time.perf_counter() - burnt, 6)}
-        self._final = final_record(config, federation.dataset)  # now: an outside model's file may change while the run goes on
+        seconds = {"burn_in": round(burn_in_end - start_time, 6), "calibration": round(time.perf_counter() - burn_in_end, 6)}
+        self._final = final_record(config, federation.dataset)  # now, because an outside model's file may change during the run
         self._inputs = RunInputs(config, transport, federation, start, evaluator, calibration, max_messages, seconds)
 
     def execute(self, twins: Path | None) -> None:
-        """Run the tracks that are not in the records yet, and end the records."""
+        """Play the tracks that are not in the records yet, and complete the records."""
         config, records = self._config, self._records
         try:
             for line in records.lines():
-                self._tell(line)
+                self._report_progress(line)
             if not self._track("attacked").ended:
-                theta = self._play("attacked")
-                state = named_state(self._inputs.evaluator.model, theta.theta, self._inputs.start.buffers)
+                track = self._play("attacked")
+                state = named_state(self._inputs.evaluator.model, track.theta, self._inputs.start.buffers)
                 records.model(state, self._final)
             attacked = self._track("attacked")
             if config.twin and is_attacked(config) and not self._track("twin").ended:
@@ -114,22 +114,26 @@ class _Run:
             records.close()
 
     def _twin(self, attacked: TrackHistory, twins: Path | None) -> None:
-        """The clean twin: another run's, if it has left the same one and this one's is not begun."""
-        shared = None if self._track("twin").lines else twins
-        if shared and (lines := stored_twin(shared, self._config, attacked)):
+        """The clean twin: copied from another run that has stored the same one, unless it has begun here; else played, and stored."""
+        folder = None if self._track("twin").lines else twins
+        if folder and (lines := stored_twin(folder, self._config, attacked)):
             for line in lines:
                 self._records.round(line)
-                self._tell(line)
+                self._report_progress(line)
             return
         self._play("twin", attacked)
-        if shared:
-            store_twin(shared, self._config, attacked, self._track("twin").lines)
+        if folder:
+            store_twin(folder, self._config, attacked, self._track("twin").lines)
 
     def _play(self, name: TrackName, reference: TrackHistory | None = None) -> TrackRun:
-        """Play a track to its end, telling the records, the progress and the checkpoints of each round."""
+        """Play a track to its end. Each round's line goes to the records, the progress and the checkpoints."""
         position = self._position if self._position and self._position.track == name else None
         track = TrackRun(self._inputs, name, reference, position, self._track(name))
-        listeners: Sequence[Callable[[Line], None]] = (self._records.round, self._tell, lambda line: self._checkpoint(track, line))
+        listeners: Sequence[Callable[[Line], None]] = (
+            self._records.round,
+            self._report_progress,
+            lambda line: self._checkpoint(track, line),
+        )
         for line in track.play():
             for listener in listeners:
                 listener(line)
@@ -137,17 +141,17 @@ class _Run:
 
     def _checkpoint(self, track: TrackRun, line: Line) -> None:
         every = self._config.checkpoint.every
-        if not every or line["round"] % every or "whole_accuracy" in line:  # after the last round there is nothing to go on with
+        if not every or line["round"] % every or "whole_accuracy" in line:  # none is needed after a track's last round
             return
         try:
             position = track.position()
-        except UnsavableError as error:  # a strategy of the user's may keep anything
+        except UnsavableError as error:  # a user's strategy may keep anything in its attributes
             print(f"fl-sim: no checkpoint of {self._config.strategy.name}: {error}", flush=True)
             return
         checkpoint = Checkpoint(self._records.size(), position)
         write_checkpoint(self._records.folder / "checkpoint", self._config, checkpoint, self._inputs.start.buffers)
 
-    def _tell(self, line: Line) -> None:
+    def _report_progress(self, line: Line) -> None:
         self._progress(line["track"], line["round"], line["phase"], line.get("accuracy"))
 
     def _track(self, name: TrackName) -> TrackHistory:

@@ -1,7 +1,7 @@
-"""The history of a run: what the lines of `rounds.jsonl` say. There is no other copy of it.
+"""The history of a run, read from the lines of `rounds.jsonl`, which are its only copy.
 
-A line is one round of one track (docs/records.md). The first line of a track also carries `start`, the round that is compared
-`before_trigger` and `after_trigger`, and the last one `whole_accuracy`.
+A line is one round of one track (docs/records.md). The first line of a track also has `start`, the line of the compared round
+`before_trigger` and `after_trigger`, and the last line `whole_accuracy`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 TrackName = Literal["attacked", "twin", "control"]
-TRACKS: tuple[TrackName, ...] = ("attacked", "twin", "control")  # in which a run's tracks are run
+TRACKS: tuple[TrackName, ...] = ("attacked", "twin", "control")  # in the order in which they are played
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class TrackHistory:
-    """The lines of one track, in order of rounds. Accuracies in percent: `evaluated` on `evaluate.examples`, the others on the whole test
-    set; None where nothing was measured."""
+    """The lines of one track, in order of rounds. Accuracies are in percent: `evaluated` on `evaluate.examples` test examples, the others
+    on the whole test set; None if not measured."""
 
     lines: tuple[Line, ...] = ()
 
@@ -29,7 +29,7 @@ class TrackHistory:
 
     @property
     def ended(self) -> bool:
-        """Whether the track was run to its end."""
+        """Whether the track was played to its end."""
         return bool(self.lines) and "whole_accuracy" in self.lines[-1]
 
     @cached_property
@@ -69,7 +69,7 @@ class TrackHistory:
         return [line for line in self.lines if line["phase"] == phase]
 
     def count(self, section: str, name: str) -> int:
-        """In how many rounds a figure of a section was not 0."""
+        """The number of rounds in which a figure of a section was not 0."""
         return sum(bool(line.get(section, {}).get(name)) for line in self.lines)
 
 

@@ -1,4 +1,4 @@
-"""The phases of a run, as a pure function of the round and of when the trigger fired."""
+"""The phases of a run, a pure function of the round and of the rounds in which a trigger fired."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from fl_sim.data.sampling import malicious_clients
 
 Phase = Literal["accumulate", "trigger", "between", "recover", "end"]
 
-PATIENCE = 1000  # rounds that a due trigger waits for a sampled malicious client before the run gives up
+PATIENCE = 1000  # most rounds that a due trigger waits for a sampled malicious client; then the run ends
 
 
 def phase_of(config: Config, round_: int, fired: tuple[int, ...], *, attacked: bool) -> Phase:
     """The phase of `round_` (from 1), given the rounds in which a trigger fired before it.
 
-    accumulate: rounds 1..T (none with `attack.name = "trigger-only"`); the coalition may fire early. trigger: due, and stays
-    due until a malicious client is sampled. between: before the next of several triggers. recover: the coalition behaves
-    honestly. Without malicious clients
-    (`attacked` false) the triggers count as fired on time.
+    accumulate: rounds 1..T (none with `attack.name = "trigger-only"`), in which the coalition may fire early. trigger: a trigger is due,
+    until a malicious client is sampled. between: before the next of several triggers. recover: the coalition behaves honestly. Without
+    malicious clients (`attacked` false) the triggers count as fired on time.
     """
     schedule, last = config.schedule, accumulate_rounds(config)
     if not attacked:
@@ -51,10 +50,10 @@ def is_attacked(config: Config) -> bool:
 
 
 def has_control(config: Config) -> bool:
-    """Whether the run has a control: only an attack with a phase has one."""
+    """Whether the run has a control: only the accumulative attack has one."""
     return config.control and is_attacked(config) and config.attack.name == "accumulative"
 
 
 def expected_rounds(config: Config) -> int:
-    """How many rounds of all tracks a run has at most, for a progress bar."""
+    """The number of rounds of all tracks if triggers fire on time, for a progress bar."""
     return (1 + (config.twin and is_attacked(config)) + has_control(config)) * planned_rounds(config)

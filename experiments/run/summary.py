@@ -14,7 +14,7 @@ from fl_sim.config.resolve import config_hash
 
 
 class Part(BaseModel):
-    """A part of a summary; keys of later versions are kept."""
+    """A part of a summary. Unknown keys, of later versions, are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -36,7 +36,7 @@ class CleanTwin(Part):
 
 
 class Control(Part):
-    """Percent, and the round in which it fired."""
+    """Percent, and the round in which the control fired."""
 
     before_trigger: float | None
     after_trigger: float | None
@@ -44,10 +44,10 @@ class Control(Part):
 
 
 class MonitorSummary(Part):
-    """When an alarm came, when the damage, and what the monitor did about it.
+    """The rounds of the first alarm and of the first damage (accuracy `monitor.drop` points below its best), and the number of rollbacks.
 
-    in_time: true if the alarm came before the damage, or a rollback left none; false if it came with it or later; None if there was no
-    alarm, or nothing to be alarmed about.
+    in_time: true if the alarm came before the damage, or if rollbacks prevented any damage; false if it came in the same round or later;
+    None without an alarm, or if there was neither damage nor a rollback.
     """
 
     first_alarm: int | None
@@ -57,7 +57,7 @@ class MonitorSummary(Part):
 
 
 class Counted(Part):
-    """Rounds of the attacked track and of its twin."""
+    """Numbers of rounds of the attacked track and of its twin."""
 
     attacked: int
     twin: int | None
@@ -71,7 +71,7 @@ class PoisonRatio(Part):
 
 
 class Seconds(Part):
-    """Of the run (all its sessions), of the burn-in, of all rounds; and medians per round, without evaluation."""
+    """Totals of the run (all its sessions), of the burn-in and of all rounds; and medians per round, without evaluation."""
 
     total: float
     burn_in: float
@@ -82,7 +82,7 @@ class Seconds(Part):
 
 
 class Summary(Part):
-    """What a run came to (docs/records.md). Accuracies in percent, differences in points; None where nothing was measured."""
+    """The results of a run (docs/records.md). Accuracies in percent, differences in points; None if not measured."""
 
     accuracy: Accuracy
     drop: float | None
@@ -111,9 +111,9 @@ class Summary(Part):
 def summarise(config: Config, lines: Iterable[Line]) -> Summary:
     """The summary of a complete run's lines.
 
-    `worst_loss_in_phase`: from the accuracy before round 1 to the worst in the phase, on the same examples. Without an attack,
-    `before_trigger` and `after_trigger` are the accuracies around the round for which it was planned. Raises KeyError without a complete
-    attacked track.
+    `worst_loss_in_phase`: the accuracy before round 1 minus the worst one in the accumulative phase, on the same examples. Without an attack,
+    `before_trigger` and `after_trigger` are the accuracies around the round in which a trigger would be due. Raises KeyError without a
+    complete attacked track.
     """
     tracks = history_of(lines)
     attacked, twin, control = tracks["attacked"], tracks.get("twin"), tracks.get("control")
@@ -172,8 +172,8 @@ def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:
 
 
 def _seconds(tracks: dict[str, TrackHistory]) -> Seconds:
-    """Medians without evaluation: rounds of the accumulative phase and what the strategy's own part of them takes, and honest rounds (the
-    twin's, or those of recovery)."""
+    """Medians without evaluation: of the rounds of the accumulative phase, of the strategy's aggregation in them, and of honest rounds
+    (the twin's, or else those of the recovery)."""
     attacked, twin = tracks["attacked"], tracks.get("twin")
     phase = [line["seconds"] for line in attacked.in_phase("accumulate")]
     honest = [line["seconds"]["train"] for line in (twin.lines if twin else attacked.in_phase("recover"))]
@@ -189,8 +189,8 @@ def _seconds(tracks: dict[str, TrackHistory]) -> Seconds:
     )
 
 
-def _minus(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
 
 
 def _stealth_gap(attacked: TrackHistory, twin: TrackHistory | None) -> float | None:

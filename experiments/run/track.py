@@ -28,8 +28,8 @@ from strategies.dgc.thresholds import Calibration
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What the tracks of a run share. max_messages: how many orders a wave may be split into (0: one per worker); seconds: that the burn-in
-    and the calibration took."""
+    """What the tracks of a run share. max_messages: the most orders per wave (0: one per worker); seconds: of the burn-in and of the
+    calibration."""
 
     config: Config
     transport: Transport
@@ -53,8 +53,8 @@ class RunInputs:
 
 
 class Position(NamedTuple):
-    """Where a track stands after a round: what the strategy remembers, what the coalition, the monitor, and the state to which it would
-    roll back (None: to none)."""
+    """The state of a track after a round: of the strategy, of the attack, of the monitor, and the strategy's state for a rollback (None if
+    the monitor does not roll back)."""
 
     track: TrackName
     round: int
@@ -67,9 +67,9 @@ class Position(NamedTuple):
 class TrackRun:
     """Plays a track.
 
-    A twin has no acting coalition; it is as long as its `reference`, the attacked track, and takes the accuracies "at the trigger" in the
-    same round. A control's coalition does everything but accumulate. From a `position`, with the `earlier` lines until there, the track
-    goes on as if it had never stopped.
+    In a twin the coalition is honest. A twin has as many rounds as its `reference`, the attacked track, and measures the accuracies "at the
+    trigger" in the same round. In a control the coalition does everything except accumulate. With a `position`, and the `earlier` lines up
+    to it, the track continues as if it had not been interrupted.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TrackRun:
         )
         self._monitor = Monitor(config.monitor, inputs.evaluator.probe(inputs.start.theta))
         self._round, self._fired = (earlier.rounds, earlier.fired) if earlier else (0, ())
-        self._proven = False  # whether a strategy made anew takes what this one saves
+        self._load_checked = False  # whether a new strategy was seen to load the saved state of this one
         try:
             self._rollback = self._strategy.save() if config.monitor.action == "rollback" else None
         except UnsavableError as error:
@@ -111,15 +111,15 @@ class TrackRun:
         return self._strategy.theta
 
     def position(self) -> Position:
-        """Where the track stands. Raises UnsavableError."""
+        """The state of the track. Raises UnsavableError."""
         state = self._strategy.save()
-        if not self._proven:
+        if not self._load_checked:
             self._inputs.new_strategy().load(state)
-            self._proven = True
+            self._load_checked = True
         return Position(self.name, self._round, state, self._grid.attack_state, self._monitor.state, self._rollback)
 
     def play(self) -> Iterator[Line]:
-        """The line of each round, as soon as it was played."""
+        """Play the rounds; yields the line of each."""
         last = self._reference is not None and self._round >= self._reference.rounds
         while not last:
             phase = self._phase(self._round + 1)
@@ -136,15 +136,15 @@ class TrackRun:
         return "recover" if self._reference and phase == "end" else phase
 
     def _one_round(self, phase: str) -> tuple[Line, bool]:
-        """Play the next round; its line, and whether it is the last."""
+        """Play the next round. Returns its line, and whether it is the last."""
         self._round += 1
         before = self._strategy.theta
         try:
-            played = play_round(self._strategy, self._grid, self._round, phase)
+            result = play_round(self._strategy, self._grid, self._round, phase)
         except RuntimeError as error:
             raise RuntimeError(f"round {self._round} of the {self.name} track: {error}") from error
         clock = time.perf_counter()
-        fired = bool(played.outcome.metrics.get("fired"))
+        fired = bool(result.outcome.metrics.get("fired"))
         self._fired += (self._round,) if fired else ()
         alarm, rolled_back = self._watch()
         last = (alarm and self._inputs.config.monitor.action == "stop") or self._phase(self._round + 1) == "end"
@@ -156,13 +156,13 @@ class TrackRun:
         if rolled_back:
             line["rolled_back"] = True
         line |= self._accuracies(before, fired=fired, alarm=alarm, last=last)
-        line |= _figures(played.outcome, played.metrics)
+        line |= _figures(result.outcome, result.metrics)
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
-        line["seconds"] = before_round_1 | _seconds(played, time.perf_counter() - clock)
+        line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)
         return line, last
 
     def _watch(self) -> tuple[bool, bool]:
-        """Let the monitor look at the model; whether there is an alarm, and whether the model was rolled back."""
+        """Let the monitor check the model. Returns whether there is an alarm, and whether the model was rolled back."""
         monitor, evaluator = self._monitor, self._inputs.evaluator
         alarm = monitor.alarm(self._round, evaluator.probe(self._strategy.theta) if monitor.watching else 100.0)
         if alarm and self._rollback:
@@ -174,32 +174,33 @@ class TrackRun:
         return alarm, False
 
     def _start(self) -> dict[str, float]:
-        """What was measured before round 1."""
+        """The accuracies before round 1."""
         evaluator, theta = self._inputs.evaluator, self._inputs.start.theta
         return {"accuracy": evaluator.part(theta)[0], "whole_accuracy": evaluator.whole(theta)}
 
     def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool) -> dict[str, float]:
-        """Evaluate the round's model where due, and after an alarm; around the trigger and at the end always, on the whole test set."""
+        """The accuracies of a round: on `evaluate.examples` if due, after an alarm and around the trigger; on the whole test set around the
+        trigger and at the end."""
         evaluator, theta, line = self._inputs.evaluator, self._strategy.theta, dict[str, float]()
-        compared = fired or self._round == self._compared_round()
-        if self._round % self._inputs.config.evaluate.every == 0 or compared or alarm:
+        is_compared = fired or self._round == self._compared_round()
+        if self._round % self._inputs.config.evaluate.every == 0 or is_compared or alarm:
             line["accuracy"], line["loss"] = evaluator.part(theta)
-        if compared or last:
+        if is_compared or last:
             whole = line["accuracy"] if "accuracy" in line and not evaluator.partial else evaluator.whole(theta)
-            if compared and (self._fired in ((), (self._round,))):
+            if is_compared and (self._fired in ((), (self._round,))):
                 line["before_trigger"] = evaluator.whole(before)
-            line |= ({"after_trigger": whole} if compared else {}) | ({"whole_accuracy": whole} if last else {})
+            line |= ({"after_trigger": whole} if is_compared else {}) | ({"whole_accuracy": whole} if last else {})
         return line
 
     def _compared_round(self) -> int | None:
-        """The round that is compared with another track's trigger, or in a run without an attack with a planned one."""
+        """The round whose accuracies are compared with another track's trigger round; without an attack, the round after the phase."""
         if self._reference and self._reference.fired:
             return self._reference.fired[0]
         return None if self._malicious or self._reference else accumulate_rounds(self._inputs.config) + 1
 
 
 def _figures(outcome: RoundOutcome, metrics: dict[str, float]) -> dict[str, Any]:
-    """What the rule, the attack and the grid report of a round."""
+    """The figures of the rule, the attack and the grid in a round."""
     line: dict[str, Any] = {"poison_ratio": outcome.poison_ratio, "clients": len(outcome.combined), "strategy": metrics}
     line["honest_norm"] = outcome.honest_norm
     if outcome.metrics:
@@ -212,7 +213,8 @@ def _figures(outcome: RoundOutcome, metrics: dict[str, float]) -> dict[str, Any]
     return line
 
 
-def _seconds(played: Played, evaluation: float) -> dict[str, float]:
-    """Seconds of a round without evaluation, of which the slowest worker's and the strategy's own; the evaluation's; and its waves."""
-    seconds = {"train": played.seconds, "compute": played.outcome.seconds, "aggregate": played.aggregated, "evaluate": evaluation}
-    return {name: round(value, 6) for name, value in seconds.items()} | {"waves": played.outcome.waves}
+def _seconds(result: Played, evaluation: float) -> dict[str, float]:
+    """The seconds of a round without evaluation, and in them those of the slowest worker and of the strategy's aggregation; the seconds of
+    the evaluation; and the number of waves."""
+    seconds = {"train": result.seconds, "compute": result.outcome.seconds, "aggregate": result.aggregation, "evaluate": evaluation}
+    return {name: round(value, 6) for name, value in seconds.items()} | {"waves": result.outcome.waves}

@@ -25,19 +25,19 @@ def reply_problem(order: Order, reply: Reply, largest_weight: float) -> str:
     blocks = {position: clients for position, clients in order.blocks if position not in reply.retry}
     if stray := set(reply.retry) - {position for position, _ in order.blocks}:
         return f"expected blocks of the order on the retry list, got {sorted(stray)}"
-    if set(reply.reports) != set(asked):
-        return f"expected reports of the blocks {sorted(asked)}, got {sorted(reply.reports)}"
-    for position, clients in asked.items():
+    if set(reply.reports) != set(blocks):
+        return f"expected reports of the blocks {sorted(blocks)}, got {sorted(reply.reports)}"
+    for position, clients in blocks.items():
         if problem := _reports_problem(clients, reply.reports[position], largest_weight):
             return problem
     if order.stacked:
-        counts = {position: _sent(reply.reports[position]) for position in asked}
-        problem = _same_keys("updates", set(reply.rows), set(asked)) or _first(
+        counts = {position: _count_updates(reply.reports[position]) for position in blocks}
+        problem = _same_keys("updates", set(reply.rows), set(blocks)) or _first(
             _tensor_problem(rows, (counts[position], len(order.theta)), order.theta) for position, rows in reply.rows.items()
         )
     else:
-        covered = Counter(position for node in reply.nodes for position in _positions(node, order.num_blocks))
-        problem = _same_keys("sums", covered, Counter(list(asked))) or _first(
+        counts_by_block = Counter(position for node in reply.nodes for position in _positions(node, order.num_blocks))
+        problem = _same_keys("sums", counts_by_block, Counter(list(blocks))) or _first(
             _tensor_problem(total, (len(order.theta),), order.theta) for total in reply.nodes.values()
         )
     return problem or _coalition_problem(order, reply, largest_weight)
@@ -47,24 +47,24 @@ def _coalition_problem(order: Order, reply: Reply, largest_weight: float) -> str
     if not order.coalition or not reply.coalition:
         return "expected the coalition's part" if order.coalition else "expected no coalition's part" if reply.coalition else ""
     part = reply.coalition
-    count = _sent(part.reports) if order.stacked else 1
-    if not order.stacked and not _sent(part.reports):
-        count = len(part.updates)  # one sum of nothing, or none
+    count = _count_updates(part.reports) if order.stacked else 1
+    if not order.stacked and not _count_updates(part.reports):
+        count = len(part.updates)  # every member failed: one sum of zeros, or none
     return _reports_problem(order.coalition.members, part.reports, largest_weight) or _tensor_problem(
         part.updates, (count, len(order.theta)), order.theta
     )
 
 
 def _reports_problem(clients: Sequence[int], reports: Sequence[ClientReport], largest_weight: float) -> str:
-    found = Counter(report.client for report in reports)
-    if missing := sorted(set(clients) - set(found)):
+    counts = Counter(report.client for report in reports)
+    if missing := sorted(set(clients) - set(counts)):
         return f"client {missing[0]} is missing"
-    if strangers := sorted(set(found) - set(clients)):
+    if strangers := sorted(set(counts) - set(clients)):
         return f"client {strangers[0]} was not asked"
-    if twice := sorted(client for client, count in found.items() if count > 1):
+    if twice := sorted(client for client, count in counts.items() if count > 1):
         return f"client {twice[0]} is reported twice"
     for report in reports:
-        if not report.failure and not 0.0 < report.weight <= largest_weight:  # not-a-number is neither
+        if not report.failure and not 0.0 < report.weight <= largest_weight:  # also refuses NaN
             return f"client {report.client}: expected a weight in (0, {largest_weight:g}], got {report.weight:g}"
         if not report.failure and (report.norm < 0.0 or math.isinf(report.norm)):
             return f"client {report.client}: expected a norm >= 0, got {report.norm:g}"
@@ -79,8 +79,8 @@ def _tensor_problem(value: Tensor, shape: tuple[int, ...], theta: Tensor) -> str
     return "" if math.isfinite(float(torch.sum(value, dtype=torch.float64))) else "an update is not finite"
 
 
-def _same_keys(what: str, found: object, expected: object) -> str:
-    return "" if found == expected else f"expected {what} of each block that was asked, once"
+def _same_keys(what: str, actual: object, expected: object) -> str:
+    return "" if actual == expected else f"expected {what} of each block that was asked, once"
 
 
 def _positions(node: Node, num_blocks: int) -> range:
@@ -89,7 +89,7 @@ def _positions(node: Node, num_blocks: int) -> range:
     return range(index << level, min((index + 1) << level, num_blocks))
 
 
-def _sent(reports: Sequence[ClientReport]) -> int:
+def _count_updates(reports: Sequence[ClientReport]) -> int:
     return sum(not report.failure for report in reports)
 
 

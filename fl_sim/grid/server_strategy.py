@@ -1,4 +1,4 @@
-"""What the grid and a run ask of a server's strategy, ours or a hosted one of Flower's."""
+"""The interface of a server's strategy, ours or a hosted one of Flower, to the grid and to a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fl_sim.wire.object_state import State
 
 
 class Needs(NamedTuple):
-    """What a strategy cannot work without: clean examples of the server's own, who sent which update, a calibration on clean rounds."""
+    """What a strategy requires: clean examples of the server, the client id of each update, a calibration on clean rounds."""
 
     server_data: bool = False
     client_ids: bool = False
@@ -22,7 +22,7 @@ class Needs(NamedTuple):
 
 
 class ServerStrategy(Protocol):
-    """A strategy that says what it is. `step_size`: how far the model moves for a combined update of length 1, without momentum."""
+    """A strategy that describes itself. `step_size`: how far the model moves for a combined update of length 1, without momentum."""
 
     step_size: float
     needs: Needs
@@ -33,15 +33,15 @@ class ServerStrategy(Protocol):
         ...
 
     def save(self) -> State:
-        """All that the next round depends on. Raises UnsavableError."""
+        """Everything that the next round depends on. Raises UnsavableError."""
         ...
 
     def load(self, state: State) -> None:
-        """Bring a saved state back, also into a strategy that was made anew."""
+        """Restore a saved state, in this or in a new strategy of the same configuration."""
         ...
 
     def public_rule(self) -> PublicRule:
-        """What a coalition that knows the rule may know of it in the round that is configured."""
+        """What a coalition that knows the rule may know about it in this round."""
         ...
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

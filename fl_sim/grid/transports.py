@@ -1,6 +1,6 @@
-"""How a wave of orders reaches workers: in this process, or through Flower's own message engine. (Ray: `fl_sim.grid.ray_workers`.)
+"""How a wave of orders reaches the workers: in this process, or through Flower's own message engine. (Ray: `fl_sim.grid.ray_workers`.)
 
-A worker is a function from an order to a reply. Only what leaves the process is written down, by `fl_sim.wire.object_state`.
+A worker is a function from an order to a reply. Only messages that leave the process are encoded, by `fl_sim.wire.object_state`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Worker = Callable[[Order], Reply]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one order: a reply, or the reason why there is none; and the worker that was asked (None: it is gone)."""
+    """The result of one order: a reply, or the reason why there is none; and the worker that was asked (None: it died)."""
 
     worker: int | None
     reply: Reply | None
@@ -33,9 +33,9 @@ class Answer:
 
 
 class Transport(ABC):
-    """Workers that each answer orders, and a way to send each of them at most one order a wave."""
+    """Workers that answer orders, at most one order per worker and wave."""
 
-    slow_waves: bool = False  # a wave costs more than computing a round twice: prefer one wave
+    slow_waves: bool = False  # a wave takes longer than computing a round twice, so one wave is better than two
 
     @property
     @abstractmethod
@@ -44,10 +44,9 @@ class Transport(ABC):
 
     @abstractmethod
     def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
-        """Send at most `num_workers` orders, each to another worker, and wait for all answers, in the order of `orders`.
+        """Send at most `num_workers` orders, each to a different worker, and return all answers, in the order of `orders`.
 
-        `avoid` names a worker that failed and is not to be asked, if there is another. After `timeout` seconds the answers that are not
-        there are given up.
+        `avoid`: a worker that failed and is asked only if there is no other. After `timeout` seconds a missing answer counts as a failure.
         """
 
     def close(self) -> None:  # noqa: B027  (most transports start nothing)
@@ -55,24 +54,25 @@ class Transport(ABC):
 
 
 class HostingTransport(Transport):
-    """A transport whose workers can also run something whole."""
+    """A transport whose workers can also run whole cells of a sweep."""
 
-    hosts: bool  # whether they can now
+    hosts: bool  # whether they can in this run
 
     @abstractmethod
     def host(self, target: str, *arguments: str) -> Iterator[Any]:
-        """What the generator `target` ("module:function") yields in a worker, called with an `InlineTransport` of it and `arguments`.
+        """Run the generator `target` ("module:function") in a worker and return what it yields. It is called with an `InlineTransport` to
+        that worker, and with `arguments`.
 
-        Raises what it raises, and `WorkerDiedError`.
+        Raises what the generator raises, and `WorkerDiedError`.
         """
 
 
 class WorkerDiedError(RuntimeError):
-    """The worker that hosted a run is gone."""
+    """The worker that ran a whole cell died."""
 
 
 class InlineTransport(Transport):
-    """No other process: the worker is called in this one, and nothing is written down."""
+    """No other process: the worker is called in this one, and messages are not encoded."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -123,12 +123,12 @@ def from_content(content: RecordDict) -> Any:
 
 
 def claim_identity() -> None:
-    """Let this process build Flower messages without a Flower runtime: `Message` asks for the task that it runs in."""
+    """Let this process build Flower messages without a Flower runtime: `Message` requires a task identity."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, 0
 
 
 def call_worker(answer: Worker, order: Order, worker: int) -> Answer:
-    """Let a worker of this process answer; an exception becomes the answer's failure."""
+    """Call a worker in this process; an exception becomes the answer's failure."""
     try:
         return Answer(worker, answer(order))
     except Exception as error:  # a worker may raise anything: it becomes the reason in the round's record

@@ -153,7 +153,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
             items = [_decoded(item, tensors, old) for item, old in zip(content, likes, strict=True)]
             if kind == "fields":
                 if not hasattr(like, "_fields"):
-                    raise UnsavableError("a NamedTuple was not there when its holder was made: nobody knows its class")
+                    raise UnsavableError("a NamedTuple cannot be restored: a new object of its holder has none")
                 return type(like)(*items)
             return items if kind == "list" else tuple(items)
         case "dict":
@@ -162,7 +162,8 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
             return {key: _decoded(item, tensors, likes_by_key.get(key)) for key, (_, item) in zip(keys, content, strict=True)}
         case "object":
             if not hasattr(like, "__dict__"):
-                raise UnsavableError(f"an object with {', '.join(content)} was not there when its holder was made: nobody knows its class")
+                names = ", ".join(content)
+                raise UnsavableError(f"an object with {names} cannot be restored: a new object of its holder has none")
             for name, item in content.items():
                 vars(like)[name] = _decoded(item, tensors, vars(like).get(name))
             return like

@@ -51,7 +51,7 @@ class GuardState(NamedTuple):
         return self._replace(fixed=self.fixed.to(device), recent=tuple(log_probs.to(device) for log_probs in self.recent))
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """The server's next state, the guard's next state, and the round's figures."""
 
     server: ServerState
@@ -85,8 +85,9 @@ class Guard:
 
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""
-        log_probs, known = self._log_probs(theta), self.calibration
-        return GuardState(0, log_probs, (log_probs,), self._loss(log_probs), 0, 0, known.upper_norm, known.usual())
+        log_probs = self._log_probs(theta)
+        upper_norm, running = self.calibration.upper_norm, self.calibration.usual()
+        return GuardState(0, log_probs, (log_probs,), self._loss(log_probs), 0, 0, upper_norm, running)
 
     def before(self, state: GuardState) -> Clip | None:
         """The clip of each client's update during a probation; None in a normal round."""
@@ -117,7 +118,7 @@ class Guard:
             scores["fragility"] = loss_after - self._loss(log_probs)
         return scores
 
-    def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judged:
+    def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judgement:
         """Apply a combined update (d,) if every score of the resulting model is at most its threshold, else do `strategy.action`.
 
         backtrack: halve the step until it scores like a typical clean round, at most six times, then drop it. skip: drop the step. Both
@@ -134,34 +135,34 @@ class Guard:
 
         Args: client_norms (n,), of the updates in `combined`; NaN where nobody computed them.
         """
-        round_, settings, known = state.round + 1, self.settings, self.calibration
+        round_, settings, calibration = state.round + 1, self.settings, self.calibration
         proposal = server_step(server, combined, self.learning_rate, self.momentum)
         log_probs = self._log_probs(proposal.theta)
         scores = self.scores(proposal.theta, state, log_probs)
-        thresholds = known.during_probation if state.probation else known.thresholds
+        thresholds = calibration.during_probation if state.probation else calibration.thresholds
         refused = not all_below(scores, thresholds, round_)
-        scale, taken = 1.0, proposal
+        scale, server_state = 1.0, proposal
         if refused and settings.action == "clip":
             clipped = clip(combined, Clip("l2", settings.small_bound))[0].nan_to_num(0.0, 0.0, 0.0)
-            taken = server_step(server, clipped, self.learning_rate, self.momentum)
+            server_state = server_step(server, clipped, self.learning_rate, self.momentum)
         elif refused:
             scale, theta = self._backtracked(server, proposal.velocity, state, HALVINGS if settings.action == "backtrack" else 0)
-            taken = ServerState(theta, torch.zeros_like(theta))
+            server_state = ServerState(theta, torch.zeros_like(theta))
         if refused:
-            log_probs = self._log_probs(taken.theta)
+            log_probs = self._log_probs(server_state.theta)
         metrics = {"refused": float(refused), "step_scale": scale, "probation": float(state.probation > 0)}
         metrics |= scores | {f"{name}_threshold": thresholds[name].at(round_) for name in scores}
         running, drifted = self._drift(state, scores, refused)
         if drifted:
-            taken = taken._replace(velocity=torch.zeros_like(taken.velocity))
+            server_state = server_state._replace(velocity=torch.zeros_like(server_state.velocity))
         metrics |= {f"{name}_level": level for name, level in running.items()} | {"drifted": float(drifted)}
-        metrics |= {f"{name}_level_threshold": known.levels[name].most for name in running}
+        metrics |= {f"{name}_level_threshold": calibration.levels[name].most for name in running}
         alarmed = refused or drifted
         probation, length = self._next_probation(state, alarmed)
         recent, lowest = (*state.recent, log_probs)[-settings.lag :], min(state.lowest, self._loss(log_probs))
-        bound, running = self._bound(state, client_norms), known.usual() if alarmed else running
+        bound, running = self._bound(state, client_norms), calibration.usual() if alarmed else running
         guard = GuardState(round_, state.fixed, recent, lowest, probation, length, bound, running)
-        return Judged(taken, guard, metrics)
+        return Judgement(server_state, guard, metrics)
 
     def _drift(self, state: GuardState, scores: Mapping[str, float], refused: bool) -> tuple[Mapping[str, float], bool]:
         """The running means after a round, and whether one of them is too high. Refused steps and rounds of a probation do not count."""

@@ -18,7 +18,7 @@ from fl_sim.config.keys import Strategy
 MEMORY = 20  # rounds over which a running mean averages: two memories of a server momentum of 0.9
 DISCREPANCIES = ("history", "fixed")
 GROWING = ("fixed",)  # scores that grow with the rounds of a clean run: only the distance from the burnt-in model does
-LEAST_LEVEL = {"kl": 0.003, "js": 0.0004}  # nats; about the same change for both. A well-trained model still becomes more confident
+LEAST_LEVEL = {"kl": 0.003, "js": 0.0004}  # nats, about the same change for both: a well-trained model still becomes more confident
 
 
 class Threshold(NamedTuple):
@@ -58,7 +58,7 @@ class Calibration(NamedTuple):
         return {name: level.usual for name, level in self.levels.items()}
 
 
-def fitted(
+def fit_calibration(
     settings: Strategy, scores: Mapping[str, Sequence[float]], rehearsed: Sequence[int], *, least_rise: float, upper_norm: float
 ) -> Calibration:
     """The thresholds that follow from the scores of clean rounds 1..R.

@@ -1,58 +1,77 @@
-"""docs/tutorial.ipynb runs from its first cell to its last; docs/records.md names everything that a run writes."""
+"""docs/tutorial.ipynb runs from its first cell to its last, in the folder of somebody who has a package `experiments` too; and the map of
+the pages has all of them."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.pages import ROOT, text_of
 
-NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))
-CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+PATH = ROOT / "docs" / "tutorial.ipynb"
+CELLS = json.loads(PATH.read_text(encoding="utf-8"))["cells"]
+CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
+SETTINGS = "SMALL = {\n"
+HEAD = "import matplotlib\n\nmatplotlib.use('agg')\n"
+TAIL = """
+import json
+import sys
+
+sys.path.append("experiments")
+import my_module
+
+print(json.dumps({
+    "own module": my_module.ANSWER,
+    "flipped": flipped.summary.worst_accuracy_in_phase,
+    "defended": defended.summary.worst_accuracy_in_phase,
+    "model": type(wide.model()).__name__,
+    "accuracy": [accuracy, clipped.summary.accuracy.final],
+    "opened again": again.frame().equals(frame),
+    "discrepancy": discrepancy.tolist(),
+}))
+"""
 
 
-def test_the_notebook_is_stored_without_outputs() -> None:
-    assert [cell for cell in CELLS if cell["outputs"] or cell["execution_count"]] == []
+def test_it_is_stored_without_outputs() -> None:
+    assert [cell for cell in CODE if cell["outputs"] or cell["execution_count"]] == []
+    assert PATH.stat().st_size < 100_000
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
-    """The folder in which the notebook's cells were run, one after the other, beside a folder `experiments/` of its own."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    (folder / "experiments").mkdir()
-    (folder / "experiments" / "__init__.py").write_text("")
-    source = "\n".join(cell["source"] for cell in CELLS).replace("SMALL = {", f"SMALL = {{ 'data.cache-dir': {str(cache_dir)!r},")
-    script = folder / "tutorial.py"
-    script.write_text("import matplotlib\nmatplotlib.use('agg')\n" + source)
-    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+def test_what_it_links_exists() -> None:
+    links = [link for cell in CELLS for link in re.findall(r"\]\((\w+\.\w+)\)", cell["source"])]
+    assert links
+    assert [link for link in links if not (PATH.parent / link).is_file()] == []
+
+
+def test_the_index_has_every_page_once() -> None:
+    links = re.findall(r"\]\((\w+\.\w+)\)", text_of("index.md"))
+    assert sorted(links) == sorted([*(page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"), PATH.name])
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: Path, cache_dir: Path) -> None:
+    """Without a warning, and its cells show what their texts say."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("")
+    (tmp_path / "experiments" / "my_module.py").write_text("ANSWER = 42\n")
+    source = "\n\n".join(cell["source"] for cell in CODE)
+    assert source.count(SETTINGS) == 1
+    script = tmp_path / "tutorial.py"
+    script.write_text(HEAD + source.replace(SETTINGS, f"{SETTINGS}    'data.cache-dir': {str(cache_dir)!r},\n") + TAIL, encoding="utf-8")
+    command = [sys.executable, "-W", "error::UserWarning", str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return folder / "runs"
-
-
-@pytest.mark.slow
-def test_the_notebook_runs(records: Path) -> None:
-    assert len(list(records.rglob("summary.json"))) == 4 + 4
-
-
-def keys(value: Any) -> Iterator[str]:
-    """The keys of a record, nested ones too, but those by client or block."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from keys(item) if key not in ("failures", "retried") else ()
-
-
-@pytest.mark.slow
-def test_every_key_of_a_line_and_of_a_summary_is_on_the_page(records: Path) -> None:
-    page = text_of("records.md")
-    for run in (path.parent for path in records.rglob("summary.json")):
-        lines = [json.loads(text) for text in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-        written = {*keys(lines[0]), *(key for line in lines for key in keys(line)), *keys(json.loads((run / "summary.json").read_text()))}
-        assert [key for key in sorted(written) if f"`{key}`" not in page] == []
-        assert {path.name for path in run.iterdir()} <= set(page.split("`")) | {"checkpoint"}
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert shown["own module"] == 42
+    assert shown["flipped"] < 60.0 < 90.0 < shown["defended"]
+    assert shown["model"] == "Wide"
+    assert shown["accuracy"][0] == pytest.approx(shown["accuracy"][1])
+    assert shown["opened again"]
+    assert min(shown["discrepancy"]) >= -1e-6
+    assert max(shown["discrepancy"]) > 0.1
+    assert len(list((tmp_path / "runs").rglob("summary.json"))) == 4 + 4

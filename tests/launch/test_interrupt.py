@@ -15,15 +15,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.small_run import SMALL
+from experiments.cli import main
+from tests.support.small_run import ALONE, SMALL, words
 
 LIMIT = 10.0  # seconds in which everything is to be gone
-LONGER = ("schedule.accumulate-rounds=150", "checkpoint.every=5", "twin=false", "control=false")
+LONGER = words({"schedule.accumulate-rounds": 150, "checkpoint.every": 5, **ALONE})
+SHORTER = words({"schedule.accumulate-rounds": 2, "schedule.recovery-rounds": 1, **ALONE})
 
 
 @pytest.fixture
-def mark() -> Generator[Path]:
-    """A temporary folder for the command, with a short name (Ray's sockets); its path is in the environment of all that is started."""
+def temporary() -> Generator[Path]:
+    """The folder for temporary files of the commands, with a short name (Ray's sockets)."""
     folder = Path(tempfile.mkdtemp(prefix="i-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -38,13 +40,13 @@ def heed() -> None:
 
 
 @pytest.fixture
-def start(mark: Path, cache_dir: Path) -> Generator[Start]:
+def start(temporary: Path, cache_dir: Path) -> Generator[Start]:
     """Starts the command with an output folder and further words; whatever still runs at the end is killed."""
     processes: list[subprocess.Popen[str]] = []
 
     def start_one(out: Path, *more: str, cache: Path = cache_dir) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "experiments", "run", "digits", "-o", str(out), *SMALL, "-c", f"data.cache-dir={cache}", *more]
-        pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(mark)}
+        line = [sys.executable, "-m", "experiments", *command(out, *more, cache=cache)]
+        pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(temporary)}
         processes.append(
             subprocess.Popen(line, env=environment, start_new_session=True, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
         )
@@ -56,7 +58,11 @@ def start(mark: Path, cache_dir: Path) -> Generator[Start]:
             process.kill()
 
 
-def said(process: subprocess.Popen[str], code: int, limit: float = 300.0) -> str:
+def command(out: Path, *more: str, cache: Path) -> list[str]:
+    return ["run", "digits", "-o", str(out), *SMALL, "-c", f"data.cache-dir={cache}", *more]
+
+
+def errors_of(process: subprocess.Popen[str], code: int, limit: float = 300.0) -> str:
     """What a command wrote to stderr until it ended, in time and with this exit code."""
     _, errors = process.communicate(timeout=limit)
     assert process.returncode == code, errors
@@ -72,9 +78,10 @@ def living(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def wait_for_rounds(process: subprocess.Popen[str], out: Path, rounds: int) -> None:
+def wait_until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Wait until a command that runs is so far."""
     until = time.monotonic() + 120
-    while sum(path.read_bytes().count(b"\n") for path in out.glob("*/rounds.jsonl")) < rounds:
+    while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -85,37 +92,48 @@ def model_of(out: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> bytes:
+    """The last model of the longer run, if nothing interrupts it."""
+    out = tmp_path_factory.mktemp("whole")
+    assert main(command(out, *LONGER, "--transport", "inline", cache=cache_dir)) == 0
+    return model_of(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("transport", "number", "code"), [("ray", signal.SIGINT, 130), ("ray", signal.SIGKILL, -9), ("inline", signal.SIGINT, 130)]
+    ("transport", "number", "code"),
+    [("ray", signal.SIGINT, 130), ("ray", signal.SIGTERM, 143), ("ray", signal.SIGKILL, -9), ("inline", signal.SIGINT, 130)],
 )
 def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
-    transport: str, number: signal.Signals, code: int, start: Start, tmp_path: Path
-) -> None:
-    options = [word for text in LONGER for word in ("-c", text)]
-    process = start(tmp_path / "cut", *options, "--transport", transport)
-    wait_for_rounds(process, tmp_path / "cut", 20)
+    transport: str, number: signal.Signals, code: int, start: Start, whole: bytes, temporary: Path, tmp_path: Path, cache_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    process = start(tmp_path, *LONGER, "--transport", transport)
+    wait_until(process, lambda: sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/rounds.jsonl")) >= 20)
     started, began = all_of(process), time.monotonic()
     assert len(started) > (8 if transport == "ray" else 0)
     # A terminal's Ctrl-C reaches the foreground's whole process group.
     os.killpg(process.pid, number) if number != signal.SIGTERM else process.send_signal(number)
-    assert "Traceback" not in said(process, code, LIMIT)
+    assert "Traceback" not in errors_of(process, code, LIMIT)
     while living(started) and time.monotonic() < began + LIMIT:
         time.sleep(0.05)
     assert living(started) == []
-    assert "goes on after round" in said(start(tmp_path / "cut", *options, "--transport", transport), 0)
+    assert number == signal.SIGKILL or not list(temporary.glob("fl-sim-*")), "Ray's folder is gone too"
+    capsys.readouterr()
+    assert main(command(tmp_path, *LONGER, "--transport", "inline", cache=cache_dir)) == 0
+    assert "goes on after round" in capsys.readouterr().err
     assert not list(tmp_path.rglob(".*.part"))
-    said(start(tmp_path / "whole", *options, "--transport", "inline"), 0)
-    assert model_of(tmp_path / "cut") == model_of(tmp_path / "whole")
+    assert model_of(tmp_path) == whole
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_on_one_machine(start: Start, tmp_path: Path) -> None:
-    """Each with a SuperLink and a Ray of its own, and nothing cached yet: they only share the cache."""
+def test_two_commands_at_once_on_one_machine(start: Start, tmp_path: Path, cache_dir: Path) -> None:
+    """One with a Ray of its own, one with a SuperLink too, and nothing cached yet: they only share the cache."""
     ways = {"one": "ray", "two": "flower"}
-    for process in [start(tmp_path / name, "--transport", way, cache=tmp_path / "cache") for name, way in ways.items()]:
-        said(process, 0)
-    said(start(tmp_path / "alone", "--transport", "inline"), 0)
+    for process in [start(tmp_path / name, *SHORTER, "--transport", way, cache=tmp_path / "cache") for name, way in ways.items()]:
+        errors_of(process, 0)
+    assert main(command(tmp_path / "alone", *SHORTER, "--transport", "inline", cache=cache_dir)) == 0
     assert model_of(tmp_path / "one") == model_of(tmp_path / "two") == model_of(tmp_path / "alone")
 
 
@@ -142,22 +160,11 @@ def test_ctrl_c_while_modules_are_imported_is_not_lost() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 6.0])
-def test_a_signal_while_it_starts_leaves_nothing(seconds: float, start: Start, tmp_path: Path) -> None:
+def test_a_signal_while_ray_starts_leaves_nothing(start: Start, temporary: Path, tmp_path: Path) -> None:
     process = start(tmp_path, "--transport", "ray")
-    time.sleep(seconds)
-    started = all_of(process)
+    wait_until(process, lambda: len(all_of(process)) > 1)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode in (130, -signal.SIGINT), errors  # the latter while modules are imported: a shell calls both 130
-    assert "Traceback" not in errors
-    assert living(started) == []
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_in_every_round_changes_nothing(start: Start, tmp_path: Path) -> None:
-    for name, more in {"killed": ["--transport", "ray", "-c", "fault.kill-round=-1"], "whole": ["--transport", "inline"]}.items():
-        said(start(tmp_path / name, "-c", "twin=false", "-c", "control=false", "-c", "schedule.recovery-rounds=0", *more), 0)
-    assert model_of(tmp_path / "killed") == model_of(tmp_path / "whole")
-    (lines,) = (path.read_text().splitlines() for path in (tmp_path / "killed").glob("*/rounds.jsonl"))
-    assert ["died" in line for line in lines] == [True] * 5
+    assert "Traceback" not in errors_of(process, 130, LIMIT)
+    assert not list(temporary.glob("fl-sim-*"))
+    marked = [other for other in psutil.process_iter(["cmdline"]) if any(str(temporary) in word for word in other.info["cmdline"] or [])]
+    assert living(marked) == [], "not even those that Ray started after the signal"

@@ -132,7 +132,7 @@ def test_a_damaged_or_strange_file_is_said(configure: Configure, tmp_path: Path)
     _, model, theta = write_run(tmp_path / "run", config)
     path = tmp_path / "run" / "final.safetensors"
     save_tensors(path, named_state(model, theta, torch.zeros(0)))
-    with pytest.raises(ValueError, match="does not say for which images"):
+    with pytest.raises(ValueError, match="does not state image shape and classes"):
         load_model(tmp_path / "run")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="is damaged"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,9 @@ def test_a_hosted_run_is_the_run_and_tells_every_step(configure: Configure, tmp_
     config, steps = configure(), list[tuple[str, int, str, float | None]]()
     execute_run(config, tmp_path / "plain", InlineTransport(answer), lambda *step: steps.append(step))
     monkeypatch.setattr("experiments.launch.hosted.INTERVAL", 0.0)
-    told = list(hosted_run(InlineTransport(answer), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
-    assert [step for part in told for step in part if step[0] != "burn-in"] == [step for step in steps if step[0] != "burn-in"]
-    assert len(told) > 2
+    batches = list(hosted_run(InlineTransport(answer), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
+    assert [step for batch in batches for step in batch if step[0] != "burn-in"] == [step for step in steps if step[0] != "burn-in"]
+    assert len(batches) > 2
     (plain,), (hosted,) = (tmp_path / "plain").iterdir(), (tmp_path / "hosted").iterdir()
     assert fingerprint(hosted) == fingerprint(plain)
 
@@ -92,34 +90,23 @@ def talk(transport: Transport, word: str) -> Generator[str]:
         raise LookupError("nowhere")
 
 
-HOSTING = """
-import ray
-from experiments.launch.serve import WORKER
-from fl_sim.grid.ray_workers import RayTransport
-from fl_sim.grid.transports import WorkerDiedError
-
-ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-transport = RayTransport(WORKER, 1, 0.0)
-assert transport.hosts
-assert list(transport.host("tests.run.test_hosted:talk", "hello")) == ["hello 1"]
-for word, expected in (("raise", LookupError), ("die", WorkerDiedError), ("raise", LookupError)):
-    try:
-        list(transport.host("tests.run.test_hosted:talk", word))
-    except expected:
-        continue
-    raise AssertionError(word)
-assert list(transport.host("tests.run.test_hosted:talk", "again")) == ["again 1"]
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_ray_workers_host_raise_and_die_and_host_again() -> None:
-    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run([sys.executable, "-c", HOSTING], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    from fl_sim.grid.ray_workers import RayTransport
+
+    transport = RayTransport(serving.WORKER, 1, 0.0)
+    assert transport.hosts
+    assert list(transport.host("tests.run.test_hosted:talk", "hello")) == ["hello 1"]
+    for word, error in (("raise", LookupError), ("die", WorkerDiedError), ("raise", LookupError)):
+        with pytest.raises(error):
+            list(transport.host("tests.run.test_hosted:talk", word))
+    assert list(transport.host("tests.run.test_hosted:talk", "again")) == ["again 1"]
+    transport.close()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_a_sweep_over_ray_hosts_its_cells_and_names_those_that_fail(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,10 +144,10 @@ class FourWorkers(DyingTransport):
 def test_workers_are_shared_among_the_cells_that_run_at_once(
     cells: int, parallel: int, expected: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = set[str | int]()
+    ways = set[str | int]()
 
-    def note(config: Config, output_dir: Path, transport: Transport, report: Any, orders: int, twins: Path | None) -> None:
-        found.add(orders)
+    def note(config: Config, output_dir: Path, transport: Transport, report: Any, max_messages: int, twins: Path | None) -> None:
+        ways.add(max_messages)
         assert (twins is None) == (cells == 1)
         folder = serving.run_folder(output_dir, config)
         folder.mkdir(parents=True)
@@ -168,7 +155,7 @@ def test_workers_are_shared_among_the_cells_that_run_at_once(
 
     monkeypatch.setattr(serving, "open_transport", lambda *_: FourWorkers(0))
     monkeypatch.setattr(serving, "execute_run", note)
-    monkeypatch.setattr(serving._Cells, "_host", lambda *_: found.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
+    monkeypatch.setattr(serving._Cells, "_host", lambda *_: ways.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
     seeds = json.dumps([{"seed": seed} for seed in range(cells)])
     flat = {"output-dir": str(tmp_path), "cells": seeds, "ray.parallel": parallel, "model.name": "mlp"}
     if expected == "hosted":
@@ -176,4 +163,4 @@ def test_workers_are_shared_among_the_cells_that_run_at_once(
             serving.serve(flat, None)
     else:
         serving.serve(flat, None)
-    assert found == {expected}
+    assert ways == {expected}

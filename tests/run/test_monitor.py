@@ -59,11 +59,11 @@ def test_stop_ends_the_run_in_the_round_of_the_alarm(configure: Configure, tmp_p
 @pytest.mark.parametrize("strategy", ["mean", "flwr.FedAvg", "byzfl.Average", "dgc"])
 def test_rollback_brings_back_the_last_good_model_and_discards_the_round(configure: Configure, tmp_path: Path, strategy: str) -> None:
     loose = {"strategy__margin": 1e6, "strategy__calibration_rounds": 10} if strategy == "dgc" else {}
-    kept = configure(**{**ONE, **loose, "strategy__name": strategy}, monitor__action="rollback", attack__norm_bound=20.0)
-    summary, lines, folder = run(kept, tmp_path)
+    watched = configure(**{**ONE, **loose, "strategy__name": strategy}, monitor__action="rollback", attack__norm_bound=20.0)
+    summary, lines, folder = run(watched, tmp_path)
     assert lines[0]["rolled_back"]
     first = theta_after(folder, 1)
-    assert torch.equal(first, burn_in(kept, load_federation(kept), lambda *_: None).theta), "nothing of round 1 was applied"
+    assert torch.equal(first, burn_in(watched, load_federation(watched), lambda *_: None).theta), "nothing of round 1 was applied"
     start, _, _ = run(
         configure(**{**ONE, "attack__name": "none", "attack__malicious_fraction": 0.0}, schedule__accumulate_rounds=0), tmp_path
     )

@@ -68,38 +68,38 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_path: Path, name: str) -> None:
+def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_path: Path, runs_dir: Path, name: str) -> None:
     config = configure(checkpoint__every=2, **SETTINGS[name])
-    execute(config, tmp_path / "whole")
-    expected = results(run_folder(tmp_path / "whole", config))
+    execute(config, runs_dir)
+    expected = results(run_folder(runs_dir, config))
     rounds = [(line["track"], line["round"]) for line in expected[1]]
     assert {track for track, _ in rounds} == set(TRACKS)
-    for number in random.Random(7).sample(range(len(rounds)), 5):
+    for number in random.Random(name).sample(range(len(rounds)), 3):  # others for each name
         folder = tmp_path / str(number)
         execute(config, folder, rounds[number])
-        found = latest_checkpoint(run_folder(folder, config), config)
+        latest = latest_checkpoint(run_folder(folder, config), config)
         last = {track: max(round_ for name, round_ in rounds if name == track) for track, _ in rounds}
         due = [i for i, (track, round_) in enumerate(rounds) if round_ % 2 == 0 and round_ < last[track] and i < number]
-        assert (found.path is not None) == bool(due)
-        if found.checkpoint:
-            stood = found.checkpoint.position
-            assert rounds.index((stood.track, stood.round)) == due[-1]
+        assert (latest.path is not None) == bool(due)
+        if latest.checkpoint:
+            position = latest.checkpoint.position
+            assert rounds.index((position.track, position.round)) == due[-1]
         execute(config, folder)
         assert results(run_folder(folder, config)) == expected
         meta = json.loads((run_folder(folder, config) / "meta.json").read_text())
-        assert meta["sessions"][-1]["resumed_from"] == (found.path.name if found.path else None)
+        assert meta["sessions"][-1]["resumed_from"] == (latest.path.name if latest.path else None)
 
 
-def test_interrupted_again_and_again(configure: Configure, tmp_path: Path) -> None:
-    config = configure(checkpoint__every=1, tracking="tensorboard")
-    execute(config, tmp_path / "whole")
-    expected = results(run_folder(tmp_path / "whole", config))
+def test_interrupted_again_and_again(configure: Configure, tmp_path: Path, runs_dir: Path) -> None:
+    config = configure(checkpoint__every=1, tracking="tensorboard", schedule__accumulate_rounds=2, schedule__recovery_rounds=1)
+    execute(config, runs_dir)
+    expected = results(run_folder(runs_dir, config))
     for line in expected[1]:
         execute(config, tmp_path / "often", (line["track"], line["round"]))
     execute(config, tmp_path / "often")
     folder = run_folder(tmp_path / "often", config)
     assert results(folder) == expected
-    assert len(list((folder / "tensorboard").iterdir())) == 1, "written anew from the records that were kept"
+    assert len(list((folder / "tensorboard").iterdir())) == 1, "written anew from the records that stayed"
     meta = json.loads((folder / "meta.json").read_text())
     begun = [session["resumed_from"] for session in meta["sessions"]]
     assert begun[:2] == [None, "attacked-000001.safetensors"], "the round that was interrupted first was not saved: the run began anew"
@@ -122,14 +122,14 @@ def test_a_twin_that_was_shared_is_not_run_again(configure: Configure, tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
-def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Path, runs_dir: Path, damage: str) -> None:
     config = configure(checkpoint__every=1)
-    execute(config, tmp_path / "whole")
+    execute(config, runs_dir)
     execute(config, tmp_path / "run", ("twin", 3))
     folder = run_folder(tmp_path / "run", config)
     newest = folder / "checkpoint" / "twin-000002.safetensors"
-    found = latest_checkpoint(folder, config)
-    assert found.path == newest, "the round that was interrupted was not saved"
+    latest = latest_checkpoint(folder, config)
+    assert latest.path == newest, "the round that was interrupted was not saved"
     content = bytearray(newest.read_bytes())
     if damage == "cut":
         content = content[: len(content) // 2]
@@ -140,36 +140,36 @@ def test_a_damaged_checkpoint_is_passed_over(configure: Configure, tmp_path: Pat
     else:
         content.clear()
     newest.write_bytes(content)
-    found = latest_checkpoint(folder, config)
-    assert found.path
-    assert found.path.name == "twin-000001.safetensors"
+    latest = latest_checkpoint(folder, config)
+    assert latest.path
+    assert latest.path.name == "twin-000001.safetensors"
     execute(config, tmp_path / "run")
-    assert results(folder) == results(run_folder(tmp_path / "whole", config))
+    assert results(folder) == results(run_folder(runs_dir, config))
     last = json.loads((folder / "meta.json").read_text())["sessions"][-1]
     assert (last["resumed_from"], last["damaged"]) == ("twin-000001.safetensors", ["twin-000002.safetensors"])
 
 
-def test_without_a_whole_checkpoint_a_run_begins_anew(configure: Configure, tmp_path: Path) -> None:
+def test_without_a_whole_checkpoint_a_run_begins_anew(configure: Configure, tmp_path: Path, runs_dir: Path) -> None:
     config = configure(checkpoint__every=2)
-    execute(config, tmp_path / "whole")
+    execute(config, runs_dir)
     execute(config, tmp_path / "run", ("attacked", 3))
     folder = run_folder(tmp_path / "run", config)
     for path in (folder / "checkpoint").iterdir():
         path.write_bytes(b"")
     execute(config, tmp_path / "run")
     assert json.loads((folder / "meta.json").read_text())["sessions"][-1]["damaged"] == ["attacked-000002.safetensors"]
-    assert results(folder) == results(run_folder(tmp_path / "whole", config))
+    assert results(folder) == results(run_folder(runs_dir, config))
 
 
 @pytest.mark.parametrize("left", [None, 10])
-def test_rounds_that_are_not_there_are_not_gone_on_from(configure: Configure, tmp_path: Path, left: int | None) -> None:
+def test_rounds_that_are_not_there_are_not_gone_on_from(configure: Configure, tmp_path: Path, runs_dir: Path, left: int | None) -> None:
     config = configure(checkpoint__every=1)
-    execute(config, tmp_path / "whole")
+    execute(config, runs_dir)
     execute(config, tmp_path / "run", ("attacked", 4))
     rounds = run_folder(tmp_path / "run", config) / "rounds.jsonl"
     rounds.unlink() if left is None else rounds.write_bytes(rounds.read_bytes()[:left])
     execute(config, tmp_path / "run")
-    assert results(rounds.parent) == results(run_folder(tmp_path / "whole", config))
+    assert results(rounds.parent) == results(run_folder(runs_dir, config))
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(configure: Configure, tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_the_command_says_where_a_run_stands(
     assert cli.main([*command, "-c", "attack.rho=0.9"]) == 2
     assert "attack.rho = 0.7 there, 0.9 here" in " ".join(capsys.readouterr().err.split())
     assert cli.main(command) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"{run_folder(tmp_path, config).name} goes on after round 1 of the twin track" in said
-    assert "warning: twin-000002.safetensors is damaged" in said
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert f"{run_folder(tmp_path, config).name} goes on after round 1 of the twin track" in stderr
+    assert "warning: twin-000002.safetensors is damaged" in stderr
     assert cli.main(command) == 0
     assert "already complete" in capsys.readouterr().err
 
@@ -267,9 +267,9 @@ def test_two_runs_do_not_write_into_one_folder(configure: Configure, tmp_path: P
 
 def test_places_that_look_alike_are_kept_apart() -> None:
     value = {"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1), 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
-    found = restored(saved(value))
-    assert [float(item) for item in (found["a"]["b"], found["a.b"], found[1], found["1"])] == [0.0, 1.0, 2.0, 3.0]
-    assert list(found) == list(value)
+    back = restored(saved(value))
+    assert [float(item) for item in (back["a"]["b"], back["a.b"], back[1], back["1"])] == [0.0, 1.0, 2.0, 3.0]
+    assert list(back) == list(value)
 
 
 class Point(NamedTuple):
@@ -280,5 +280,5 @@ class Point(NamedTuple):
 def test_what_was_not_there_when_its_holder_was_made_is_refused(late: Any) -> None:
     holder = Memory()
     holder.inner = late
-    with pytest.raises(UnsavableError, match="was not there when its holder was made"):
+    with pytest.raises(UnsavableError, match="cannot be restored: a new object of its holder has none"):
         restored(saved(holder), Memory())

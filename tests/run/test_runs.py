@@ -49,9 +49,9 @@ HONEST = {"attack__name": "none", "attack__malicious_fraction": 0.0}
     ],
     ids=["ratio 0", "ratio 0 of min-max", "fraction 0", "zero rounds"],
 )
-def test_an_attack_that_does_nothing_is_exactly_the_honest_run(configure: Configure, tmp_path: Path, overrides: dict[str, Any]) -> None:
-    _, honest = run(configure(**HONEST), tmp_path)
-    _, idle = run(configure(**overrides), tmp_path)
+def test_an_attack_that_does_nothing_is_exactly_the_honest_run(configure: Configure, runs_dir: Path, overrides: dict[str, Any]) -> None:
+    _, honest = run(configure(**HONEST), runs_dir)
+    _, idle = run(configure(**overrides), runs_dir)
     assert torch.equal(theta(idle), theta(honest))
     accuracies = [line["accuracy"] for line in lines(honest)]
     assert len(accuracies) == 6
@@ -59,17 +59,17 @@ def test_an_attack_that_does_nothing_is_exactly_the_honest_run(configure: Config
 
 
 @pytest.mark.parametrize("strategy", ["clip-before", "clip-after"])
-def test_an_infinite_bound_is_exactly_the_mean(configure: Configure, tmp_path: Path, strategy: str) -> None:
-    _, mean = run(configure(strategy__name="mean"), tmp_path)
-    _, infinite = run(configure(strategy__name=strategy, strategy__bound=float("inf")), tmp_path)
-    _, tight = run(configure(strategy__name=strategy, strategy__bound=0.01), tmp_path)
+def test_an_infinite_bound_is_exactly_the_mean(configure: Configure, runs_dir: Path, strategy: str) -> None:
+    _, mean = run(configure(strategy__name="mean"), runs_dir)
+    _, infinite = run(configure(strategy__name=strategy, strategy__bound=float("inf")), runs_dir)
+    _, tight = run(configure(strategy__name=strategy, strategy__bound=0.01), runs_dir)
     assert torch.equal(theta(infinite), theta(mean))
     assert not torch.equal(theta(tight), theta(mean))
 
 
-def test_the_twin_is_the_honest_run_and_the_control_fires_the_same_trigger(configure: Configure, tmp_path: Path) -> None:
-    attacked, folder = run(configure(), tmp_path)
-    _, honest = run(configure(**HONEST), tmp_path)
+def test_the_twin_is_the_honest_run_and_the_control_fires_the_same_trigger(configure: Configure, runs_dir: Path) -> None:
+    attacked, folder = run(configure(), runs_dir)
+    _, honest = run(configure(**HONEST), runs_dir)
     twin, control = lines(folder, "twin"), lines(folder, "control")
     assert [line["accuracy"] for line in twin] == [line["accuracy"] for line in lines(honest)]
     assert all(line["poison_ratio"] == 0.0 for line in twin)
@@ -141,33 +141,33 @@ def test_the_attack_does_not_depend_on_m_at_full_scale(tmp_path: Path, cache_dir
 
 
 @pytest.mark.parametrize("strategy", [{"strategy__name": "mean"}, {"strategy__name": "clip-after", "strategy__norm": "linf"}])
-def test_the_records_hold_the_norms_that_the_figure_shows(configure: Configure, tmp_path: Path, strategy: dict[str, Any]) -> None:
+def test_the_records_hold_the_norms_that_the_figure_shows(configure: Configure, runs_dir: Path, strategy: dict[str, Any]) -> None:
     """Honest part, malicious part and combined update fit together: W combined = W_h honest + W_m malicious (m = 1)."""
     config = configure(attack__poison_ratio=1 / 12, **strategy)
-    _, folder = run(config, tmp_path)
+    _, folder = run(config, runs_dir)
     for line in lines(folder)[:4]:
         honest, malicious, combined = line["honest_norm"], line["attack"]["malicious_norm"], line["strategy"]["combined_norm"]
         assert malicious / 12 - honest <= combined * (1 + 1e-6)
         assert combined <= (11 * honest + malicious) / 12 * (1 + 1e-6)
     twin = lines(folder, "twin")
-    _, alone = run(configure(**HONEST, strategy__name="mean"), tmp_path)
+    _, alone = run(configure(**HONEST, strategy__name="mean"), runs_dir)
     assert [line["honest_norm"] for line in twin] == [line["honest_norm"] for line in lines(alone)]
     assert twin[0]["honest_norm"] == pytest.approx(twin[0]["strategy"]["combined_norm"])
 
 
-def test_one_malicious_client_reaches_what_all_of_them_reach(configure: Configure, tmp_path: Path) -> None:
+def test_one_malicious_client_reaches_what_all_of_them_reach(configure: Configure, runs_dir: Path) -> None:
     """Recovered offset: without a clip before aggregation the result does not depend on m."""
-    thetas = [theta(run(configure(attack__poison_ratio=m / 12, strategy__name="mean"), tmp_path)[1]) for m in (1, 4, 12)]
+    thetas = [theta(run(configure(attack__poison_ratio=m / 12, strategy__name="mean"), runs_dir)[1]) for m in (1, 4, 12)]
     for other in thetas[1:]:
         assert float((other - thetas[0]).norm() / thetas[0].norm()) < 1e-4
-    honest = theta(run(configure(**HONEST, strategy__name="mean"), tmp_path)[1])
+    honest = theta(run(configure(**HONEST, strategy__name="mean"), runs_dir)[1])
     assert float((honest - thetas[0]).norm() / honest.norm()) > 1e-2, "and the attack did something"
 
 
-def test_a_round_without_a_sampled_member_passes_honestly_and_the_attack_goes_on(configure: Configure, tmp_path: Path) -> None:
+def test_a_round_without_a_sampled_member_passes_honestly_and_the_attack_goes_on(configure: Configure, runs_dir: Path) -> None:
     """4 of 12 clients a round, 3 malicious: the realised ratio varies, and the attack's state survives the rounds without them."""
     config = configure(server__clients_per_round=4, attack__malicious_fraction=0.25, schedule__accumulate_rounds=12)
-    _, folder = run(config, tmp_path)
+    _, folder = run(config, runs_dir)
     twin, attacked = lines(folder, "twin"), lines(folder)
     without = [line for line in attacked[:12] if line["poison_ratio"] == 0.0]
     acting = [line for line in attacked[:12] if line["poison_ratio"] > 0.0]
@@ -181,22 +181,22 @@ def test_a_round_without_a_sampled_member_passes_honestly_and_the_attack_goes_on
     for line in acting:
         assert line["attack"]["scale"] == pytest.approx(stealth(line["attack"]["own_loss"], start, 0.1)), "the start is remembered"
     exact = configure(server__clients_per_round=3, attack__poison_ratio=1 / 3)
-    assert {line["poison_ratio"] for line in lines(run(exact, tmp_path)[1])} == {1 / 3}
+    assert {line["poison_ratio"] for line in lines(run(exact, runs_dir)[1])} == {1 / 3}
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "none"])
-def test_every_attack_runs_end_to_end(configure: Configure, tmp_path: Path, name: str) -> None:
-    summary, folder = run(configure(attack__name=name, twin=False, control=False), tmp_path)
+def test_every_attack_runs_end_to_end(configure: Configure, runs_dir: Path, name: str) -> None:
+    summary, folder = run(configure(attack__name=name, twin=False, control=False), runs_dir)
     assert summary["status"] == "complete"
     assert summary["trigger_round"] == (1 if name == "trigger-only" else 4)
     assert summary["client_failures"] == 0
-    _, honest = run(configure(**HONEST), tmp_path)
+    _, honest = run(configure(**HONEST), runs_dir)
     assert not torch.equal(theta(folder), theta(honest))
 
 
-def test_between_triggers_the_coalition_accumulates_again(configure: Configure, tmp_path: Path) -> None:
+def test_between_triggers_the_coalition_accumulates_again(configure: Configure, runs_dir: Path) -> None:
     config = configure(schedule__triggers=2, schedule__trigger_every=3)
-    _, folder = run(config, tmp_path)
+    _, folder = run(config, runs_dir)
     attacked, control = lines(folder), lines(folder, "control")
     assert "".join(line["phase"][0] for line in attacked) == "aaatbbtrr"
     assert all(line["attack"]["scale"] == 1.0 for line in attacked if line["phase"] == "between")
@@ -204,16 +204,16 @@ def test_between_triggers_the_coalition_accumulates_again(configure: Configure, 
 
 
 @pytest.mark.parametrize("knowledge", ["coalition", "rule"])
-def test_less_knowledge_is_another_run(configure: Configure, tmp_path: Path, knowledge: str) -> None:
-    _, seeing = run(configure(), tmp_path)
-    _, guessing = run(configure(attack__knowledge=knowledge), tmp_path)
+def test_less_knowledge_is_another_run(configure: Configure, runs_dir: Path, knowledge: str) -> None:
+    _, seeing = run(configure(), runs_dir)
+    _, guessing = run(configure(attack__knowledge=knowledge), runs_dir)
     assert lines(guessing)[3]["attack"]["fired"] == 1.0
     assert not torch.equal(theta(seeing), theta(guessing))
 
 
-def test_a_round_without_a_malicious_client_passes_honestly_and_the_trigger_waits(configure: Configure, tmp_path: Path) -> None:
+def test_a_round_without_a_malicious_client_passes_honestly_and_the_trigger_waits(configure: Configure, runs_dir: Path) -> None:
     config = configure(data__num_clients=40, server__clients_per_round=4, attack__malicious_fraction=0.05, schedule__accumulate_rounds=8)
-    summary, folder = run(config, tmp_path)
+    summary, folder = run(config, runs_dir)
     attacked = lines(folder)
     quiet = [line for line in attacked if line["phase"] in ("accumulate", "trigger") and line["poison_ratio"] == 0.0]
     assert quiet
@@ -221,24 +221,25 @@ def test_a_round_without_a_malicious_client_passes_honestly_and_the_trigger_wait
     assert attacked[summary["trigger_round"] - 1]["poison_ratio"] > 0.0
 
 
-def test_repeated_triggers(configure: Configure, tmp_path: Path) -> None:
-    summary, _ = run(configure(schedule__triggers=3, schedule__trigger_every=2), tmp_path)
+def test_repeated_triggers(configure: Configure, runs_dir: Path) -> None:
+    summary, _ = run(configure(schedule__triggers=3, schedule__trigger_every=2), runs_dir)
     assert summary["triggers"] == [4, 6, 8]
     assert summary["rounds"] == 10
     assert summary["after_last_trigger"] is not None
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_a_convolutional_net_runs_with_either_norm(configure: Configure, tmp_path: Path, norm: str) -> None:
-    summary, folder = run(configure(model__name="cnn", model__norm=norm, schedule__accumulate_rounds=1, client__batch_size=1), tmp_path)
+def test_a_convolutional_net_runs_with_either_norm(configure: Configure, runs_dir: Path, norm: str) -> None:
+    short = {"schedule__accumulate_rounds": 1, "schedule__recovery_rounds": 1, "twin": False, "control": False}
+    summary, folder = run(configure(model__name="cnn", model__norm=norm, client__batch_size=1, **short), runs_dir)
     statistics = [value for name, value in load_file(folder / "final.safetensors").items() if "running" in name]
     assert summary["trigger_round"] == 2
     assert len(statistics) == (4 if norm == "batch" else 0)
     assert all(bool(value.any()) for value in statistics)
 
 
-def test_failing_clients_are_named_in_the_rounds_record(configure: Configure, tmp_path: Path) -> None:
-    summary, folder = run(configure(fault__raises="3", fault__nan="7", attack__malicious_fraction=0.0), tmp_path)
+def test_failing_clients_are_named_in_the_rounds_record(configure: Configure, runs_dir: Path) -> None:
+    summary, folder = run(configure(fault__raises="3", fault__nan="7", attack__malicious_fraction=0.0), runs_dir)
     for line in lines(folder):
         assert set(line["failures"]) == {"3", "7"}
         assert line["clients"] == 10
@@ -280,16 +281,16 @@ def test_a_round_in_which_every_client_fails_ends_the_run(configure: Configure, 
     assert not (run_folder(tmp_path, config) / "summary.json").exists()
 
 
-def test_the_twin_is_as_long_as_a_run_whose_trigger_waited(configure: Configure, tmp_path: Path) -> None:
+def test_the_twin_is_as_long_as_a_run_whose_trigger_waited(configure: Configure, runs_dir: Path) -> None:
     config = configure(data__num_clients=40, server__clients_per_round=2, attack__malicious_fraction=0.025)
-    summary, folder = run(config, tmp_path)
+    summary, folder = run(config, runs_dir)
     assert summary["rounds"] > 6
     assert len(lines(folder, "twin")) == summary["rounds"]
     assert summary["clean_twin"]["at_trigger"] is not None
 
 
-def test_without_an_attack_the_planned_rounds_are_compared_on_the_whole_test_set(configure: Configure, tmp_path: Path) -> None:
-    summary, _ = run(configure(**HONEST, evaluate__every=5, evaluate__examples=30), tmp_path)
+def test_without_an_attack_the_planned_rounds_are_compared_on_the_whole_test_set(configure: Configure, runs_dir: Path) -> None:
+    summary, _ = run(configure(**HONEST, evaluate__every=5, evaluate__examples=30), runs_dir)
     assert summary["accuracy"]["before_trigger"] is not None
     assert summary["accuracy"]["after_trigger"] is not None
     assert summary["accuracy"]["after_trigger"] * 296 / 100 == pytest.approx(round(summary["accuracy"]["after_trigger"] * 296 / 100))

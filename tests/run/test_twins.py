@@ -16,7 +16,7 @@ from experiments.run.shared_twins import twin_key
 from experiments.run.track import TrackRun
 from fl_sim.config.keys import Config
 from fl_sim.grid.transports import InlineTransport
-from tests.support.runs import fingerprint, lines
+from tests.support.runs import fingerprint, lines, run
 
 Configure = Callable[..., Config]
 
@@ -27,23 +27,23 @@ def plain_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("more", [{}, {"strategy__name": "dgc", "strategy__calibration_rounds": 10}, {"evaluate__examples": 100}])
 def test_a_shared_twin_changes_no_record(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+    configure: Configure, tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
     tracks, original = list[str](), TrackRun.play
     monkeypatch.setattr(TrackRun, "play", lambda track: tracks.append(track.name) or original(track))
-    told: list[tuple[Any, ...]] = []
+    steps: list[tuple[Any, ...]] = []
     for fraction in (0.17, 0.3):
         config = configure(attack__malicious_fraction=fraction, **more)
-        alone = execute_run(config, tmp_path / "alone", InlineTransport(answer), lambda *_: None)
+        alone = run(config, runs_dir)[1]
         tracks.clear()
-        told.clear()
+        steps.clear()
         shared = execute_run(
-            config, tmp_path / "shared", InlineTransport(answer), lambda *step: told.append(step), twins=tmp_path / "twins"
+            config, tmp_path / "shared", InlineTransport(answer), lambda *step: steps.append(step), twins=tmp_path / "twins"
         )
         assert tracks == (["attacked", "twin", "control"] if fraction == 0.17 else ["attacked", "control"])
         assert plain_summary(read_summary(shared)) == plain_summary(read_summary(alone))
         assert fingerprint(shared) == fingerprint(alone)
-        assert [step[0] for step in told].count("twin") == len(lines(alone, "twin"))
+        assert [step[0] for step in steps].count("twin") == len(lines(alone, "twin"))
 
 
 def history(rounds: int, fired: int) -> TrackHistory:

@@ -23,8 +23,18 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.training.clipping import Clip
 from strategies.dgc.discrepancy import memorization_discrepancy
-from strategies.dgc.guard import Guard, GuardState, Judged
-from strategies.dgc.thresholds import MEMORY, Calibration, Level, Threshold, all_below, fit_threshold, fitted, growth_of, running_means
+from strategies.dgc.guard import Guard, GuardState, Judgement
+from strategies.dgc.thresholds import (
+    MEMORY,
+    Calibration,
+    Level,
+    Threshold,
+    all_below,
+    fit_calibration,
+    fit_threshold,
+    growth_of,
+    running_means,
+)
 from strategies.server_sgd import ServerState
 from tests.support import oracles
 
@@ -260,13 +270,15 @@ def test_what_clean_rounds_tell() -> None:
     bump = [0.1] * 60 + [0.9] * 20 + [0.1] * 20
     settings = Strategy.model_validate({"margin": 2.0, "drift": 1.5})
     scores = {"history": bump, "fixed": ramp, "rise": [0.0] * 100}
-    known = fitted(settings, scores, range(61, 81), least_rise=0.02, upper_norm=7.0)
+    known = fit_calibration(settings, scores, range(61, 81), least_rise=0.02, upper_norm=7.0)
     assert known.thresholds["history"] == Threshold(pytest.approx(0.2), 0.0)
     assert known.during_probation["history"] == Threshold(pytest.approx(1.8), 0.0)
     assert known.typical["history"] == Threshold(pytest.approx(0.1), 0.0)
     assert known.levels["history"] == Level(pytest.approx(0.1), pytest.approx(0.15)), "of the rounds outside"
     assert known.thresholds["fixed"] == Threshold(pytest.approx(0.0, abs=1e-12), pytest.approx(0.02))
-    assert fitted(settings, {"history": ramp}, range(0), least_rise=0.0, upper_norm=7.0).thresholds["history"] == Threshold(2.0, 0.0)
+    assert fit_calibration(settings, {"history": ramp}, range(0), least_rise=0.0, upper_norm=7.0).thresholds["history"] == Threshold(
+        2.0, 0.0
+    )
     assert known.thresholds["rise"] == known.during_probation["rise"] == Threshold(pytest.approx(0.04), 0.0)
     assert set(known.levels) == {"history", "fixed"}
     assert known.usual() == {"history": pytest.approx(0.1), "fixed": pytest.approx(sum(ramp[:60] + ramp[80:]) / 80)}
@@ -275,16 +287,16 @@ def test_what_clean_rounds_tell() -> None:
 @pytest.mark.parametrize(("divergence", "most"), [("kl", 0.006), ("js", 0.0008)])
 def test_next_to_nothing_is_no_drift_and_an_infinite_drift_is_none(divergence: str, most: float) -> None:
     settings = Strategy.model_validate({"divergence": divergence, "drift": 2.0})
-    calibration = fitted(settings, {"fixed": [1e-5] * 50}, range(0), least_rise=0.0, upper_norm=1.0)
+    calibration = fit_calibration(settings, {"fixed": [1e-5] * 50}, range(0), least_rise=0.0, upper_norm=1.0)
     assert calibration.levels["fixed"] == Level(pytest.approx(1e-5), pytest.approx(most))
     endless = settings.model_copy(update={"drift": math.inf})
-    assert fitted(endless, {"fixed": [1e-5] * 50}, range(0), least_rise=0.0, upper_norm=1.0).levels == {}
+    assert fit_calibration(endless, {"fixed": [1e-5] * 50}, range(0), least_rise=0.0, upper_norm=1.0).levels == {}
 
 
-def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Judged]:
+def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Judgement]:
     """Rounds of a guard that sees these scores of the history, under a threshold of 1."""
     guard, server, state = guard_of({"history": Threshold(1.0, 0.0)}, reference="history", **settings)
-    guard, rounds = replace(guard, calibration=guard.calibration._replace(levels={"history": level})), list[Judged]()
+    guard, rounds = replace(guard, calibration=guard.calibration._replace(levels={"history": level})), list[Judgement]()
     state = guard.begin(server.theta)
     remaining = iter(scores)
     monkeypatch.setattr(Guard, "scores", lambda *_: {"history": next(remaining)})

@@ -1,0 +1,137 @@
+"""docs/records.md names every key that a run and a sweep write, and no other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import fl_sim
+from experiments.report.frame import write_csv
+from experiments.report.outputs import write_outputs
+from experiments.run.summary import Summary
+from experiments.sweep.study import read_study
+from fl_sim.config.resolve import default_flat
+from strategies.calibration import SCORES
+from strategies.dgc.thresholds import DISCREPANCIES
+from tests.support.pages import text_of
+from tests.support.small_study import write_study_records
+
+REASONS = ("failures", "retried")  # their keys are clients and blocks
+SMALL: Mapping[str, Any] = {
+    "data.num-clients": 12,
+    "client.block": 4,
+    "model.name": "mlp",
+    "attack.malicious-fraction": 0.17,
+    "attack.fire-from": 1,
+    "schedule.burn-in-epochs": 1,
+    "schedule.accumulate-rounds": 3,
+    "schedule.recovery-rounds": 3,
+    "fault.raises": "3",
+    "monitor.action": "rollback",
+    "monitor.drop": 0.1,
+    "checkpoint.every": 2,
+    "strategy.name": "dgc",
+    "strategy.guard": "both",
+    "strategy.calibration-rounds": 10,
+    "strategy.probation": 1,
+    "strategy.margin": 1.0,
+}
+
+
+def named(heading: str) -> set[str]:
+    """The keys in the first column of the tables of a section, `<score>` written out."""
+    section = re.split(rf"^#+ {re.escape(heading)}", text_of("records.md"), flags=re.MULTILINE)[1]
+    cells = re.findall(r"^\| (`.*?) \|", re.split(r"^#+ ", section, flags=re.MULTILINE)[0], flags=re.MULTILINE)
+    keys = {key for cell in cells for key in re.findall(r"`([^`]+)`", cell)}
+    scored = {key: DISCREPANCIES if key.startswith("levels") else SCORES for key in keys if "<score>" in key}
+    return keys - set(scored) | {key.replace("<score>", score) for key, scores in scored.items() for score in scores}
+
+
+def paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """The paths of a record's keys; those of the entries of a list too, under the list's own."""
+    if isinstance(value, list):
+        for item in value:
+            yield from paths(item, prefix)
+    if not isinstance(value, Mapping) or not value:
+        if prefix:
+            yield prefix.removesuffix(".")
+        return
+    for key, item in value.items():
+        yield from [f"{prefix}{key}.<>"] if f"{prefix}{key}" in REASONS else paths(item, f"{prefix}{key}.")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """The folder of a run in which as much happens as may."""
+    keys = {**SMALL, "data.cache-dir": str(cache_dir)}
+    return fl_sim.run("digits", keys, output_dir=tmp_path_factory.mktemp("runs"), progress=False).folder
+
+
+@pytest.mark.slow
+def test_every_key_of_a_line(run: Path) -> None:
+    """Both ways: nothing is missing on the page, and nothing on it is no longer written."""
+    lines = [json.loads(text) for text in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    places = {re.sub(r"<\w+>", "<>", key) for key in named("2. A line") if "<figure>" not in key}
+    written = {path for line in lines for path in paths(line)}
+    assert written == places | named("2.1") | named("2.2")
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The paths of a model's fields."""
+    for name, field in model.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(kind, type)]
+        parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        yield from fields(parts[0], f"{prefix}{name}.") if parts else [f"{prefix}{name}"]
+
+
+def test_every_key_of_a_summary() -> None:
+    assert set(fields(Summary)) == named("3.")
+
+
+@pytest.mark.slow
+def test_every_key_of_the_other_files_of_a_run(run: Path) -> None:
+    assert set(paths(read(run / "summary.json"))) == named("3.")
+    meta = read(run / "meta.json")
+    (session,) = meta.pop("sessions")
+    assert set(paths(meta)) | {"sessions"} | {f"sessions.{key}" for key in ("resumed_from", "damaged")} == named("4.")
+    assert set(session) - {"versions", "device", "git_commit", "started"} == {"resumed_from", "damaged"}
+    assert set(paths(read(run / "calibration.json"))) == named("5.")
+    assert set(read(run / "config.json")) == set(default_flat())
+
+
+@pytest.mark.slow
+def test_every_file_of_a_run(run: Path) -> None:
+    fl_sim.open_study(run).runs[0].draw()
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    places = {re.sub(r"(?:attacked|twin|control)-\d{6}", "<track>-<round>", name) for name in files}
+    assert places == {name for name in named("1.") if not name.endswith("/")}
+
+
+def test_every_key_of_a_study(tmp_path: Path) -> None:
+    runs = write_study_records(tmp_path)
+    record = read(tmp_path / "study.json")
+    cells = {f"cells.{key}" for cell in record["cells"] for key in cell}
+    assert set(record) | cells == named("8.1")
+    write_csv(tmp_path / "results.csv", runs)
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        swept, figures = (header := next(csv.reader(file)))[:4], header[4:]
+    assert swept == ["strategy.name", "attack.poison-ratio", "seed", "folder"]
+    assert {key.partition(".")[0] for key in figures} <= {key.partition(".")[0] for key in named("3.")}
+
+
+@pytest.mark.slow  # draws
+def test_every_file_of_a_study(tmp_path: Path) -> None:
+    write_study_records(tmp_path, seeds=(1,))
+    written = {path.stem if path.suffix == ".png" else path.name for path in write_outputs(tmp_path, read_study(tmp_path), latex=True)}
+    assert written <= named("8. A sweep")
