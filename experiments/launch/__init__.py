@@ -1,1 +1,1 @@
-"""From checked keys to a finished run: preflight, processes, progress."""
+"""From keys to a complete run: checks before it, processes, progress."""

@@ -1,4 +1,4 @@
-"""A sweep ready to be run: its cells checked, each with its folder."""
+"""The checked cells of a sweep, with their folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from fl_sim.config.resolve import ConfigError
 
 @dataclass(frozen=True)
 class Cells:
-    """common: the flat keys that all cells share, with the sweep's own folder as `output-dir`; flats: each cell's over them."""
+    """common: the flat keys that all cells share, with the sweep's own folder as `output-dir`; flats: the keys of each cell, which replace
+    those; configs: of each cell."""
 
     sweep: Sweep
     common: Mapping[str, Any]
@@ -38,22 +39,22 @@ class Cells:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to run."""
+        """Whether all cells are complete."""
         return all(map(is_complete, self.folders))
 
     @property
     def study(self) -> Study:
-        """What is recorded in the sweep's folder."""
+        """The record for the sweep's folder."""
         return Study(self.sweep.name, self.common, self.sweep.cells, tuple(folder.name for folder in self.folders), self.sweep.published)
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The flat keys of one run of all cells."""
+        """The flat keys of one launch of all cells."""
         return {**self.common, "cells": json.dumps([dict(flat) for flat in self.flats])}
 
 
 def checked_cells(sweep: Sweep, common: Mapping[str, Any], console: Console) -> Cells:
-    """The cells of a sweep over common keys (with `output-dir` above the sweep's folder). Raises ConfigError with all problems."""
+    """The cells of a sweep over common keys; `output-dir` is the parent of the sweep's folder. Raises ConfigError with all problems."""
     flats = tuple(absolute_paths(cell.flat) for cell in sweep.cells)
     offer_own_modules([{**common, **flat} for flat in flats])
     configs = tuple(checked([{**common, **flat} for flat in flats], console))

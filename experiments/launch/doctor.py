@@ -22,16 +22,16 @@ OPTIONAL = ("byzfl", "tensorboard", "wandb", "mlflow", "pyarrow", "datasets")
 
 
 def doctor(console: Console) -> int:
-    """Print a line a check and return 0 if all passed, else 1."""
-    failed = 0
+    """Print one line per check and return 0 if all passed, else 1."""
+    failures = 0
     for name, check in CHECKS.items():
         try:
-            found = check()
-            console.print("[green]ok[/]   ", Text(f"{name}: {found}"), highlight=False)
+            result = check()
+            console.print("[green]ok[/]   ", Text(f"{name}: {result}"), highlight=False)
         except Exception as error:  # a broken installation may raise anything
-            failed += 1
+            failures += 1
             console.print("[red]wrong[/]", Text(f"{name}: {type(error).__name__}: {error}"), highlight=False)
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def _packages() -> str:
@@ -41,9 +41,9 @@ def _packages() -> str:
 
 
 def _optional() -> str:
-    found = [f"{name} {version(name)}" for name in OPTIONAL if find_spec(name)]
+    versions = [f"{name} {version(name)}" for name in OPTIONAL if find_spec(name)]
     missing = [f"no {name} (pip install 'fl-sim[{name}]')" for name in OPTIONAL if not find_spec(name)]
-    return ", ".join(found + missing)
+    return ", ".join(versions + missing)
 
 
 def _vision() -> str:

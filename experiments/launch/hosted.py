@@ -14,35 +14,34 @@ from experiments.run.execute import execute_run
 from fl_sim.config.resolve import from_json
 from fl_sim.grid.transports import Transport
 
-INTERVAL = 0.4  # seconds between two steps that are told
+INTERVAL = 0.4  # seconds between two reports of progress
 Step = tuple[str, int, str, float | None]  # track, round, phase, accuracy in percent
 
 
 def hosted_run(transport: Transport, config: str, output_dir: str, twins: str) -> Generator[list[Step]]:
-    """`execute_run` of a configuration (as JSON) with the given transport of this process; yields its progress, the steps since the last
-    time.
+    """`execute_run` of a configuration (as JSON) with a transport of this process. Yields the steps of its progress, in lists.
 
     Raises what the run raises.
     """
     settings, steps = from_json(config), SimpleQueue[Step | None]()
 
-    def tell(track: str, round_: int, phase: str, accuracy: float | None) -> None:
+    def on_step(track: str, round_: int, phase: str, accuracy: float | None) -> None:
         steps.put((track, round_, phase, accuracy))
 
     def work() -> None:
         try:
             torch.set_num_threads(settings.client.threads)
-            execute_run(settings, Path(output_dir), transport, tell, twins=Path(twins))
+            execute_run(settings, Path(output_dir), transport, on_step, twins=Path(twins))
         finally:
             steps.put(None)
 
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(work)
-        told, untold = time.monotonic(), list[Step]()
+        future = pool.submit(work)
+        last_yield, pending = time.monotonic(), list[Step]()
         while (step := steps.get()) is not None:
-            untold.append(step)
-            if time.monotonic() - told > INTERVAL:
-                yield untold
-                told, untold = time.monotonic(), []
-        yield untold
-        ended.result()
+            pending.append(step)
+            if time.monotonic() - last_yield > INTERVAL:
+                yield pending
+                last_yield, pending = time.monotonic(), []
+        yield pending
+        future.result()

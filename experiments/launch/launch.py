@@ -1,4 +1,4 @@
-"""From checked flat keys to a finished run: in this process, over Ray that it starts, or in Flower; with a progress display."""
+"""From checked flat keys to a complete run, with a progress display: in this process, with Ray that it starts, or in Flower."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fl_sim.config.resolve import ConfigError, resolve_cells
 from fl_sim.grid.ray_runtime import ray_running
 from fl_sim.grid.transports import claim_identity
 
-REPORT_EVERY = 30.0  # seconds between two lines of progress where there is no terminal to draw a bar on
-SHOWN = 40  # last lines of a failed run's log
+LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
+LOG_TAIL = 40  # last lines of a failed run's log that are shown
 
 OnLine = Callable[[str], None]
 
 
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
-    """Run flat keys with a progress bar (in a log file: a line now and then) and return an exit code. On failure the last lines of the
-    log are shown."""
+    """Run flat keys and return an exit code. Shows a progress bar (without a terminal: a line every `LINE_EVERY` seconds), and on failure
+    the last lines of the log."""
     lines: list[str] = []
     with display(console, title, lines) as on_line:
         try:
@@ -48,7 +48,7 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
                 on_line(line)
             code = 1
     if code:
-        console.print("\n".join(lines[-SHOWN:]), markup=False, highlight=False, soft_wrap=True)
+        console.print("\n".join(lines[-LOG_TAIL:]), markup=False, highlight=False, soft_wrap=True)
         console.print("[red]error:[/] the run failed; its log ends above")
     return code
 
@@ -58,18 +58,18 @@ class RunFailedError(RuntimeError):
 
 
 def start(flat: Mapping[str, Any], workers: int | None, on_line: OnLine) -> None:
-    """Run flat keys; what the run prints goes to `on_line`.
+    """Run flat keys. `on_line` is called with each line that the run prints.
 
-    Raises what the run raises; RunFailedError where it ran in Flower's processes.
+    Raises what the run raises; RunFailedError if it ran in Flower's processes.
     """
     config = _first(flat)
     if config.grid.transport == "flower":
         nodes = workers or 2
-        ended = run_in_flower(app_folder(), flat, on_line=on_line, num_supernodes=nodes, ray_cpus=min(nodes, cpu_cores()))
-        if ended.exit_code:
-            raise RunFailedError(f"Flower says that the run ended as {ended.status!r}")
+        flower_run = run_in_flower(app_folder(), flat, on_line=on_line, num_supernodes=nodes, ray_cpus=min(nodes, cpu_cores()))
+        if flower_run.exit_code:
+            raise RunFailedError(f"Flower says that the run ended as {flower_run.status!r}")
         return
-    from experiments.launch.serve import serve  # imports what a run needs, which Flower's processes do themselves
+    from experiments.launch.serve import serve  # it imports everything that a run needs; in Flower another process does that
 
     claim_identity()
     with contextlib.redirect_stdout(_Lines(on_line)):
@@ -87,7 +87,7 @@ def cpu_cores() -> int:
 
 
 def _first(flat: Mapping[str, Any]) -> Config:
-    """The first of the configurations to run, for what they share."""
+    """The first of the configurations, for the keys that all of them share."""
     search = str(flat.get("search", ""))
     corner = Search.from_json(search).corners()[0] if search else {}
     return resolve_cells({**flat, **corner})[0]
@@ -95,21 +95,21 @@ def _first(flat: Mapping[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def display(console: Console, title: str, lines: list[str]) -> Any:
-    """A progress bar; yields what takes the lines of a run: those that tell no progress are added to `lines`."""
+    """Shows a progress bar. Yields a function to call with each line of a run: lines other than progress are added to `lines`."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    reported = time.monotonic()
+    last_line_at = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{title} · starting", total=None)
 
         def on_line(line: str) -> None:
-            nonlocal reported
+            nonlocal last_line_at
             event = parse(line)
             if event is None:
                 lines.append(line)
                 return
             progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
-            if not console.is_terminal and (event.done == event.total or time.monotonic() - reported >= REPORT_EVERY):
-                reported = time.monotonic()
+            if not console.is_terminal and (event.done == event.total or time.monotonic() - last_line_at >= LINE_EVERY):
+                last_line_at = time.monotonic()
                 text = f"{title} · {event.done} of {event.total} rounds · {event.run}, {event.what}"
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -117,7 +117,7 @@ def display(console: Console, title: str, lines: list[str]) -> Any:
 
 
 class _Lines(io.TextIOBase):
-    """A text stream that hands each complete line on."""
+    """A text stream that calls a function with each complete line."""
 
     def __init__(self, on_line: OnLine) -> None:
         self._on_line, self._rest, self._lock = on_line, "", threading.Lock()

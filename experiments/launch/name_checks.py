@@ -1,4 +1,4 @@
-"""What the things that keys name need beyond their names: members of the coalition, arguments."""
+"""Checks of the things that keys name: their options, and the members of the coalition that an attack needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONS = {
 
 
 def name_problems(config: Config) -> list[str]:
-    """What is wrong with the things that a configuration names, a sentence a problem."""
+    """What is wrong with the things that a configuration names, one sentence per problem."""
     flat, name, problems = to_flat(config), config.attack.name, strategy_problems(config)
     for key, owner in OPTIONS.items():
         if (options := parse_options(str(flat[key]))) and (text := registry(owner).options_problem(str(flat[owner]), options, key)):

@@ -1,4 +1,4 @@
-"""Paths and modules of the user's in the keys of a run, so that every process finds them: a run may have another working directory."""
+"""The user's paths and modules in the keys of a run, in a form that works in every process: some have another working directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = ("output-dir", "data.root", "data.cache-dir", "model.start")
 
 
 def complete_keys(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat keys, later tables over earlier ones, as every process can read them: paths absolute, each `*.options` one text.
+    """Flat keys from several tables (a later one takes precedence), for every process: paths are absolute, `*.options` are JSON.
 
     Raises ConfigError.
     """
@@ -30,7 +30,7 @@ def complete_keys(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat keys with the paths among them made absolute, those of files with somebody's attack, model or partition too."""
+    """Flat keys with absolute paths, also in names such as `file.py:name`."""
     paths = {key: _absolute(key, flat[key]) for key in FILES if isinstance(flat.get(key), str) and flat[key]}
     for key in REGISTRIES:
         if isinstance(value := flat.get(key), str):
@@ -48,12 +48,12 @@ def _absolute_name(key: str, name: str) -> str:
 def _absolute(key: str, path: str) -> str:
     try:
         return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # a ~ of nobody
+    except RuntimeError as error:  # ~user of a user who does not exist
         raise ConfigError([f"expected {key} to be a path, got {path!r} ({error})"]) from None
 
 
 def offer_own_modules(flats: Sequence[Mapping[str, Any]]) -> None:
-    """Let `package.module:name` find modules in the working directory, here and in the processes that are started."""
+    """Make modules in the working directory importable for `package.module:name`, in this process and in those that it starts."""
     here = str(Path.cwd())
     if any(":" in str(flat.get(key, "")) for flat in flats for key in REGISTRIES) and here not in sys.path:
         sys.path.append(here)

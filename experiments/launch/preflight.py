@@ -1,4 +1,4 @@
-"""Everything that can be known to fail before a process is started."""
+"""Checks before a process is started: everything that can be known to fail."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fl_sim.data.federation import load_federation, read_federation
 from fl_sim.model.module import model_problem
 from strategies.catalogue import strategy_notes
 
-ANSWER_WITHIN = 5.0  # seconds
+CONNECT_LIMIT = 5.0  # seconds
 
 
 def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config]:
-    """The configurations of flat keys. Raises ConfigError with the problems of all of them, preflight included."""
+    """The configurations of flat keys, after `preflight`. Raises ConfigError with the problems of all of them."""
     configs: list[Config] = []
     problems: dict[str, None] = {}
     for flat in flats:
@@ -45,8 +45,8 @@ def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config
 
 
 def preflight(configs: Sequence[Config], console: Console) -> None:
-    """Everything that can be known to fail before a process is started: unknown names, missing, damaged or too little data, a
-    device that is not there, an output folder that cannot be written. Reads the data, so that the cache is warm when workers ask for it.
+    """Check everything that can be known to fail before a process is started: unknown names; missing, damaged or too little data; a device
+    that is not there; an output folder that cannot be written. It reads the data, so that workers find it in the cache.
     Raises ConfigError with all problems.
     """
     problems: dict[str, None] = {}
@@ -65,7 +65,7 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
 
 
 def notes(configs: Sequence[Config]) -> list[str]:
-    """What is right and yet not as somebody may expect, a sentence each."""
+    """Warnings about valid configurations that may not do what the user expects, one sentence each."""
     sentences = dict[str, None]()
     for config in configs:
         data = load_federation(config.model_copy(update={"device": "cpu"})).dataset.notes
@@ -74,23 +74,23 @@ def notes(configs: Sequence[Config]) -> list[str]:
 
 
 def _place_problem(key: str, place: str) -> str:
-    """Why nothing can be written into a folder, which need not exist yet; empty if something can."""
+    """Why a folder, which need not exist yet, cannot be written into; empty if it can."""
     try:
         folder = Path(place).expanduser()
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         if "\0" in place:
             raise ValueError("embedded null byte")
-        with TemporaryFile(dir=folder) as file:  # permissions alone do not tell: root may everything, except where nobody can
+        with TemporaryFile(dir=folder) as file:  # os.access is not enough: for root it is true even on a read-only disk
             file.write(b"0")
-    except (OSError, ValueError, RuntimeError) as error:  # a name with a NUL; a ~ of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL byte; RuntimeError: ~user of a user who does not exist
         reason = error.strerror if isinstance(error, OSError) else error
         return f"expected {key} to be a folder that can be written, got {place!r} ({reason})"
     return ""
 
 
 def _data_problems(config: Config, console: Console) -> list[str]:
-    """Load data set and splits; what is wrong with them."""
+    """What is wrong with the data set, its splits and the model for it. Loads the data."""
     data = config.data
     try:
         with console.status(f"reading {data.name}") as status:
@@ -106,13 +106,13 @@ def _data_problems(config: Config, console: Console) -> list[str]:
 
 
 def _ray_problem() -> str:
-    """Why the Ray cluster of RAY_ADDRESS cannot be joined; empty if somebody answers there, or none is named."""
+    """Why the Ray cluster at RAY_ADDRESS cannot be joined; empty if it answers, or if there is no address."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # "auto" and the like: Ray looks for itself
+    if not host or not port.isdigit():  # "auto" and the like: Ray finds the cluster itself
         return ""
     try:
-        with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=ANSWER_WITHIN):
+        with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=CONNECT_LIMIT):
             return ""
     except OSError as error:
         return f"expected RAY_ADDRESS (--ray-address) to be that of a running Ray cluster, got {address!r} ({error.strerror or error})"

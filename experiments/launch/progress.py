@@ -1,4 +1,4 @@
-"""Progress as lines that people can read and `fl-sim` can parse."""
+"""Progress as lines of text, for people to read and for `fl-sim` to parse."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 PREFIX = "fl-sim |"
-TRACKS = ("attacked", "twin", "control")  # whose rounds are counted; those of a burn-in and a calibration are not
+TRACKS = ("attacked", "twin", "control")  # their rounds are counted; epochs of a burn-in and rounds of a calibration are not
 
 
 class Event(NamedTuple):
-    """One progress line: rounds done of all planned, whose run, and what happens in it."""
+    """One progress line: rounds done, rounds in total, the name of the run, and what it is doing."""
 
     done: int
     total: int
@@ -22,7 +22,7 @@ class Event(NamedTuple):
 
 
 class ProgressLines:
-    """Prints at most one line every `interval` seconds; safe to call from several threads."""
+    """Prints at most one line per `interval` seconds. It may be called from several threads."""
 
     def __init__(self, total: int, interval: float = 0.4, stream: TextIO | None = None) -> None:
         self._total, self._interval, self._stream = total, interval, stream
@@ -31,7 +31,7 @@ class ProgressLines:
     def of_run(self, run: str) -> Callable[[str, int, str, float | None], None]:
         """The progress callback of one run."""
 
-        def report(track: str, round_: int, phase: str, accuracy: float | None) -> None:
+        def on_step(track: str, round_: int, phase: str, accuracy: float | None) -> None:
             with self._lock:
                 self._done += track in TRACKS
                 if time.monotonic() - self._last < self._interval:
@@ -41,20 +41,20 @@ class ProgressLines:
                 what = f"burn-in, {phase}" if track == "burn-in" else f"{track}, round {round_}, {phase}{figure}"
                 print(f"{PREFIX} {self._done}/{self._total} | {run} | {what}", file=self._stream or sys.stdout, flush=True)
 
-        return report
+        return on_step
 
-    def finished(self, run: str, planned: int, used: int, how: str = "complete") -> None:
-        """A run ended after `used` of its `planned` rounds: count the rounds that it did not need as done."""
+    def finished(self, run: str, planned_rounds: int, played_rounds: int, how: str = "complete") -> None:
+        """A run ended after `played_rounds` of its `planned_rounds`: the other rounds count as done too."""
         with self._lock:
-            self._done += planned - used
+            self._done += planned_rounds - played_rounds
             print(f"{PREFIX} {self._done}/{self._total} | {run} | {how}", file=self._stream or sys.stdout, flush=True)
 
 
 def parse(line: str) -> Event | None:
-    """The event of a progress line, wherever in the line it starts; None for any other line."""
-    _, found, rest = line.partition(PREFIX)
+    """The event of a progress line, which may have text before it; None for any other line."""
+    _, prefix, rest = line.partition(PREFIX)
     parts = rest.strip().split(" | ")
     done, slash, total = parts[0].partition("/")
-    if not found or len(parts) != 3 or not slash or not done.isdigit() or not total.isdigit():
+    if not prefix or len(parts) != 3 or not slash or not done.isdigit() or not total.isdigit():
         return None
     return Event(int(done), int(total), parts[1], parts[2])

@@ -1,4 +1,4 @@
-"""What the ServerApp does: one run, all cells of a sweep, or a search, over one set of workers."""
+"""The ServerApp's work: one run, all cells of a sweep, or a search, with one set of workers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ HOSTED_RUN = "experiments.launch.hosted:hosted_run"
 
 
 def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
-    """Run what the flat keys describe: a run, the cells of a sweep, or a search. `grid` is Flower's; None where `fl-sim` runs by itself.
+    """Run what the flat keys describe: one run, the cells of a sweep, or a search. `grid`: Flower's; None if `fl-sim` runs without Flower.
 
-    Raises `ConfigError` for a bad configuration, `CannotWriteError` at once, and RuntimeError when a cell failed, after the others ended.
+    Raises `ConfigError` for a bad configuration, `CannotWriteError` at once, and RuntimeError for failed cells after all cells have ended.
     """
     search = Search.from_json(str(flat["search"])) if flat.get("search") else None
     common = {key: value for key, value in flat.items() if key != "search"}
@@ -40,41 +40,41 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     problems = dict.fromkeys(problem for cell in cells for problem in name_problems(cell))
     if problems:
         raise ConfigError(list(problems))
-    config = cells[0]  # for what all cells share: transport, workers, output folder
+    config = cells[0]  # for the keys that all cells share: transport, workers, output folder
     torch.set_num_threads(config.client.threads)
     transport = open_transport(config, grid)
     total, at_once = (search.trials, search.batch) if search else (len(cells), len(cells))
     rounds = total * expected_rounds(config) if search else sum(expected_rounds(cell) for cell in cells)
-    running = _Cells(absolute_output_dir(config.output_dir), transport, ProgressLines(rounds), total, at_once, config.ray.parallel)
+    runner = _Cells(absolute_output_dir(config.output_dir), transport, ProgressLines(rounds), total, at_once, config.ray.parallel)
     try:
         if search:
-            explore(search, lambda batch: evaluated(common, running.output_dir, batch, running.run_all))
+            explore(search, lambda batch: evaluated(common, runner.output_dir, batch, runner.run_all))
         else:
-            running.run_all(cells)
+            runner.run_all(cells)
     finally:
         transport.close()
-        running.close()
-    if running.failures:
-        raise RuntimeError("failed: " + "; ".join(running.failures))
-    print(f"results are in {running.output_dir}", flush=True)
+        runner.close()
+    if runner.failures:
+        raise RuntimeError("failed: " + "; ".join(runner.failures))
+    print(f"results are in {runner.output_dir}", flush=True)
 
 
 class _Cells:
-    """Runs cells over a transport, as many at once as it has workers."""
+    """Runs cells with a transport, at most as many at once as it has workers."""
 
     def __init__(self, output_dir: Path, transport: Transport, progress: ProgressLines, total: int, at_once: int, parallel: int) -> None:
         self.output_dir, self._transport, self._progress, self._total = output_dir, transport, progress, total
         self._parallel = min(at_once, transport.num_workers, parallel or transport.num_workers)
         self._max_messages, self._twins = transport.num_workers // self._parallel, output_dir / ".twins"
         self.failures: list[str] = []
-        self.close()  # another launch may have had other code, another PyTorch, another device
+        self.close()  # an earlier launch may have used other code, another PyTorch or another device
 
     def close(self) -> None:
-        """Remove what cells share while they run."""
+        """Remove the clean twins that the cells share while they run."""
         shutil.rmtree(self._twins, ignore_errors=True)
 
     def run_all(self, cells: Sequence[Config]) -> None:
-        """Run the cells that are not complete; those that fail are in `failures`."""
+        """Run the cells that are not complete. `failures` gets a sentence for each that fails."""
         if self._parallel == 1:
             self.failures.extend(filter(None, map(self._run, cells)))
             return
@@ -82,38 +82,38 @@ class _Cells:
             self.failures.extend(filter(None, pool.map(self._run, cells)))
 
     def _run(self, cell: Config) -> str:
-        """Run a cell, and say why it failed; empty if it did not."""
+        """Run a cell. Returns why it failed, empty if it did not."""
         folder = run_folder(self.output_dir, cell)
-        used, failure = 0, ""
+        played_rounds, failure = 0, ""
         if not is_complete(folder):
             try:
                 self._execute(cell, self._progress.of_run(folder.name))
-                used = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
+                played_rounds = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
             except Exception as error:
                 if self._total == 1 or isinstance(error, CannotWriteError):  # the other cells could not write either
                     raise
                 traceback.print_exc()
                 failure = f"{folder.name}: {type(error).__name__}: {error}"
-        self._progress.finished(folder.name, expected_rounds(cell), used, failure or "complete")
+        self._progress.finished(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
         return failure
 
-    def _execute(self, cell: Config, report: Progress) -> None:
-        """Run a cell from here, or whole in one worker, so that no round waits for messages."""
-        by_messages = bool(cell.fault.kill_round or cell.client.timeout)  # about workers asked by messages
-        whole = self._total > 1 and self._max_messages == 1 and not by_messages
-        if whole and isinstance(self._transport, HostingTransport) and self._transport.hosts:
-            self._host(cell, self._transport, report)
+    def _execute(self, cell: Config, progress: Progress) -> None:
+        """Run a cell from this process, or as a whole in one worker, so that no round waits for messages."""
+        by_messages = bool(cell.fault.kill_round or cell.client.timeout)  # keys that are about messages to workers
+        in_one_worker = self._total > 1 and self._max_messages == 1 and not by_messages
+        if in_one_worker and isinstance(self._transport, HostingTransport) and self._transport.hosts:
+            self._host(cell, self._transport, progress)
             return
         torch.set_num_threads(cell.client.threads)
-        execute_run(cell, self.output_dir, self._transport, report, self._max_messages, self._twins if self._total > 1 else None)
+        execute_run(cell, self.output_dir, self._transport, progress, self._max_messages, self._twins if self._total > 1 else None)
 
-    def _host(self, cell: Config, transport: HostingTransport, report: Progress) -> None:
-        """Run a cell in a worker; once more if the worker dies."""
+    def _host(self, cell: Config, transport: HostingTransport, progress: Progress) -> None:
+        """Run a cell in a worker, and once more if the worker dies."""
         for last in (False, True):
             try:
                 for steps in transport.host(HOSTED_RUN, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
                     for step in steps:
-                        report(*step)
+                        progress(*step)
                 return
             except WorkerDiedError:
                 if last:
@@ -130,13 +130,13 @@ def open_transport(config: Config, grid: Grid | None) -> Transport:
         if grid is None:
             raise ValueError("expected Flower's grid with grid.transport = 'flower'; start it with `flwr run` or `fl-sim run`")
         return FlowerTransport(grid)
-    from fl_sim.grid.ray_workers import RayTransport  # Ray takes a second to import and the other transports do without
+    from fl_sim.grid.ray_workers import RayTransport  # importing Ray takes a second, and the other transports do not need it
 
     return RayTransport(WORKER, config.ray.num_workers, config.ray.gpus_per_worker, on_gpu=device_of(config).type == "cuda")
 
 
 def absolute_output_dir(output_dir: str) -> Path:
-    """The output folder; a relative one is under FL_SIM_HOME (default ~/.fl-sim), because a SuperLink that outlives the
-    command keeps the working directory it was started with. `fl-sim` passes an absolute one.
+    """The output folder as an absolute path. A relative one is below FL_SIM_HOME (default ~/.fl-sim), because plain `flwr run` may use a
+    SuperLink that was started in another working directory. `fl-sim` itself passes an absolute path.
     """
     return Path(os.environ.get("FL_SIM_HOME", "~/.fl-sim")).expanduser() / Path(output_dir).expanduser()

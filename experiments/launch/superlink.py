@@ -1,4 +1,4 @@
-"""One run on a SuperLink of our own: free port, own ``FLWR_HOME``, nothing left behind.
+"""One run on a SuperLink of our own: on a free port, with its own ``FLWR_HOME``, and with no process or file left behind.
 
 ``flwr run .`` leaves a daemon that outlives it, shares ``~/.flwr`` and a fixed port with every other project, and exits 0 when the run
 crashed. `run_in_flower` starts ``flower-superlink`` and ``flower-superexec`` itself, submits the app with ``flwr run --stream``, asks
@@ -33,12 +33,12 @@ COMPLETED = "finished:completed"
 START_LIMIT = 120.0  # seconds until the SuperLink must answer; it needs 4 to 5 on idle cores
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CONNECTION = "own"
-# Longest path that Ray puts below its temporary folder; the whole must fit the 107 bytes of a Unix socket's name.
+# The longest path that Ray makes below its temporary folder. With the folder it must fit the 107 bytes of a Unix socket's name.
 _RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 class FlowerRun(NamedTuple):
-    """How a run ended: Flower's status ("finished:completed" when all is well)."""
+    """How a run ended: Flower's status ("finished:completed" for success)."""
 
     status: str
 
@@ -65,14 +65,14 @@ def run_in_flower(
         on_line: called with each line of the run's log as it comes, without colours and line end.
         num_supernodes: size of the federation, >= 1.
         ray_cpus: processors that Ray counts, and so the number of Flower's own ClientApp actors, >= 1.
-        grace: seconds between asking what is left to end and killing it.
+        grace: seconds from SIGTERM to SIGKILL for the processes that have not ended.
 
     Returns:
-        Flower's status ("unknown" if the SuperLink did not start or did not take the run; ``on_line`` has got the reason).
+        Flower's status ("unknown" if the SuperLink did not start or did not accept the run; then ``on_line`` was called with the reason).
     """
     if num_supernodes < 1 or ray_cpus < 1:
         raise ValueError(f"expected num_supernodes >= 1 and ray_cpus >= 1, got {num_supernodes} and {ray_cpus}")
-    # Resolved: the folder's name marks our processes, and must read the same everywhere.
+    # Resolved, because the path marks our processes and must be the same text everywhere.
     home = Path(tempfile.mkdtemp(prefix="fl-sim-")).resolve()
     roots: list[subprocess.Popen[str]] = []
     with signals_raise() as ignore_signals:
@@ -85,16 +85,16 @@ def run_in_flower(
 
 
 class _Link:
-    """A SuperLink with its SuperExec, and Flower's command beside them; each process it starts is added to ``roots``."""
+    """Starts a SuperLink with its SuperExec, and Flower's command. Each process that it starts is added to ``roots``."""
 
     def __init__(self, home: Path, roots: list[subprocess.Popen[str]], on_line: Callable[[str], None]) -> None:
         self._home, self._roots, self._on_line = home, roots, on_line
         self._log, self._environment = home / "superlink.log", _environment(home)
-        # Ray puts its driver's working directory before all else on the workers' sys.path: it must hold no modules.
+        # Ray puts its driver's working directory first on the workers' sys.path, so it must hold no modules.
         (home / "work").mkdir()
 
     def run(self, app_dir: Path, run_config: Mapping[str, Any], num_supernodes: int, ray_cpus: int) -> FlowerRun:
-        """Start both, submit the app, and ask how it ended."""
+        """Start SuperLink and SuperExec, submit the app, and return how it ended."""
         port, config = _free_port(), self._home / "run-config.toml"
         address = f"127.0.0.1:{port}"
         connection = {"superlink": {"default": _CONNECTION, _CONNECTION: {"address": address, "insecure": True}}}
@@ -105,15 +105,15 @@ class _Link:
             services = [self._start("flower-superlink", link, sink.fileno())]
             services.append(self._start("flower-superexec", ["--insecure", "--runtime-api-address", address], sink.fileno()))
         if not self._healthy(port, services):
-            return self._failed()
+            return self._unknown()
         federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
-        if not os.environ.get("RAY_ADDRESS"):  # a cluster has the processors that it has
+        if not os.environ.get("RAY_ADDRESS"):  # an existing cluster has its own number of processors
             federation += f" init-args-num-cpus={ray_cpus}"
         arguments = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
         for line in self._flwr(arguments):
             self._on_line(line)
         status = _status("\n".join(self._flwr(["list", _CONNECTION, "--format", "json"])))
-        return FlowerRun(status) if status else self._failed()
+        return FlowerRun(status) if status else self._unknown()
 
     def _start(self, name: str, arguments: Sequence[str], out: int) -> subprocess.Popen[str]:
         command = shutil.which(name, path=self._environment["PATH"])
@@ -135,14 +135,14 @@ class _Link:
         return process
 
     def _flwr(self, arguments: Sequence[str]) -> Iterator[str]:
-        """What `flwr` prints, line by line."""
+        """The output of a `flwr` command, line by line."""
         process = self._start("flwr", arguments, subprocess.PIPE)
         assert process.stdout is not None
         for raw in process.stdout:
             yield _ANSI.sub("", raw).rstrip("\n")
 
     def _healthy(self, port: int, services: Sequence[subprocess.Popen[str]]) -> bool:
-        """Wait until the SuperLink answers; false if it or its SuperExec ended, or it does not within `START_LIMIT`."""
+        """Wait until the SuperLink answers. False if it or its SuperExec ended, or if it did not answer within `START_LIMIT`."""
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline and all(service.poll() is None for service in services):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
@@ -156,38 +156,38 @@ class _Link:
                 connection.close()
         return False
 
-    def _failed(self) -> FlowerRun:
-        """Hand on the end of the SuperLink's log."""
+    def _unknown(self) -> FlowerRun:
+        """The status "unknown"; `on_line` gets the end of the SuperLink's log."""
         for line in _ANSI.sub("", self._log.read_text(encoding="utf-8", errors="replace")).splitlines()[-30:]:
             self._on_line(line)
         return FlowerRun("unknown")
 
 
 def _end_with_parent() -> None:
-    """In a child: end when the parent ends, even by SIGKILL."""
+    """Called in a child process: it then ends when its parent ends, even by SIGKILL."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _environment(home: Path) -> dict[str, str]:
     beside = str(Path(sys.executable).parent)
-    fixed = {
+    ours = {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # default: 1 s; at 0.05 it takes a tenth of a core as long as the run lasts
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # default: 1 s; 0.05 would use a tenth of a core during the whole run
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway, and without its warning
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default of Ray; setting it avoids a warning
         "PATH": os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1", "localhost", os.environ.get("NO_PROXY") or os.environ.get("no_proxy")])),
     }
-    fixed["no_proxy"] = fixed["NO_PROXY"]
-    # A Ray that we start keeps its sessions in our folder, and so cannot join a cluster that somebody else started on this machine.
+    ours["no_proxy"] = ours["NO_PROXY"]
+    # A Ray that we start keeps its sessions in our folder, so that it cannot join a cluster of somebody else on this machine.
     if not os.environ.get("RAY_ADDRESS") and len(os.fsencode(home / _RAY_SOCKET)) <= 107:
-        fixed["RAY_TMPDIR"] = str(home)
-    return {**os.environ, **fixed}
+        ours["RAY_TMPDIR"] = str(home)
+    return {**os.environ, **ours}
 
 
 def _free_port() -> int:
@@ -197,24 +197,24 @@ def _free_port() -> int:
 
 
 def _status(answer: str) -> str | None:
-    """The status of the only run in what ``flwr list --format json`` printed, if it printed one."""
+    """The status of the only run in the output of ``flwr list --format json``, if there is one."""
     with suppress(ValueError, LookupError, TypeError):
         return str(json.loads(answer[answer.index("{") :])["runs"][0]["status"])
     return None
 
 
 def _end(home: Path, roots: Sequence[subprocess.Popen[str]], grace: float) -> None:
-    """End, by id, the processes that carry our folder in their environment and all that they started."""
-    known: set[psutil.Process] = set()
+    """End, by id, the processes that have our folder in their environment, and all their descendants."""
+    ours: set[psutil.Process] = set()
     deadline = time.monotonic() + grace
-    while time.monotonic() < deadline + 10.0:  # only a process stuck in the kernel survives SIGKILL
-        new = processes_of(home, {root.pid for root in roots if root.poll() is None}) - known
-        known |= new
-        left = {process for process in known if _lives(process)}  # also one whose parent has ended
-        if not left:
+    while time.monotonic() < deadline + 10.0:  # a limit, because a process stuck in the kernel survives SIGKILL
+        new = processes_of(home, {root.pid for root in roots if root.poll() is None}) - ours
+        ours |= new
+        alive = {process for process in ours if _lives(process)}  # also one whose parent has ended
+        if not alive:
             break
         late = time.monotonic() > deadline
-        for process in left if late else new:
+        for process in alive if late else new:
             with suppress(psutil.NoSuchProcess):  # psutil compares start times: a reused id is not signalled
                 process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
         time.sleep(0.05)
@@ -234,21 +234,21 @@ def _lives(process: psutil.Process) -> bool:
 def processes_of(home: Path, roots: Set[int] = frozenset()) -> set[psutil.Process]:
     """The living processes among ``roots``, those with ``FLWR_HOME=home`` in their environment, and all their descendants.
 
-    Ray's workers write their title over their environment, so only the raylet that started them leads to them.
+    Descendants, because Ray's workers overwrite their environment with their title: they are found as children of their raylet.
     """
     children: dict[int, list[psutil.Process]] = {}
-    found: list[psutil.Process] = []
+    queue: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if not _lives(process):
                 continue
             children.setdefault(process.ppid(), []).append(process)
             if process.pid in roots or process.environ().get("FLWR_HOME") == str(home):
-                found.append(process)
+                queue.append(process)
     ours: set[psutil.Process] = set()
-    while found:
-        process = found.pop()
+    while queue:
+        process = queue.pop()
         if process not in ours:
             ours.add(process)
-            found += children.get(process.pid, [])
+            queue += children.get(process.pid, [])
     return ours

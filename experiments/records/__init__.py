@@ -1,1 +1,1 @@
-"""A run's folder on disk, and trackers beside it."""
+"""A run's folder on disk, and trackers."""

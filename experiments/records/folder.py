@@ -1,4 +1,4 @@
-"""A run's folder: configuration, a line a round, the last model, and the summary that marks it complete."""
+"""A run's folder: configuration, one line per round, the last model, and the summary, which marks the run as complete."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_folder(output_dir: Path, config: Config) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run ended: its summary is there."""
+    """Whether a run is complete: whether it has a summary."""
     return (folder / "summary.json").is_file()
 
 
@@ -43,7 +43,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `rounds.jsonl`, in the order written. Raises ValueError naming the file and the line that is damaged."""
+    """The lines of `rounds.jsonl` in order. Raises ValueError, with the file and the number of the line, if a line is damaged."""
     path, lines = folder / "rounds.jsonl", list[dict[str, Any]]()
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -54,16 +54,16 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of `rounds.jsonl` by track, in the order written."""
+    """The lines of `rounds.jsonl` by track, in order."""
     tracks: dict[str, list[dict[str, Any]]] = {}
     for line in read_lines(folder):
         tracks.setdefault(line["track"], []).append(line)
     return tracks
 
 
-class Continued(NamedTuple):
-    """Where an interrupted run goes on: the bytes of `rounds.jsonl` that are kept (None: it begins anew), the checkpoint that says so, and
-    those that were damaged."""
+class ResumePoint(NamedTuple):
+    """Where an interrupted run continues: the size in bytes to which `rounds.jsonl` is cut (None: the run starts from the beginning), the
+    name of the checkpoint, and the names of damaged ones."""
 
     size: int | None = None
     checkpoint: str | None = None
@@ -71,20 +71,20 @@ class Continued(NamedTuple):
 
 
 class RunRecords:
-    """Writes a run's folder. An earlier, incomplete run of the same configuration is continued, or replaced."""
+    """Writes a run's folder. An incomplete run of the same configuration is continued from its resume point, or replaced."""
 
-    def __init__(self, folder: Path, config: Config, continued: Continued) -> None:
-        goes_on = continued.size is not None
-        self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if goes_on else []
+    def __init__(self, folder: Path, config: Config, resume: ResumePoint) -> None:
+        resumes = resume.size is not None
+        self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if resumes else []
         with writing(folder):
-            if folder.exists() and not goes_on:
+            if folder.exists() and not resumes:
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
-            if continued.size is not None:
-                os.truncate(folder / "rounds.jsonl", continued.size)
+            if resume.size is not None:
+                os.truncate(folder / "rounds.jsonl", resume.size)
         self.folder = folder
-        self._sessions.append(_session(config, continued))
+        self._sessions.append(_session(config, resume))
         write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
@@ -93,7 +93,7 @@ class RunRecords:
             self._trackers.on_round(line)
 
     def round(self, line: Mapping[str, Any]) -> None:
-        """Append one round and flush."""
+        """Append the line of one round and flush."""
         line = plain(line)
         with writing(self.folder / "rounds.jsonl"):
             self._rounds.write(json.dumps(line) + "\n")
@@ -105,21 +105,21 @@ class RunRecords:
         return read_lines(self.folder)
 
     def size(self) -> int:
-        """Bytes of `rounds.jsonl`, all of them on the disk."""
+        """The size of `rounds.jsonl` in bytes, after flushing it to the disk."""
         with writing(self.folder / "rounds.jsonl"):
             os.fsync(self._rounds.fileno())
             return self._rounds.tell()
 
     def calibration(self, record: Mapping[str, Any]) -> None:
-        """`calibration.json`: DGC's thresholds, and the scores of the clean rounds that they come from."""
+        """Write `calibration.json`: DGC's thresholds, and the scores of the clean rounds that they were fitted to."""
         write_whole(self.folder / "calibration.json", _pretty(plain(record)))
 
     def model(self, state: Mapping[str, Tensor], record: Mapping[str, str]) -> None:
-        """`final.safetensors`: the attacked track's last model, by the names of its parameters."""
+        """Write `final.safetensors`: the attacked track's last model, by the names of its parameters."""
         save_tensors(self.folder / "final.safetensors", state, record)
 
     def finish(self, summary: Mapping[str, Any], config: Config) -> None:
-        """At the very end `summary.json`: the run is complete."""
+        """Write `summary.json`, last of all: the run is complete."""
         with writing(self.folder / "rounds.jsonl"):
             self._rounds.close()
         self._write_meta(config, finished=_now())
@@ -127,33 +127,33 @@ class RunRecords:
         self._trackers.close(plain(summary))
 
     def close(self) -> None:
-        """Close the open file; the folder stays incomplete unless `finish` was called."""
+        """Close files and trackers. The run stays incomplete unless `finish` was called."""
         with writing(self.folder / "rounds.jsonl"):
             self._rounds.close()
         self._trackers.close({})
 
     def _write_meta(self, config: Config, **more: str) -> None:
-        """What the run was made with: the last session's, when it began and ended, and each session (one but for interruptions)."""
+        """Write `meta.json`: versions, device and commit of the last session, start and end of the run, and every session."""
         last = {key: value for key, value in self._sessions[-1].items() if key in ("versions", "device", "git_commit")}
         meta = {**last, "started": self._sessions[0]["started"], **more, "sessions": self._sessions}
         write_whole(self.folder / "meta.json", _pretty(meta))
 
 
-def _session(config: Config, continued: Continued) -> dict[str, Any]:
-    """One process that worked on a run: when, with what, from which checkpoint on, and which were damaged."""
+def _session(config: Config, resume: ResumePoint) -> dict[str, Any]:
+    """The record of one process that works on a run: start, versions, device, the checkpoint it resumes from, and damaged ones."""
     cpu = f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
     return {
         "versions": _versions(),
         "device": torch.cuda.get_device_name() if device_of(config).type == "cuda" else cpu,
         "git_commit": _git_commit(),
         "started": _now(),
-        "resumed_from": continued.checkpoint,
-        "damaged": list(continued.damaged),
+        "resumed_from": resume.checkpoint,
+        "damaged": list(resume.damaged),
     }
 
 
 def plain(value: Any) -> Any:
-    """JSON without NaN: not-a-number and infinity become null."""
+    """A value for strict JSON: NaN and infinity become None, tuples become lists."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -176,9 +176,9 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _git_commit() -> str:
-    """The commit of the checkout that this file is in, or "" (an app bundle has none); asked once a process."""
+    """The git commit of the checkout that this file is in; empty if there is none, as in an app bundle (a process-wide constant)."""
     here = Path(__file__).parent.parent.parent
     if not (here / ".git").exists() or shutil.which("git") is None:
         return ""
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    result = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return result.stdout.strip()

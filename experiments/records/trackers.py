@@ -1,4 +1,4 @@
-"""Round records for a viewer, on request: TensorBoard, Weights & Biases, MLflow, or your own."""
+"""Trackers that get the rounds of a run, on request: TensorBoard, Weights & Biases, MLflow, or the user's own."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ PROJECT = "fl-sim"  # of W&B, the experiment of MLflow
 
 
 class Tracker(Protocol):
-    """What `tracking` names is called with the run's folder and its configuration (flat keys) and gives this."""
+    """What a name in `tracking` returns when it is called with the run's folder and its configuration (flat keys)."""
 
     def on_round(self, line: dict[str, Any]) -> object:
-        """A line of `rounds.jsonl`, right after it was written. A run that goes on from a checkpoint begins with all earlier lines."""
+        """Called with each line of `rounds.jsonl` after it was written. A run that resumes calls it with all earlier lines first."""
         ...
 
     def close(self, summary: dict[str, Any]) -> object:
-        """The run ended: what `summary.json` holds, or {} if the run was interrupted."""
+        """Called at the end with the content of `summary.json`, or with {} if the run was interrupted."""
         ...
 
 
 class TensorBoard:
-    """Events in `tensorboard/` of the run's folder: every number of a line, tagged by its place in the line and its track."""
+    """Events in `tensorboard/` of the run's folder: every number of a line, with its path in the line and its track as the tag."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import, and not installed everywhere
+        from torch.utils.tensorboard import SummaryWriter  # optional, and takes seconds to import
 
-        self._writer: Any = SummaryWriter(str(_emptied(folder / "tensorboard")))
+        self._writer: Any = SummaryWriter(str(_without_content(folder / "tensorboard")))
 
     def on_round(self, line: dict[str, Any]) -> None:
         """One line of `rounds.jsonl`."""
-        for tag, number in _tagged(line):
+        for tag, number in _tags_of(line):
             self._writer.add_scalar(tag, number, line["round"])
 
     def close(self, summary: dict[str, Any]) -> None:
-        """Write what is left."""
+        """Write the remaining events."""
         self._writer.close()
 
 
@@ -55,13 +55,13 @@ class WeightsAndBiases:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means that nothing is sent
         import wandb
 
-        _emptied(folder / "wandb")
+        _without_content(folder / "wandb")
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=folder.name,
             dir=folder,
             config=config,
-            mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType] - it says which modes there are
+            mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType] - typed as a Literal of the modes
             reinit="create_new",  # cells of a sweep run side by side
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -69,7 +69,7 @@ class WeightsAndBiases:
 
     def on_round(self, line: dict[str, Any]) -> None:
         """One line of `rounds.jsonl`."""
-        self._run.log({**dict(_tagged(line)), "round": line["round"]})
+        self._run.log({**dict(_tags_of(line)), "round": line["round"]})
 
     def close(self, summary: dict[str, Any]) -> None:
         """The numbers of the summary under `summary/`; a run without one is marked as failed."""
@@ -81,7 +81,7 @@ class MLflow:
     """A run of MLflow in `mlruns/` of the run's folder, or where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions ask for it
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions require it
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
@@ -90,16 +90,16 @@ class MLflow:
         self._client: Any = MlflowClient(tracking_uri=place or (folder / "mlruns").absolute().as_uri())
         experiment: Any = self._client.get_experiment_by_name(PROJECT)
         number = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT)
-        for interrupted in [] if place else self._client.search_runs([number]):  # this one is told every line again
-            self._client.delete_run(interrupted.info.run_id)
+        for old_run in [] if place else self._client.search_runs([number]):  # of an interrupted session; its lines come again
+            self._client.delete_run(old_run.info.run_id)
         self._run: str = self._client.create_run(number, run_name=folder.name).info.run_id
         params = [Param(key, str(value)) for key, value in config.items()]
-        for start in range(0, len(params), 100):  # at most
+        for start in range(0, len(params), 100):  # MLflow's limit per call
             self._client.log_batch(self._run, params=params[start : start + 100])
 
     def on_round(self, line: dict[str, Any]) -> None:
         """One line of `rounds.jsonl`."""
-        self._log(_tagged(line), line["round"])
+        self._log(_tags_of(line), line["round"])
 
     def close(self, summary: dict[str, Any]) -> None:
         """The numbers of the summary under `summary/`; a run without one is marked as killed."""
@@ -130,47 +130,47 @@ trackers: Registry[Callable[[Path, dict[str, Any]], Tracker]] = Registry(
 
 
 class Trackers:
-    """All that `tracking` asks for. One that raises is left out from there on and said so: the run and its records go on."""
+    """All trackers in `tracking`. If one raises, a line says so and it is not called again: the run and its records go on."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        """Raises what a tracker raises that cannot be made: nothing was computed yet."""
+        """Raises what the constructor of a tracker raises, because nothing was computed yet."""
         keys = json.loads(to_json(to_flat(config)))
         names = [name for name in names_in("tracking", config.tracking) if name != "none"]
         self._open = {name: trackers.find(name)(folder, dict(keys)) for name in names}
 
     def on_round(self, line: Mapping[str, Any]) -> None:
-        """A line of `rounds.jsonl`, for each of them."""
-        self._tell(lambda tracker: tracker.on_round(dict(line)))
+        """Pass a line of `rounds.jsonl` to each tracker."""
+        self._call_each(lambda tracker: tracker.on_round(dict(line)))
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """The end of the run, for each of them, once."""
-        self._tell(lambda tracker: tracker.close(dict(summary)))
+        """Close each tracker, once."""
+        self._call_each(lambda tracker: tracker.close(dict(summary)))
         self._open.clear()
 
-    def _tell(self, what: Callable[[Tracker], object]) -> None:
+    def _call_each(self, what: Callable[[Tracker], object]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 what(tracker)
-            except Exception as error:  # somebody's code, or a network
+            except Exception as error:  # user code, or a network error
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 words = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-                print(f"fl-sim: tracking = {name!r} is left out from here on: {words}", flush=True)
+                print(f"fl-sim: tracking = {name!r} failed and is not called again: {words}", flush=True)
                 del self._open[name]
 
 
-def _emptied(folder: Path) -> Path:
-    """A folder of a tracker without what an interrupted session left in it: the tracker is told every line again."""
+def _without_content(folder: Path) -> Path:
+    """A tracker's folder, after removing the content of an interrupted session: the tracker gets every line again."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
-def _tagged(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, number) of every number in a line but its round: its place in the line and the track, `accuracy/attacked`."""
+def _tags_of(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(tag, number) of every number in a line except its round. The tag is its path in the line and the track: `accuracy/attacked`."""
     return ((f"{place}/{line['track']}", number) for place, number in _numbers(line) if place != "round")
 
 
 def _numbers(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
-    """(place, number) of every number in a record, nested places joined by `/`."""
+    """(path, number) of every number in a record, nested keys joined by `/`."""
     for key, item in value.items():
         if isinstance(item, Mapping):
             yield from _numbers(item, f"{before}{key}/")

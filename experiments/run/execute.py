@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.records.folder import Continued, RunRecords, is_complete, run_folder
+from experiments.records.folder import ResumePoint, RunRecords, is_complete, run_folder
 from experiments.run.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from experiments.run.evaluator import Evaluator
 from experiments.run.history import Line, TrackHistory, TrackName, history_of
@@ -77,7 +77,7 @@ class _Run:
         self._position = latest.checkpoint.position if latest.checkpoint else None
         damaged_names = tuple(path.name for path in latest.damaged)
         size = latest.checkpoint.size if latest.checkpoint else None
-        self._records = RunRecords(folder, config, Continued(size, latest.path.name if latest.path else None, damaged_names))
+        self._records = RunRecords(folder, config, ResumePoint(size, latest.path.name if latest.path else None, damaged_names))
         calibration = None
         if needs_of(config).calibration:
             calibration, record = calibrate(
@@ -99,7 +99,7 @@ class _Run:
         config, records = self._config, self._records
         try:
             for line in records.lines():
-                self._report_progress(line)
+                self._show_progress(line)
             if not self._track("attacked").ended:
                 track = self._play("attacked")
                 state = named_state(self._inputs.evaluator.model, track.theta, self._inputs.start.buffers)
@@ -119,7 +119,7 @@ class _Run:
         if folder and (lines := stored_twin(folder, self._config, attacked)):
             for line in lines:
                 self._records.round(line)
-                self._report_progress(line)
+                self._show_progress(line)
             return
         self._play("twin", attacked)
         if folder:
@@ -131,7 +131,7 @@ class _Run:
         track = TrackRun(self._inputs, name, reference, position, self._track(name))
         listeners: Sequence[Callable[[Line], None]] = (
             self._records.round,
-            self._report_progress,
+            self._show_progress,
             lambda line: self._checkpoint(track, line),
         )
         for line in track.play():
@@ -151,7 +151,7 @@ class _Run:
         checkpoint = Checkpoint(self._records.size(), position)
         write_checkpoint(self._records.folder / "checkpoint", self._config, checkpoint, self._inputs.start.buffers)
 
-    def _report_progress(self, line: Line) -> None:
+    def _show_progress(self, line: Line) -> None:
         self._progress(line["track"], line["round"], line["phase"], line.get("accuracy"))
 
     def _track(self, name: TrackName) -> TrackHistory:

@@ -111,9 +111,9 @@ class Summary(Part):
 def summarise(config: Config, lines: Iterable[Line]) -> Summary:
     """The summary of a complete run's lines.
 
-    `worst_loss_in_phase`: the accuracy before round 1 minus the worst one in the accumulative phase, on the same examples. Without an attack,
-    `before_trigger` and `after_trigger` are the accuracies around the round in which a trigger would be due. Raises KeyError without a
-    complete attacked track.
+    `worst_loss_in_phase`: the accuracy before round 1 minus the worst one in the accumulative phase, on the same examples. Without an
+    attack, `before_trigger` and `after_trigger` are the accuracies around the round in which a trigger would be due. Raises KeyError
+    without a complete attacked track.
     """
     tracks = history_of(lines)
     attacked, twin, control = tracks["attacked"], tracks.get("twin"), tracks.get("control")

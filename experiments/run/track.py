@@ -94,7 +94,7 @@ class TrackRun:
         )
         self._monitor = Monitor(config.monitor, inputs.evaluator.probe(inputs.start.theta))
         self._round, self._fired = (earlier.rounds, earlier.fired) if earlier else (0, ())
-        self._load_checked = False  # whether a new strategy was seen to load the saved state of this one
+        self._load_checked = False  # whether it was checked that a new strategy can load the saved state of this one
         try:
             self._rollback = self._strategy.save() if config.monitor.action == "rollback" else None
         except UnsavableError as error:

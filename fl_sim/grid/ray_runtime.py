@@ -44,7 +44,8 @@ def ray_running() -> Generator[None]:
                 ray.init(
                     "local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, _temp_dir=str(home)
                 )
-            yield
+            with signals_raise():  # again: `ray.init` overwrites the handler of SIGTERM
+                yield
         finally:
             ignore_signals()
             processes = _processes_of(home)

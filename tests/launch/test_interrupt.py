@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from clients.client_app import answer
 from experiments.cli import main
+from experiments.run.checkpoint import latest_checkpoint
+from experiments.run.execute import execute_run
+from fl_sim.config.resolve import from_json
+from fl_sim.grid.transports import InlineTransport
 from tests.support.small_run import ALONE, SMALL, words
 
 LIMIT = 10.0  # seconds in which everything is to be gone
@@ -106,12 +112,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> bytes:
     [("ray", signal.SIGINT, 130), ("ray", signal.SIGTERM, 143), ("ray", signal.SIGKILL, -9), ("inline", signal.SIGINT, 130)],
 )
 def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
-    transport: str, number: signal.Signals, code: int, start: Start, whole: bytes, temporary: Path, tmp_path: Path, cache_dir: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    transport: str, number: signal.Signals, code: int, start: Start, whole: bytes, tmp_path: Path
+) -> None:
     process = start(tmp_path, *LONGER, "--transport", transport)
     wait_until(process, lambda: sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/rounds.jsonl")) >= 20)
     started, began = all_of(process), time.monotonic()
+    temporary = Path(psutil.Process(process.pid).environ()["TMPDIR"])
     assert len(started) > (8 if transport == "ray" else 0)
     # A terminal's Ctrl-C reaches the foreground's whole process group.
     os.killpg(process.pid, number) if number != signal.SIGTERM else process.send_signal(number)
@@ -120,9 +126,11 @@ def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
         time.sleep(0.05)
     assert living(started) == []
     assert number == signal.SIGKILL or not list(temporary.glob("fl-sim-*")), "Ray's folder is gone too"
-    capsys.readouterr()
-    assert main(command(tmp_path, *LONGER, "--transport", "inline", cache=cache_dir)) == 0
-    assert "goes on after round" in capsys.readouterr().err
+    (cut,) = tmp_path.iterdir()
+    config = from_json((cut / "config.json").read_text())
+    assert latest_checkpoint(cut, config).checkpoint
+    execute_run(config, tmp_path, InlineTransport(answer), lambda *_: None)
+    assert json.loads((cut / "meta.json").read_text())["sessions"][1]["resumed_from"], "it goes on where it stood"
     assert not list(tmp_path.rglob(".*.part"))
     assert model_of(tmp_path) == whole
 
