@@ -16,7 +16,7 @@ from fl_sim.data.federation import Federation
 from fl_sim.grid.faults import has_nan_client, raise_if_faulty
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip
-from fl_sim.training.local import Summed, block_sum, block_updates, weights_of
+from fl_sim.training.local import BlockSum, block_sum, block_updates, weights_of
 from fl_sim.wire.messages import Blocks, ClientReport
 
 BATCH_NUMBERS = 2**24  # most numbers in the examples drawn at once, 64 MiB
@@ -67,15 +67,15 @@ def compute_blocks(inputs: RoundInputs, blocks: Blocks, *, last_attempt: bool) -
             reasons = failing_clients(inputs, clients)
             healthy = [client for client in clients if client not in reasons]
             value = _compute(inputs, healthy)
-        if isinstance(value, Summed):
+        if isinstance(value, BlockSum):
             results.sums[position] = value.total
             weights, lengths = value.weights, value.norms
         else:
             results.rows[position] = value[0]
             weights, lengths = value[1], torch.linalg.vector_norm(value[0], dim=-1).tolist()
         healthy = [client for client in clients if client not in reasons]
-        failed = [ClientReport(client, 0.0, float("nan"), reason) for client, reason in reasons.items()]
-        results.reports[position] = (*map(ClientReport, healthy, weights, lengths), *failed)
+        failures = [ClientReport(client, 0.0, float("nan"), reason) for client, reason in reasons.items()]
+        results.reports[position] = (*map(ClientReport, healthy, weights, lengths), *failures)
     return results
 
 
@@ -100,11 +100,11 @@ def _batches(inputs: RoundInputs, clients: list[int]) -> CohortBatches:
     return inputs.federation.cohort(clients, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
 
 
-def _compute(inputs: RoundInputs, clients: list[int], batches: CohortBatches | None = None) -> Summed | tuple[Tensor, list[float]]:
+def _compute(inputs: RoundInputs, clients: list[int], batches: CohortBatches | None = None) -> BlockSum | tuple[Tensor, list[float]]:
     """One block: its weighted sum, or its rows and weights if the rule needs every update. `batches` None: they are drawn here."""
     if not clients:
         zero = torch.zeros_like(inputs.theta)
-        return (zero[:0].reshape(0, len(zero)), []) if inputs.stacked else Summed(zero, [], [])
+        return (zero[:0].reshape(0, len(zero)), []) if inputs.stacked else BlockSum(zero, [], [])
     raise_if_faulty(inputs.config.fault, clients)
     batches = batches or _batches(inputs, clients)
     if inputs.stacked:

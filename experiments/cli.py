@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
     sweep.add_argument("spec", metavar="SPEC", help="a study that comes with fl-sim by its name, or a TOML file")
-    sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one a worker)")
+    sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one per worker)")
     sweep.add_argument("--scale", default="", metavar="NAME", help="one of the spec's [scales]")
     sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
     sweep.set_defaults(command=_sweep)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fl_sim.rng.streams import lent_generators
+from fl_sim.rng.streams import seeded_global_generators
 
 PRE_AGGREGATORS = ("NNM", "Bucketing", "Clipping", "ARC")
 AGGREGATORS = (
@@ -32,7 +32,7 @@ class ByzflCombine:
     def __call__(self, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
         self.rounds += 1
         value = updates.clone()  # Clipping and ARC write into their input
-        with lent_generators(self.seed, "byzfl", self.rounds):
+        with seeded_global_generators(self.seed, "byzfl", self.rounds):
             for stage in self.stages:
                 value = stage(value)
         return value.to(updates)

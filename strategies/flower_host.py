@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fl_sim.config.keys import Config
 from fl_sim.grid.server_strategy import Needs
-from fl_sim.rng.streams import lent_generators
+from fl_sim.rng.streams import seeded_global_generators
 from fl_sim.wire.arrays import array_record, from_record, to_record
 from fl_sim.wire.messages import PublicRule
-from fl_sim.wire.object_state import State, restored, saved
+from fl_sim.wire.object_state import State, restore_state, save_state
 
 PATIENCE = 5  # how often a strategy may ask for the node ids in a round
 
@@ -57,11 +57,11 @@ class FlowerHost(Strategy):
 
     def save(self) -> State:
         """Everything that the next round depends on: the model, and the strategy's attributes. Raises UnsavableError."""
-        return saved({"theta": self.theta, "inner": self.inner})
+        return save_state({"theta": self.theta, "inner": self.inner})
 
     def load(self, state: State) -> None:
         """Restore a saved state, in this or in a new strategy of the same configuration."""
-        self.theta = restored(state, {"inner": self.inner})["theta"]
+        self.theta = restore_state(state, {"inner": self.inner})["theta"]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The strategy's messages, as one packed message for the `ClientGrid` with the flat model; the updates must be `stacked`."""
@@ -161,7 +161,7 @@ class FlowerHost(Strategy):
     def _flower_context(self, what: str, round_: int) -> Generator[None]:
         """Inside the block global generators are seeded from the run's seed, and Flower logs warnings only."""
         logger = logging.getLogger("flwr")
-        with lent_generators(self._seed, "strategy", what, round_):
+        with seeded_global_generators(self._seed, "strategy", what, round_):
             level = logger.level
             logger.setLevel(logging.WARNING)
             try:

@@ -32,14 +32,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Combined:
+class CombinedUpdate:
     """A combined update (d,) and the rule's figures: its l2 norm before and after the last slot, and how many updates were clipped."""
 
     update: Tensor
     metrics: dict[str, float]
 
 
-def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
+def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> CombinedUpdate:
     """The `after` slot on the combined update (d,), and the rule's figures.
 
     Args: client_norms (n,), each update's norm in the norm of `before`, NaN if not computed.
@@ -51,7 +51,7 @@ def finish(rule: Rule, mean: Tensor, client_norms: Tensor) -> Combined:
     if rule.before:
         metrics["clipped"] = float((client_norms > rule.before.bound).sum())
         metrics["median_norm"] = float(client_norms.nanmedian())
-    return Combined(update, metrics)
+    return CombinedUpdate(update, metrics)
 
 
 def stacked_mean(rule: Rule, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:

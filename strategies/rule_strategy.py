@@ -19,7 +19,7 @@ from fl_sim.grid.server_strategy import Needs
 from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import PublicRule
-from fl_sim.wire.object_state import State, restored, saved
+from fl_sim.wire.object_state import State, restore_state, save_state
 from strategies.dgc.guard import Guard
 from strategies.rule import Rule, finish, stacked_mean
 from strategies.server_sgd import ServerState, server_step
@@ -66,11 +66,11 @@ class RuleStrategy(Strategy):
 
     def save(self) -> State:
         """Everything that the next round depends on: model, velocity, the states of the guard and of the combination."""
-        return saved({**self.state._asdict(), "guard": self.guard_state, "combine": self.rule.combine})
+        return save_state({**self.state._asdict(), "guard": self.guard_state, "combine": self.rule.combine})
 
     def load(self, state: State) -> None:
         """Restore a saved state, in this or in a new strategy of the same configuration."""
-        values = restored(state, {"guard": self.guard_state, "combine": self.rule.combine})
+        values = restore_state(state, {"guard": self.guard_state, "combine": self.rule.combine})
         device, guard = self.state.theta.device, values["guard"]
         self.state = ServerState(values["theta"].to(device), values["velocity"].to(device))
         self.guard_state = guard.to(self.guard_state.fixed.device) if guard and self.guard_state else None

@@ -1,1 +1,1 @@
-"""Benchmarks: ours beside stock Flower, a hand-written loop and pfl-research. `python -m experiments.benchmarks --help`."""
+"""Benchmarks of ours against stock Flower, a hand-written loop and pfl-research. `python -m experiments.benchmarks --help`."""

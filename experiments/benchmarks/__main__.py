@@ -1,4 +1,4 @@
-"""`python -m experiments.benchmarks`: the workloads side by side, alternating, one leg a process; a table, a figure and benchmark.json."""
+"""`python -m experiments.benchmarks`: times the legs of each workload in turn, one process per leg; a table, a figure, benchmark.json."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from experiments.benchmarks.workloads import CURVE, WORKLOADS, Workload, data_na
 from experiments.records.folder import plain
 from fl_sim.atomic_files import write_whole
 
-Leg = tuple[str, list[str]]  # its name, and the module's arguments
+Leg = tuple[str, list[str]]  # name; module and its arguments
 
 
-def legs_of(workload: Workload, root: Path, wanted: Sequence[str]) -> list[Leg]:
-    """Who takes part in a workload, in the order of one repetition."""
+def legs_of(workload: Workload, root: Path, prefixes: Sequence[str]) -> list[Leg]:
+    """The legs of a workload whose names begin with one of the prefixes, in the order of one repetition."""
     data = str(root / "data" / data_name(workload))
     legs: list[Leg] = []
     for strategy, theirs in workload.strategies.items():
@@ -42,42 +42,42 @@ def legs_of(workload: Workload, root: Path, wanted: Sequence[str]) -> list[Leg]:
     if "pfl" in workload.rounds and importlib.util.find_spec("pfl"):
         legs.append(("pfl", ["pfl_leg", workload.name, data, str(workload.rounds["pfl"])]))
     legs.append(("floor", ["floor", workload.name, str(workload.rounds["ours"])]))
-    return [leg for leg in legs if any(leg[0].startswith(name) for name in wanted)]
+    return [leg for leg in legs if any(leg[0].startswith(name) for name in prefixes)]
 
 
 def run_leg(arguments: Sequence[str]) -> dict[str, Any]:
-    """One leg in a process of its own; raises RuntimeError with its last lines if it failed."""
+    """The times of one leg, which runs in a process of its own. Raises RuntimeError with its last lines if it fails."""
     module, *rest = arguments
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
     line = [sys.executable, "-m", f"experiments.benchmarks.{module}", *rest]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError("\n".join([f"{' '.join(line)} failed", *done.stderr.splitlines()[-20:]]))
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    process = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError("\n".join([f"{' '.join(line)} failed", *process.stderr.splitlines()[-20:]]))
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def measure(names: Sequence[str], root: Path, repeats: int, wanted: Sequence[str], console: Console) -> dict[str, dict[str, list[Any]]]:
-    """The times by workload and leg, one entry a repetition; what is there so far is in `benchmark.json` after each leg."""
+def measure(names: Sequence[str], root: Path, repeats: int, prefixes: Sequence[str], console: Console) -> dict[str, dict[str, list[Any]]]:
+    """The times by workload and leg, one entry per repetition. `benchmark.json` is written after each leg."""
     plan = [(workload_of(name), repeat) for name in names for repeat in range(repeats)]
-    found: dict[str, dict[str, list[Any]]] = {}
+    times: dict[str, dict[str, list[Any]]] = {}
     with Progress(console=console) as progress:
-        task = progress.add_task("", total=sum(len(legs_of(workload, root, wanted)) for workload, _ in plan))
+        task = progress.add_task("", total=sum(len(legs_of(workload, root, prefixes)) for workload, _ in plan))
         for workload, _ in plan:
             make_data(workload, root)
-            for name, arguments in legs_of(workload, root, wanted):
+            for name, arguments in legs_of(workload, root, prefixes):
                 progress.update(task, description=f"{workload.name} · {name}")
-                found.setdefault(workload.name, {}).setdefault(name, []).append(run_leg(arguments))
-                write_report(root, found)
+                times.setdefault(workload.name, {}).setdefault(name, []).append(run_leg(arguments))
+                write_record(root, times)
                 progress.advance(task)
-    return found
+    return times
 
 
-def write_report(root: Path, found: Mapping[str, Any]) -> None:
-    """`benchmark.json`: the times, and where they were taken."""
+def write_record(root: Path, times: Mapping[str, Any]) -> None:
+    """Write `benchmark.json`: the times, and on which machine and with which versions they were measured."""
     versions = {package: version(package) for package in ("flwr", "ray", "torch", "numpy")}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    report = {"machine": machine, "versions": versions, "seconds": found}
-    write_whole(root / "benchmark.json", json.dumps(plain(report), indent=2) + "\n")
+    record = {"machine": machine, "versions": versions, "seconds": times}
+    write_whole(root / "benchmark.json", json.dumps(plain(record), indent=2) + "\n")
 
 
 def middle(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -87,7 +87,7 @@ def middle(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def table_of(name: str, legs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """Milliseconds a round without evaluation and where they go; `messages` is what neither computing nor the strategy took."""
+    """Milliseconds per round without evaluation, and their parts: `messages` is the rest beside computation and strategy."""
     table = Table(title=f"{name}: {workload_of(name).title}", title_justify="left")
     table.add_column("")
     parts = ("compute", "strategy", "messages", "evaluation")
@@ -122,14 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(args.workloads) - {*WORKLOADS, "curve"})
     if unknown:
         parser.error(f"expected workloads of {', '.join([*WORKLOADS, 'curve'])}, got {', '.join(unknown)}")
-    names = [name for wanted in args.workloads for name in (CURVE if wanted == "curve" else [wanted])]
+    names = [name for choice in args.workloads for name in (CURVE if choice == "curve" else [choice])]
     root.mkdir(parents=True, exist_ok=True)
-    found = measure(names, root, args.repeats, args.only.split(","), console)
-    for name, legs in found.items():
+    times = measure(names, root, args.repeats, args.only.split(","), console)
+    for name, legs in times.items():
         console.print(table_of(name, legs))
     console.print(f"records: {root / 'benchmark.json'}")
     if "curve" in args.workloads:
-        curve_figure(root / "clients.png", {workload_of(name).clients: found[name] for name in CURVE})
+        curve_figure(root / "clients.png", {workload_of(name).clients: times[name] for name in CURVE})
         console.print(f"figure:  {root / 'clients.png'}")
     return 0
 

@@ -1,4 +1,4 @@
-"""The floor: the round's images as one batch (one a local step) through one model, and nothing else. Run as a script; prints JSON."""
+"""The floor: all images of a round as one batch (one per local step) through one model, and nothing else. A script that prints JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fl_sim.model.architectures import build_model
 
 
 def measure(workload: Workload, rounds: int) -> tuple[list[float], int, int]:
-    """Seconds of each round, its floating-point operations, and the bytes of its images and of the model."""
+    """The seconds of each round, the floating-point operations of a round, and the bytes of its images and of the model."""
     torch.set_num_threads(1)
     shape = (1, workload.pixels, workload.pixels)
     model = build_model(workload.model, norm="group", image_shape=shape, num_classes=10, generator=torch.Generator()).eval()
@@ -42,8 +42,8 @@ def measure(workload: Workload, rounds: int) -> tuple[list[float], int, int]:
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
-    found, operations, size = measure(workload_of(sys.argv[1]), int(sys.argv[2]))
-    total = time.perf_counter() - began
-    line = {"round": statistics.median(found), "rounds": len(found), "startup": total - sum(found)}
+    start_time = time.perf_counter()
+    times, operations, size = measure(workload_of(sys.argv[1]), int(sys.argv[2]))
+    total = time.perf_counter() - start_time
+    line = {"round": statistics.median(times), "rounds": len(times), "startup": total - sum(times)}
     print(json.dumps({**line, "operations": operations, "bytes": size}))

@@ -1,4 +1,4 @@
-"""The hand-written loop: what somebody writes who wants these rounds and nothing else. Run as a script; prints its times as JSON."""
+"""The hand-written loop: the shortest program for these rounds and nothing else. A script that prints its times as JSON."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def measure(workload: Workload, folder: Path, rounds: int) -> list[float]:
     seconds: list[float] = []
     for _ in range(rounds):
         clock = time.perf_counter()
-        drawn = shares.gather(1, torch.rand(n, workload.share).argsort(dim=1)[:, : steps * b])
+        positions = shares.gather(1, torch.rand(n, workload.share).argsort(dim=1)[:, : steps * b])
         if workload.model == "mlp":
-            gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images[drawn], labels[drawn])
+            gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images[positions], labels[positions])
             parameters = {name: value - rate * gradients[name].mean(dim=0) for name, value in parameters.items()}
         else:
             total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-            for rows in drawn.view(n, steps, b):
-                trained = one_client(parameters, images[rows], labels[rows])
-                total = {name: value + trained[name].detach() for name, value in total.items()}
+            for rows in positions.view(n, steps, b):
+                local_model = one_client(parameters, images[rows], labels[rows])
+                total = {name: value + local_model[name].detach() for name, value in total.items()}
             parameters = {name: value / n for name, value in total.items()}
         seconds.append(time.perf_counter() - clock)
     return seconds
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
-    found = measure(workload_of(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
-    total = time.perf_counter() - began
-    print(json.dumps({"round": statistics.median(found), "rounds": len(found), "startup": total - sum(found)}))
+    start_time = time.perf_counter()
+    times = measure(workload_of(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    total = time.perf_counter() - start_time
+    print(json.dumps({"round": statistics.median(times), "rounds": len(times), "startup": total - sum(times)}))

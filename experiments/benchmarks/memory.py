@@ -22,7 +22,8 @@ from fl_sim.atomic_files import write_whole
 
 
 class Sample(NamedTuple):
-    """Seconds since the watch began, bytes of memory with shared pages counted once, and in each process that has them; what `at` said."""
+    """seconds: since the watch began; pss: bytes of memory with shared pages counted once; rss: with shared pages counted per process; at:
+    the value of the watch's `at`."""
 
     seconds: float
     pss: int
@@ -31,25 +32,25 @@ class Sample(NamedTuple):
 
 
 class Watch(threading.Thread):
-    """Samples the resident memory of this process and everything that descends from it. `at`: how far the work is."""
+    """Samples the resident memory of this process and all its descendants, twice per second. `at`: returns how far the work is."""
 
     def __init__(self, at: Callable[[], int] = lambda: 0) -> None:
         super().__init__(daemon=True)
         self.samples: list[Sample] = []
-        self._at, self._ended = at, threading.Event()
+        self._at, self._end_event = at, threading.Event()
 
     def run(self) -> None:
-        me, began = psutil.Process(), time.perf_counter()
-        while not self._ended.wait(0.5):
+        me, start_time = psutil.Process(), time.perf_counter()
+        while not self._end_event.wait(0.5):
             pss = rss = 0
             for process in [me, *me.children(recursive=True)]:
                 with suppress(psutil.Error):
                     memory = process.memory_full_info()
                     pss, rss = pss + memory.pss, rss + memory.rss
-            self.samples.append(Sample(time.perf_counter() - began, pss, rss, self._at()))
+            self.samples.append(Sample(time.perf_counter() - start_time, pss, rss, self._at()))
 
     def end(self) -> None:
-        self._ended.set()
+        self._end_event.set()
         self.join()
 
 
@@ -63,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_data(workload_of(name), root)
     watch, console = Watch(), Console()
     watch.start()
-    found = measure(name, root, args.rounds, "ray", "clip-before 1")
+    times = measure(name, root, args.rounds, "ray", "clip-before 1")
     watch.end()
     peak = max(sample.pss for sample in watch.samples)
-    write_whole(root / "memory.json", json.dumps({**found, "peak": peak, "samples": watch.samples}) + "\n")
+    write_whole(root / "memory.json", json.dumps({**times, "peak": peak, "samples": watch.samples}) + "\n")
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([sample.seconds for sample in watch.samples], [sample.pss / 1e9 for sample in watch.samples], color="#0072B2", linewidth=1.3)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(root / "memory.png", dpi=160)
-    console.print(f"peak {peak / 1e9:.2f} GB, {found['round']:.1f} s a round; figure: {root / 'memory.png'}")
+    console.print(f"peak {peak / 1e9:.2f} GB, {times['round']:.1f} s per round; figure: {root / 'memory.png'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Our leg: a run through the product's own way in, and its times from the records."""
+"""Our leg: a run as `fl-sim run` starts it, and its times from the records. A script that prints JSON."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from fl_sim.config.resolve import resolve
 
 
 def measure(workload: str, root: Path, rounds: int, transport: str, strategy: str) -> dict[str, Any]:
-    """Medians a round in seconds: the whole without evaluation, the workers' computing, the strategy; an evaluation; the start-up."""
+    """Medians in seconds: of a round without evaluation, of the workers' computation and of the strategy in it, of an evaluation; and the
+    seconds of the start-up."""
     flat = {**workload_of(workload).flat(root, strategy, transport, rounds), "output-dir": str(root / "runs" / f"{time.time_ns()}")}
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     code = launch(flat, None, Console(stderr=True), workload)
-    total = time.perf_counter() - began
+    total = time.perf_counter() - start_time
     if code:
         raise RuntimeError(f"our leg of {workload} failed")
     lines = read_rounds(run_folder(Path(flat["output-dir"]), resolve(flat)))["attacked"]
     seconds = [line["seconds"] for line in lines]
-    spent = sum(part["train"] + part["evaluate"] for part in seconds)
+    in_rounds = sum(part["train"] + part["evaluate"] for part in seconds)
     middle = {name: statistics.median(part[name] for part in seconds) for name in ("train", "compute", "aggregate")}
     return {
         "round": middle["train"],
@@ -35,10 +36,10 @@ def measure(workload: str, root: Path, rounds: int, transport: str, strategy: st
         "aggregate": middle["aggregate"],
         "evaluate": statistics.median(line["seconds"]["evaluate"] for line in lines if "accuracy" in line),
         "rounds": rounds,
-        "startup": total - spent,
+        "startup": total - in_rounds,
     }
 
 
 if __name__ == "__main__":
-    _, chosen, folder, count, way, rule = sys.argv
-    print(json.dumps(measure(chosen, Path(folder), int(count), way, rule)))
+    _, workload_name, folder, count, way, rule = sys.argv
+    print(json.dumps(measure(workload_name, Path(folder), int(count), way, rule)))

@@ -1,4 +1,4 @@
-"""pfl-research's leg, where `pip install 'pfl[pytorch]'` did: federated averaging in its simulator. Run as a script."""
+"""pfl-research's leg, after `pip install 'pfl[pytorch]'`: federated averaging in its simulator. A script that prints JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fl_sim.model.architectures import build_model
 
 
 def measure(workload: Workload, folder: Path, rounds: int) -> list[float]:
-    """Seconds from the end of one round to the end of the next; the first round is not among them."""
+    """The seconds from the end of one round to the end of the next, without the first round."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging
@@ -90,7 +90,7 @@ def measure(workload: Workload, folder: Path, rounds: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
-    found = measure(workload_of(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
-    total = time.perf_counter() - began
-    print(json.dumps({"round": statistics.median(found), "rounds": len(found), "startup": total - sum(found)}))
+    start_time = time.perf_counter()
+    times = measure(workload_of(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    total = time.perf_counter() - start_time
+    print(json.dumps({"round": statistics.median(times), "rounds": len(times), "startup": total - sum(times)}))

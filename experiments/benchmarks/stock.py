@@ -1,4 +1,4 @@
-"""Stock Flower's leg: the app in `stock_flower/`, one client a SuperNode, on Flower's own simulation engine."""
+"""Stock Flower's leg: the app in `stock_flower/`, one client per SuperNode, on Flower's own simulation engine. A script, prints JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from experiments.launch.superlink import COMPLETED, run_in_flower
 
 
 def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]:
-    """Medians a round in seconds: the whole, all clients' training divided by the actors, the strategy; and the start-up. The first round,
-    in which actors import PyTorch, counts as start-up."""
+    """Medians in seconds: of a round, and in it of all clients' training divided by the number of actors, and of the strategy; and the
+    seconds of the start-up. The first round, in which actors import PyTorch, counts as start-up."""
     workload, lines = workload_of(name), list[str]()
     times = root / f"times-{time.time_ns()}.json"
     config = {
@@ -31,20 +31,20 @@ def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]
         "learning-rate": workload.learning_rate,
         "times": str(times),
     }
-    began, actors = time.perf_counter(), cpu_cores()
+    start_time, actors = time.perf_counter(), cpu_cores()
     app = Path(__file__).parent / "stock_flower"
     run = run_in_flower(app, config, on_line=lines.append, num_supernodes=workload.clients, ray_cpus=actors)
-    total = time.perf_counter() - began
+    total = time.perf_counter() - start_time
     if run.status != COMPLETED or not times.exists():
         raise RuntimeError("\n".join(["stock Flower's leg failed", *lines[-30:]]))
-    found = json.loads(times.read_text(encoding="utf-8"))[1:]
-    if any(line["replies"] != workload.clients for line in found):
+    rounds_by_number = json.loads(times.read_text(encoding="utf-8"))[1:]
+    if any(line["replies"] != workload.clients for line in rounds_by_number):
         raise RuntimeError("a client of stock Flower's leg failed")
-    length = [line["ended"] - line["began"] for line in found]
+    length = [line["ended"] - line["began"] for line in rounds_by_number]
     return {
         "round": statistics.median(length),
-        "compute": statistics.median(line["compute"] / actors for line in found),
-        "aggregate": statistics.median(line["aggregate"] for line in found),
+        "compute": statistics.median(line["compute"] / actors for line in rounds_by_number),
+        "aggregate": statistics.median(line["aggregate"] for line in rounds_by_number),
         "rounds": rounds,
         "startup": total - sum(length),
     }

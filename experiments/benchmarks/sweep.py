@@ -1,6 +1,6 @@
 """`python -m experiments.benchmarks.sweep`: 16 cells of W5 (W1's model under the accumulative attack, DGC) as one sweep and as 16 runs.
 
-Each way has caches of its own; what is timed is the command, from start to end.
+Each way has caches of its own. The time is that of the whole command.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ W5 = {
 
 
 def command(*arguments: str) -> float:
-    """Seconds that an `fl-sim` command takes; raises RuntimeError if it fails."""
-    began = time.perf_counter()
+    """The seconds of an `fl-sim` command. Raises RuntimeError if it fails."""
+    start_time = time.perf_counter()
     line = [sys.executable, "-m", "experiments", *arguments]
-    done = subprocess.run(line, env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError("\n".join([f"{' '.join(line)} failed", *(done.stdout + done.stderr).splitlines()[-20:]]))
-    return time.perf_counter() - began
+    process = subprocess.run(line, env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError("\n".join([f"{' '.join(line)} failed", *(process.stdout + process.stderr).splitlines()[-20:]]))
+    return time.perf_counter() - start_time
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for way in ("sweep", "single"):
         if (complete := len(list((root / way / stamp).rglob("summary.json")))) != len(SEEDS):
             raise RuntimeError(f"expected {len(SEEDS)} complete runs of {way}, got {complete}")
-    report = {"sweep": sweep, "runs": runs, "cells_per_hour": {"sweep": 3600 * len(runs) / sweep, "runs": 3600 * len(runs) / sum(runs)}}
-    write_whole(root / "sweep.json", json.dumps(report, indent=2) + "\n")
+    record = {"sweep": sweep, "runs": runs, "cells_per_hour": {"sweep": 3600 * len(runs) / sweep, "runs": 3600 * len(runs) / sum(runs)}}
+    write_whole(root / "sweep.json", json.dumps(record, indent=2) + "\n")
     console.print(
         f"one sweep of {len(runs)} cells: {sweep:.1f} s; {len(runs)} runs: {sum(runs):.1f} s, median {statistics.median(runs):.1f} s"
     )

@@ -1,4 +1,4 @@
-"""What is timed: the workloads, their synthetic data, and their configuration as flat keys."""
+"""The workloads of the benchmarks, their synthetic data, and their configuration as flat keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TEST_EXAMPLES = 264  # 64 of them are the server's probe set
 
 @dataclass(frozen=True)
 class Workload:
-    """`clients` clients a round, each `steps` local steps of a batch of `batch` out of its `share` examples of `pixels` x `pixels` grey
-    pixels.
+    """`clients` clients per round. Each does `steps` local steps with batches of `batch` of its `share` examples, which are grey images of
+    `pixels` x `pixels`.
 
-    rounds: by competitor, how many are timed; strategies: by ours, what stock Flower calls it.
+    rounds: number of timed rounds by competitor; strategies: stock Flower's name for each of ours.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Workload:
         return self.clients * self.share
 
     def flat(self, root: Path, strategy: str, transport: str, rounds: int) -> dict[str, Any]:
-        """The configuration of ours. Evaluated once, at the end."""
+        """The flat keys of our leg. The model is evaluated once, at the end."""
         name, _, bound = strategy.partition(" ")
         own = 200 if self.extra else 0
         return {
@@ -125,7 +125,7 @@ CURVE = ("W1x10", "W1x100", "W1x1000", "W1x10000")
 
 
 def workload_of(name: str) -> Workload:
-    """A workload by its name; `W1x1000` is W1 with 1,000 clients, without stock Flower and pfl."""
+    """A workload by its name. `W1x1000` is W1 with 1,000 clients, for ours and the loop only."""
     base, _, clients = name.partition("x")
     if not clients:
         return WORKLOADS[base]
@@ -141,7 +141,7 @@ def data_name(workload: Workload) -> str:
 
 
 def make_data(workload: Workload, root: Path) -> Path:
-    """Noise as `mnist` files below `root/data`, in the format of their authors (LeCun's IDX), and the folder's path."""
+    """Write random images as files of `mnist` (in the IDX format) below `root/data`. Returns the folder."""
     folder = root / "data" / data_name(workload)
     raw = folder / "MNIST" / "raw"
     if raw.exists():

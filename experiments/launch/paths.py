@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_sim.config.options import gathered
+from fl_sim.config.options import options_as_json
 from fl_sim.config.resolve import ConfigError, default_flat, names_in
 from fl_sim.registry import REGISTRIES
 
@@ -22,7 +22,7 @@ def complete_keys(*tables: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat, problems = dict[str, Any](), list[str]()
     for table in ({"data.root": default_flat()["data.root"]}, *tables):
-        flat, more = gathered({**flat, **table})
+        flat, more = options_as_json({**flat, **table})
         problems += more
     if problems:
         raise ConfigError(problems)

@@ -43,7 +43,7 @@ class ProgressLines:
 
         return on_step
 
-    def finished(self, run: str, planned_rounds: int, played_rounds: int, how: str = "complete") -> None:
+    def finish(self, run: str, planned_rounds: int, played_rounds: int, how: str = "complete") -> None:
         """A run ended after `played_rounds` of its `planned_rounds`: the other rounds count as done too."""
         with self._lock:
             self._done += planned_rounds - played_rounds

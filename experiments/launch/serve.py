@@ -23,10 +23,10 @@ from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.device import device_of
-from fl_sim.grid.transports import FlowerTransport, HostingTransport, InlineTransport, Transport, WorkerDiedError
+from fl_sim.grid.transports import CellTransport, FlowerTransport, InlineTransport, Transport, WorkerDiedError
 
 WORKER = "clients.client_app:answer"
-HOSTED_RUN = "experiments.launch.hosted:hosted_run"
+REMOTE_CELL = "experiments.launch.remote_cell:run_remotely"
 
 
 def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
@@ -94,24 +94,24 @@ class _Cells:
                     raise
                 traceback.print_exc()
                 failure = f"{folder.name}: {type(error).__name__}: {error}"
-        self._progress.finished(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
+        self._progress.finish(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
         return failure
 
     def _execute(self, cell: Config, progress: Progress) -> None:
         """Run a cell from this process, or as a whole in one worker, so that no round waits for messages."""
         by_messages = bool(cell.fault.kill_round or cell.client.timeout)  # keys that are about messages to workers
         in_one_worker = self._total > 1 and self._max_messages == 1 and not by_messages
-        if in_one_worker and isinstance(self._transport, HostingTransport) and self._transport.hosts:
-            self._host(cell, self._transport, progress)
+        if in_one_worker and isinstance(self._transport, CellTransport) and self._transport.runs_cells:
+            self._run_remotely(cell, self._transport, progress)
             return
         torch.set_num_threads(cell.client.threads)
         execute_run(cell, self.output_dir, self._transport, progress, self._max_messages, self._twins if self._total > 1 else None)
 
-    def _host(self, cell: Config, transport: HostingTransport, progress: Progress) -> None:
+    def _run_remotely(self, cell: Config, transport: CellTransport, progress: Progress) -> None:
         """Run a cell in a worker, and once more if the worker dies."""
         for last in (False, True):
             try:
-                for steps in transport.host(HOSTED_RUN, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
+                for steps in transport.run_cell(REMOTE_CELL, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
                     for step in steps:
                         progress(*step)
                 return

@@ -15,7 +15,7 @@ from experiments.run.track import Position
 from fl_sim.atomic_files import load_tensors, save_tensors, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, hashed_keys
-from fl_sim.wire.object_state import State, restored, saved
+from fl_sim.wire.object_state import State, restore_state, save_state
 
 RECORD = "fl-sim"  # the metadata entry that holds the JSON
 
@@ -42,7 +42,7 @@ def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffe
     of the rest of the run.
     """
     position = checkpoint.position
-    run = saved({"size": checkpoint.size, **position._asdict(), "strategy": None, "rollback": None})
+    run = save_state({"size": checkpoint.size, **position._asdict(), "strategy": None, "rollback": None})
     rollback = position.rollback or State(None, {})
     tensors = {**position.strategy.tensors, "buffers": buffers} if position.strategy else {}
     tensors |= {f"run.{name}": tensor for name, tensor in run.tensors.items()}
@@ -89,7 +89,7 @@ def _checkpoint(states: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Che
     def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    run: dict[str, Any] = restored(State(states["run"], below("run.")))
+    run: dict[str, Any] = restore_state(State(states["run"], below("run.")))
     rollback = State(states["rollback"], below("rollback.")) if states["rollback"] is not None else None
     size = run.pop("size")
     run |= {"strategy": State(states["strategy"], tensors), "rollback": rollback}

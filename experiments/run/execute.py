@@ -100,14 +100,14 @@ class _Run:
         try:
             for line in records.lines():
                 self._show_progress(line)
-            if not self._track("attacked").ended:
+            if not self._track("attacked").is_complete:
                 track = self._play("attacked")
                 state = named_state(self._inputs.evaluator.model, track.theta, self._inputs.start.buffers)
                 records.model(state, self._final)
             attacked = self._track("attacked")
-            if config.twin and is_attacked(config) and not self._track("twin").ended:
+            if config.twin and is_attacked(config) and not self._track("twin").is_complete:
                 self._twin(attacked, twins)
-            if has_control(config) and not self._track("control").ended:
+            if has_control(config) and not self._track("control").is_complete:
                 self._play("control")
             records.finish(summarise(config, records.lines()).model_dump(), config)
         finally:

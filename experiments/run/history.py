@@ -28,7 +28,7 @@ class TrackHistory:
         return len(self.lines)
 
     @property
-    def ended(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the track was played to its end."""
         return bool(self.lines) and "whole_accuracy" in self.lines[-1]
 

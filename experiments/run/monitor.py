@@ -26,8 +26,8 @@ class Monitor:
         return self._low > 0
 
     @property
-    def watching(self) -> bool:
-        """False with `monitor.action = "none"`: then no probe accuracy is needed."""
+    def active(self) -> bool:
+        """Whether the probe accuracy is needed: not with `monitor.action = "none"`."""
         return self._settings.action != "none"
 
     def forget(self) -> None:
@@ -38,4 +38,4 @@ class Monitor:
         """Record the probe accuracy (percent) after a round. Returns whether it raises the alarm."""
         self._best = max(self._best, accuracy)
         self._low = self._low + 1 if accuracy <= self._best - self._settings.drop else 0
-        return self.watching and self._low == self._settings.patience
+        return self.active and self._low == self._settings.patience

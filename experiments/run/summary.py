@@ -56,7 +56,7 @@ class MonitorSummary(Part):
     rollbacks: int
 
 
-class Counted(Part):
+class RoundCounts(Part):
     """Numbers of rounds of the attacked track and of its twin."""
 
     attacked: int
@@ -95,8 +95,8 @@ class Summary(Part):
     after_last_trigger: float | None
     alarms: list[int]
     monitor: MonitorSummary
-    refused: Counted
-    drifted: Counted
+    refused: RoundCounts
+    drifted: RoundCounts
     client_failures: int
     retries: int
     clean_twin: CleanTwin | None
@@ -134,8 +134,8 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         after_last_trigger=attacked.after_last_trigger,
         alarms=[line["round"] for line in attacked.lines if line.get("alarm")],
         monitor=_monitor(config, attacked),
-        refused=Counted(attacked=attacked.count("strategy", "refused"), twin=twin.count("strategy", "refused") if twin else None),
-        drifted=Counted(attacked=attacked.count("strategy", "drifted"), twin=twin.count("strategy", "drifted") if twin else None),
+        refused=RoundCounts(attacked=attacked.count("strategy", "refused"), twin=twin.count("strategy", "refused") if twin else None),
+        drifted=RoundCounts(attacked=attacked.count("strategy", "drifted"), twin=twin.count("strategy", "drifted") if twin else None),
         client_failures=sum(len(line.get("failures", {})) for line in attacked.lines),
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
         clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,

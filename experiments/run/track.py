@@ -16,7 +16,7 @@ from experiments.run.phases import accumulate_rounds, phase_of
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import Federation
 from fl_sim.data.sampling import malicious_clients, sample_clients
-from fl_sim.grid.grid import ClientGrid, Played, RoundOutcome, play_round
+from fl_sim.grid.grid import ClientGrid, RoundOutcome, RoundResult, play_round
 from fl_sim.grid.server_strategy import ServerStrategy
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import StartModel
@@ -164,7 +164,7 @@ class TrackRun:
     def _watch(self) -> tuple[bool, bool]:
         """Let the monitor check the model. Returns whether there is an alarm, and whether the model was rolled back."""
         monitor, evaluator = self._monitor, self._inputs.evaluator
-        alarm = monitor.alarm(self._round, evaluator.probe(self._strategy.theta) if monitor.watching else 100.0)
+        alarm = monitor.alarm(self._round, evaluator.probe(self._strategy.theta) if monitor.active else 100.0)
         if alarm and self._rollback:
             self._strategy.load(self._rollback)
             monitor.forget()
@@ -213,7 +213,7 @@ def _figures(outcome: RoundOutcome, metrics: dict[str, float]) -> dict[str, Any]
     return line
 
 
-def _seconds(result: Played, evaluation: float) -> dict[str, float]:
+def _seconds(result: RoundResult, evaluation: float) -> dict[str, float]:
     """The seconds of a round without evaluation, and in them those of the slowest worker and of the strategy's aggregation; the seconds of
     the evaluation; and the number of waves."""
     seconds = {"train": result.seconds, "compute": result.outcome.seconds, "aggregate": result.aggregation, "evaluate": evaluation}

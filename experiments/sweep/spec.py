@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.toml_specs import FlatTable, Spec, flat_table, load_toml, parse_spec, spec_path
 from fl_sim.config.keys import Config, Section
-from fl_sim.config.options import OPTIONS, gathered, options_text
+from fl_sim.config.options import OPTIONS, options_as_json, options_text
 from fl_sim.config.resolve import ConfigError, default_flat, read_toml
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -127,7 +127,7 @@ def common_keys(where: str, name: str, base: str, *tables: Mapping[str, Any], fo
     except ConfigError as error:
         raise ConfigError([f"{where}: base: {problem}" for problem in error.problems]) from None
     for table in ({}, {"name": name.replace("_", "-")}, *tables):
-        common, problems = gathered({**common, **table})
+        common, problems = options_as_json({**common, **table})
         if problems:
             raise ConfigError([f"{where}: {problem}" for problem in problems])
     return common

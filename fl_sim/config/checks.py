@@ -87,8 +87,8 @@ def _faults(config: Config) -> list[Problem]:
             problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
     if config.fault.reply == "slow" and not (config.client.timeout and config.grid.transport == "ray"):
         keys = ("fault.reply", "client.timeout", "grid.transport")
-        got = f"got {config.client.timeout} and {config.grid.transport!r}"
-        problems.append((keys, f"expected client.timeout > 0 and grid.transport = 'ray' with fault.reply = 'slow', {got}"))
+        values = f"{config.client.timeout} and {config.grid.transport!r}"
+        problems.append((keys, f"expected client.timeout > 0 and grid.transport = 'ray' with fault.reply = 'slow', got {values}"))
     if config.fault.reply != "none" and not config.fault.clients.strip():
         problems.append((("fault.reply", "fault.clients"), f"expected fault.clients with fault.reply = {config.fault.reply!r}, got none"))
     if config.fault.kill_round and config.grid.transport != "ray":

@@ -34,7 +34,7 @@ def options_text(options: Mapping[str, Any]) -> str:
         raise ValueError(str(error)) from None
 
 
-def gathered(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def options_as_json(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Flat keys with each `*.options` as sorted JSON, also if it was written as TOML text or as a table of a preset; and a sentence for
     each that cannot be read."""
     result, tables, problems = dict[str, Any](), dict[str, dict[str, Any]](), list[str]()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from fl_sim.config.checks import cross_checks
 from fl_sim.config.keys import Config, Section
-from fl_sim.config.options import gathered
+from fl_sim.config.options import options_as_json
 from fl_sim.registry import REGISTRIES, registry
 
 Scalar = bool | int | float | str
@@ -89,7 +89,7 @@ def resolve(flat: Mapping[str, Any]) -> Config:
     range, unknown names, and keys that contradict each other.
     """
     defaults = default_flat()
-    flat, problems = gathered(flat)
+    flat, problems = options_as_json(flat)
     problems += [_unknown(key, defaults) for key in flat if key not in defaults]
     values = {key: _number(value, defaults[key]) for key, value in flat.items() if key in defaults}
     bad: set[str] = set()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, eight_bits
-from fl_sim.rng.streams import lent_generators
+from fl_sim.rng.streams import seeded_global_generators
 
 MOST_CLASSES = 2**16  # a larger label is taken for a mistake
 
@@ -28,7 +28,7 @@ def read_outside(thing: Callable[..., Any], request: Request, **options: Any) ->
     """The two data sets that `thing(root, **options)` returns, decoded example by example. Meanwhile Python's, NumPy's and PyTorch's global
     generators are seeded from a fixed stream, so that the same code gives the same data. Raises DataError.
     """
-    with lent_generators(0, "dataset"):
+    with seeded_global_generators(0, "dataset"):
         try:
             parts = thing(request.root, **options)
         except Exception as error:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_sim.data.outside import DataError, error_words
 from fl_sim.registry import OutsideError
-from fl_sim.rng.streams import lent_generators
+from fl_sim.rng.streams import seeded_global_generators
 
 Integers = NDArray[np.int64]
 
@@ -128,7 +128,7 @@ def shares_of(partition: Callable[..., Any], labels: Integers, num_clients: int,
 
     Raises DataError for any error, with the line of the partition's code.
     """
-    with lent_generators(int(generator.integers(2**31)), "partition"):
+    with seeded_global_generators(int(generator.integers(2**31)), "partition"):
         try:
             return partition(labels.copy(), num_clients, generator, **options)
         except DataError:

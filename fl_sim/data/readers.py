@@ -132,10 +132,10 @@ def list_images(folder: Path) -> ImageList:
     images, other = list[tuple[Path, int]](), list[Path]()
     for number, name in enumerate(classes):
         for root, files in _walk(folder / name, hidden):
-            invisible, shown = _by_visibility(root / file for file in files)
-            hidden += invisible
-            images += [(path, number) for path in shown if path.suffix.lower() in IMAGE_TYPES]
-            other += [path for path in shown if path.suffix.lower() not in IMAGE_TYPES]
+            hidden_files, visible_files = _by_visibility(root / file for file in files)
+            hidden += hidden_files
+            images += [(path, number) for path in visible_files if path.suffix.lower() in IMAGE_TYPES]
+            other += [path for path in visible_files if path.suffix.lower() not in IMAGE_TYPES]
     return ImageList(classes, images, hidden, other, outside)
 
 

@@ -224,8 +224,8 @@ class ClientGrid(Grid):
         raise RuntimeError("a ClientGrid packs whole rounds; use send_and_receive")
 
 
-class Played(NamedTuple):
-    """One round: the strategy's figures, the grid's outcome, the seconds of the round, and those of the strategy's aggregation in them."""
+class RoundResult(NamedTuple):
+    """The result of one round: the strategy's figures, the grid's outcome, the seconds of the round, and those of the aggregation in it."""
 
     metrics: dict[str, float]
     outcome: RoundOutcome
@@ -233,7 +233,7 @@ class Played(NamedTuple):
     aggregation: float
 
 
-def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: str) -> Played:
+def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: str) -> RoundResult:
     """Play a round: the strategy configures it, the clients answer, and the strategy aggregates their replies into the next model.
 
     Raises RuntimeError if every client failed.
@@ -248,4 +248,4 @@ def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: s
         reasons = sorted({report.failure for report in outcome.reports})
         raise RuntimeError(f"every client failed ({'; '.join(reasons)})")
     figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-    return Played(figures, outcome, end - start, end - reply_time)
+    return RoundResult(figures, outcome, end - start, end - reply_time)

@@ -34,10 +34,10 @@ class MergedRound:
         self.seconds += max((reply.seconds for _, reply, _ in results if reply), default=0.0)
         for part, reply, failure in results:
             if reply is None:
-                failing = [client for _, clients in part.blocks for client in clients]
-                failing += part.coalition.members if part.coalition else ()
-                self._failures += [ClientReport(client, 0.0, float("nan"), failure) for client in failing]
-                if not failing:
+                clients_failed = [client for _, clients in part.blocks for client in clients]
+                clients_failed += part.coalition.members if part.coalition else ()
+                self._failures += [ClientReport(client, 0.0, float("nan"), failure) for client in clients_failed]
+                if not clients_failed:
                     self.retried[f"order {len(self.retried)}"] = failure
                 continue
             self._nodes |= reply.nodes

@@ -16,10 +16,10 @@ import ray.exceptions
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fl_sim.grid.transports import Answer, HostingTransport, InlineTransport, WorkerDiedError, call_worker, claim_identity
+from fl_sim.grid.transports import Answer, CellTransport, InlineTransport, WorkerDiedError, call_worker, claim_identity
 from fl_sim.wire.arrays import as_tensor
 from fl_sim.wire.messages import Order
-from fl_sim.wire.object_state import State, packed, unpacked
+from fl_sim.wire.object_state import State, pack, unpack
 
 STARTS = 3  # attempts to start a worker; after the last its next order is sent anyway, and fails
 SMALL = 64 * 1024  # bytes; Ray carries a smaller array inside the call, which is faster than its object store
@@ -37,21 +37,21 @@ class Server:
 
     def call(self, order: Any, arrays: Arrays) -> tuple[Any, Arrays, str]:
         """The reply as JSON and arrays, and if there is none the reason."""
-        answer = call_worker(self._answer, _unpacked(order, arrays), worker=0)
-        return (*_packed(answer.reply), answer.failure)
+        answer = call_worker(self._answer, _unpack(order, arrays), worker=0)
+        return (*_pack(answer.reply), answer.failure)
 
-    def host(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
+    def run_cell(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
         claim_identity()
         yield from _import(target)(InlineTransport(self._answer), *arguments)
 
 
-def _packed(value: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
-    state = packed(value)
+def _pack(value: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
+    state = pack(value)
     return state.json, {name: tensor.detach().cpu().numpy() for name, tensor in state.tensors.items()}
 
 
-def _unpacked(json: Any, arrays: Arrays) -> Any:
-    return unpacked(State(json, {name: as_tensor(values) for name, values in arrays.items()}))
+def _unpack(json: Any, arrays: Arrays) -> Any:
+    return unpack(State(json, {name: as_tensor(values) for name, values in arrays.items()}))
 
 
 def _import(target: str) -> Any:
@@ -90,13 +90,13 @@ def actor_class() -> type:
         def call(self, order: Any, **arrays: Any) -> Any:
             return self._server.call(order, arrays)
 
-        def host(self, target: str, arguments: Any) -> Any:
-            yield from self._server.host(target, arguments)
+        def run_cell(self, target: str, arguments: Any) -> Any:
+            yield from self._server.run_cell(target, arguments)
 
     return Worker
 
 
-class RayTransport(HostingTransport):
+class RayTransport(CellTransport):
     """`num_workers` actors (0: one per CPU of the cluster). The model, which all orders share, is put into the object store once per wave.
 
     A worker that died is replaced at once. On a GPU, `gpus_per_worker` = 0 gives each worker an equal share: Ray hides the GPUs from an
@@ -129,25 +129,25 @@ class RayTransport(HostingTransport):
         self._lock = threading.Lock()
         self._doubtful = False
         self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # they start during the burn-in
-        self.hosts = len(cpus) == 1  # a hosted run writes its folder on its own machine
+        self.runs_cells = len(cpus) == 1  # a remote cell writes its folder on its own machine
 
     @property
     def num_workers(self) -> int:
         return len(self._actors)
 
     def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
-        shared: dict[int, Any] = {}
+        references_by_address: dict[int, Any] = {}
         calls: list[tuple[int, Any, Any]] = []
         workers = self._reserve(len(orders), avoid)
         try:
             for order, worker in zip(orders, workers, strict=True):
-                json, arrays = _packed(order)
+                json, arrays = _pack(order)
                 for values in arrays.values():
-                    if values.nbytes > SMALL and values.ctypes.data not in shared:
-                        shared[values.ctypes.data] = ray.put(values)
-                references = {name: shared.get(values.ctypes.data, values) for name, values in arrays.items()}
+                    if values.nbytes > SMALL and values.ctypes.data not in references_by_address:
+                        references_by_address[values.ctypes.data] = ray.put(values)
+                arguments = {name: references_by_address.get(values.ctypes.data, values) for name, values in arrays.items()}
                 actor = self._actors[worker]
-                calls.append((worker, actor, actor.call.remote(json, **references)))
+                calls.append((worker, actor, actor.call.remote(json, **arguments)))
             until = None if timeout is None else time.monotonic() + timeout
             return [self._result(*call, until) for call in calls]
         finally:
@@ -155,11 +155,11 @@ class RayTransport(HostingTransport):
                 for worker in workers:
                     self._busy[worker] -= 1
 
-    def host(self, target: str, *arguments: str) -> Iterator[Any]:
+    def run_cell(self, target: str, *arguments: str) -> Iterator[Any]:
         (worker,) = self._reserve(1, None)
         actor = self._actors[worker]
         try:
-            for value in actor.host.options(num_returns="streaming").remote(target, arguments):
+            for value in actor.run_cell.options(num_returns="streaming").remote(target, arguments):
                 yield ray.get(value)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
@@ -208,7 +208,7 @@ class RayTransport(HostingTransport):
     def _result(self, worker: int, actor: Any, call: Any, until: float | None) -> Answer:
         try:
             json, arrays, failure = ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
-            return Answer(worker, _unpacked(json, arrays), failure)
+            return Answer(worker, _unpack(json, arrays), failure)
         except ray.exceptions.GetTimeoutError:
             with self._lock:
                 ray.kill(actor)  # else its next order would wait for this one

@@ -1,4 +1,4 @@
-"""The interface of a server's strategy, ours or a hosted one of Flower, to the grid and to a run."""
+"""The interface of a server's strategy, ours or one of Flower, to the grid and to a run."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import Order, Reply
-from fl_sim.wire.object_state import State, packed, unpacked
+from fl_sim.wire.object_state import State, pack, unpack
 
 Worker = Callable[[Order], Reply]
 
@@ -53,13 +53,13 @@ class Transport(ABC):
         """Release what the transport started."""
 
 
-class HostingTransport(Transport):
+class CellTransport(Transport):
     """A transport whose workers can also run whole cells of a sweep."""
 
-    hosts: bool  # whether they can in this run
+    runs_cells: bool  # whether they can in this run
 
     @abstractmethod
-    def host(self, target: str, *arguments: str) -> Iterator[Any]:
+    def run_cell(self, target: str, *arguments: str) -> Iterator[Any]:
         """Run the generator `target` ("module:function") in a worker and return what it yields. It is called with an `InlineTransport` to
         that worker, and with `arguments`.
 
@@ -112,14 +112,14 @@ class FlowerTransport(Transport):
 
 def to_content(value: Order | Reply) -> RecordDict:
     """An order or a reply as the content of a Flower message."""
-    state = packed(value)
+    state = pack(value)
     return RecordDict({"tensors": to_record(dict(state.tensors)), "rest": ConfigRecord({"json": json.dumps(state.json)})})
 
 
 def from_content(content: RecordDict) -> Any:
     """The inverse of `to_content`."""
     rest = cast(str, content.config_records["rest"]["json"])
-    return unpacked(State(json.loads(rest), from_record(content.array_records["tensors"])))
+    return unpack(State(json.loads(rest), from_record(content.array_records["tensors"])))
 
 
 def claim_identity() -> None:

@@ -27,7 +27,7 @@ from fl_sim.model.architectures import MODELS, is_plain
 from fl_sim.model.module import new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
-from fl_sim.rng.streams import lent_generators, stream
+from fl_sim.rng.streams import seeded_global_generators, stream
 
 DEPENDS_ON = ("seed", "data.", "model.", "schedule.burn-in", "attack.data", "attack.set-size", "strategy.probe-size")
 
@@ -128,7 +128,7 @@ def _train_epoch(config: Config, federation: Federation, module: nn.Module, velo
 @contextmanager
 def _dropout_stream(seed: int, epoch: int, device: torch.device) -> Generator[None]:
     """Seeds the global generators, the device's too, from the stream `(seed, "dropout", epoch)` inside the block."""
-    with lent_generators(seed, "dropout", epoch), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with seeded_global_generators(seed, "dropout", epoch), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if device.type == "cuda":
             torch.cuda.manual_seed(int(stream(seed, "dropout", epoch).integers(2**63)))
         yield

@@ -16,7 +16,7 @@ from torch.func import functional_call  # pyright: ignore[reportUnknownVariableT
 from fl_sim.model.architectures import Shape, models
 from fl_sim.model.vectors import trained_parameters
 from fl_sim.registry import OutsideError
-from fl_sim.rng.streams import lent_generators, torch_stream
+from fl_sim.rng.streams import seeded_global_generators, torch_stream
 
 
 class ModelError(ValueError):
@@ -34,7 +34,7 @@ def build_outside(name: str, options: Mapping[str, Any], *, image_shape: Shape, 
         thing: Any = models.find(name)  # what it returns is checked below
     except OutsideError as error:
         raise ModelError(f"cannot load model.name = {name!r}: {error}") from error
-    with lent_generators(seed, "model"):
+    with seeded_global_generators(seed, "model"):
         try:
             module = thing(image_shape, num_classes, **options)
         except Exception as error:
@@ -121,7 +121,7 @@ def _check_repeatable(name: str, module: nn.Module, image_shape: Shape) -> None:
             return functional_call(module, parameters, (inputs,))
 
     try:
-        with lent_generators(0, "trial"):
+        with seeded_global_generators(0, "trial"):
             first, second = logits(), logits()
     except Exception as error:
         raise failure(name, "failed on a batch of random images", error) from error

@@ -45,7 +45,7 @@ _GLOBAL = threading.Lock()
 
 
 @contextlib.contextmanager
-def lent_generators(seed: int, *key: int | str) -> Generator[None]:
+def seeded_global_generators(seed: int, *key: int | str) -> Generator[None]:
     """For other people's code that draws from global generators. Inside the block Python's, NumPy's and PyTorch's global generators are
     seeded from the stream `(seed, *key)`; afterwards they are as before. One thread at a time.
     """

@@ -19,7 +19,7 @@ VMAP_PIXELS = 2000  # measured, see `single_updates_by_vmap`
 ROW_NUMBERS = 2**25  # numbers of single updates in memory at once, 128 MiB: fixed, because other chunks would round differently
 
 
-class Summed(NamedTuple):
+class BlockSum(NamedTuple):
     """`total` (d,) = sum_i w_i * before(g_i); `weights` (k,); `norms` (k,) before clipping, NaN if not computed."""
 
     total: Tensor
@@ -89,7 +89,7 @@ def _updates_at_once(model: FlatModel, theta: Tensor, batches: CohortBatches, se
     return updates
 
 
-def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
+def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> BlockSum:
     """`_block_sum` of the block, or of one half after the other if the GPU runs out of memory."""
     try:
         return _block_sum(model, theta, batches, settings, before)
@@ -97,10 +97,10 @@ def block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings:
         if len(batches.sizes) == 1:
             raise
     first, second = (block_sum(model, theta, half, settings, before) for half in batches.halves())
-    return Summed(first.total + second.total, first.weights + second.weights, first.norms + second.norms)
+    return BlockSum(first.total + second.total, first.weights + second.weights, first.norms + second.norms)
 
 
-def _block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> Summed:
+def _block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client, before: Clip | None) -> BlockSum:
     """The weighted sum of a block's (clipped) updates, if possible without forming single updates.
 
     One local step and no clip: `sum_i w_i g_i` is the gradient of the weighted loss of one joint batch, if the model treats the examples of
@@ -111,18 +111,18 @@ def _block_sum(model: FlatModel, theta: Tensor, batches: CohortBatches, settings
         weights = weights_of(batches)
         per_example = batches.weights[:, 0] * torch.tensor(weights, device=theta.device).unsqueeze(1)
         total = model.gradient(theta, batches.inputs.flatten(0, 2), batches.labels.flatten(), per_example.flatten())
-        return Summed(total, weights, [float("nan")] * len(weights))
+        return BlockSum(total, weights, [float("nan")] * len(weights))
     if before and settings.local_steps == 1 and settings.engine == "auto" and ghost.wins(model, theta, batches, before):
         total, lengths = ghost.clipped_sum(model, theta, batches, weights_of(batches), before)
-        return Summed(total, weights_of(batches), lengths.tolist())
+        return BlockSum(total, weights_of(batches), lengths.tolist())
     rows = max(1, ROW_NUMBERS // len(theta))
     parts = [batches.part(start, start + rows) for start in range(0, len(batches.sizes), rows)]
     sums = [weighted_sum(block_updates(model, theta, part, settings), weights_of(part), before) for part in parts]
     total = functools.reduce(torch.add, (part.total for part in sums))
-    return Summed(total, [w for part in sums for w in part.weights], [length for part in sums for length in part.norms])
+    return BlockSum(total, [w for part in sums for w in part.weights], [length for part in sums for length in part.norms])
 
 
-def weighted_sum(updates: Tensor, weights: list[float], before: Clip | None) -> Summed:
+def weighted_sum(updates: Tensor, weights: list[float], before: Clip | None) -> BlockSum:
     """`sum_i w_i * before(g_i)` of updates (k, d)."""
     clipped, lengths = clip(updates, before) if before else (updates, norms(updates))
-    return Summed(updates.new_tensor(weights) @ clipped, weights, lengths.tolist())
+    return BlockSum(updates.new_tensor(weights) @ clipped, weights, lengths.tolist())

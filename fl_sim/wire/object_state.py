@@ -46,33 +46,33 @@ class UnsavableError(TypeError):
     """An object holds something that cannot be encoded: neither numbers, text or arrays, nor made of them."""
 
 
-def packed(value: Any) -> State:
+def pack(value: Any) -> State:
     """The state of a value, with the same tensors: for messages, which nobody writes into. Raises UnsavableError."""
     tensors: dict[str, Tensor] = {}
-    return State(_encoded(value, "", tensors, ()), tensors)
+    return State(_encode(value, "", tensors, ()), tensors)
 
 
-def unpacked(state: State) -> Any:
-    """The value of a `packed` state, with the same tensors."""
-    return _decoded(state.json, state.tensors, None)
+def unpack(state: State) -> Any:
+    """The value of a state that `pack` made, with the same tensors."""
+    return _decode(state.json, state.tensors, None)
 
 
-def saved(value: Any) -> State:
+def save_state(value: Any) -> State:
     """The state of a value; its tensors and arrays are copied. Raises UnsavableError."""
-    state = packed(value)
+    state = pack(value)
     return State(state.json, {name: tensor.clone() for name, tensor in state.tensors.items()})
 
 
-def restored(state: State, like: Any = None) -> Any:
+def restore_state(state: State, like: Any = None) -> Any:
     """The value of a state, with copies of its tensors. `like` is a new value, made in the same way as the saved one: the attributes of its
     objects are set to the saved ones.
 
     Raises UnsavableError for an object that `like` does not have.
     """
-    return _decoded(state.json, {name: tensor.clone() for name, tensor in state.tensors.items()}, like)
+    return _decode(state.json, {name: tensor.clone() for name, tensor in state.tensors.items()}, like)
 
 
-def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[int, ...]) -> Any:
+def _encode(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[int, ...]) -> Any:
     if value is None or (isinstance(value, bool | int | str) and type(value) in (bool, int, str)):
         return value
     if type(value) is float:
@@ -82,7 +82,7 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         return {"array" if isinstance(value, np.ndarray) else "scalar": _add_tensor(torch.from_numpy(np.array(value)), path, tensors)}
     if isinstance(value, ArrayRecord):
-        return {"record": _encoded(from_record(value), path, tensors, within)}
+        return {"record": _encode(from_record(value), path, tensors, within)}
     if isinstance(value, CONSTANT):
         return {"constant": None}
     if id(value) in within:
@@ -90,7 +90,7 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
     within = (*within, id(value))
     if type(value).__name__ in MESSAGES and type(value) is MESSAGES[type(value).__name__]:
         fields = getattr(value, "_fields", None) or [field.name for field in dataclasses.fields(cast(Any, value))]
-        return {"message": [type(value).__name__, *(_encoded(getattr(value, name), _join(path, name), tensors, within) for name in fields)]}
+        return {"message": [type(value).__name__, *(_encode(getattr(value, name), _join(path, name), tensors, within) for name in fields)]}
     if type(value) in (list, tuple) and value:
         entries = cast(list[Any], value)
         kinds: set[type] = set(map(type, entries))
@@ -100,14 +100,14 @@ def _encoded(value: Any, path: str, tensors: dict[str, Tensor], within: tuple[in
             return {"reports": [list(column) for column in zip(*entries, strict=True)]}
     if type(value) in (list, tuple) or hasattr(value, "_fields"):
         names = getattr(value, "_fields", range(len(cast(list[Any], value))))
-        items = [_encoded(item, _join(path, name), tensors, within) for name, item in zip(names, cast(list[Any], value), strict=True)]
+        items = [_encode(item, _join(path, name), tensors, within) for name, item in zip(names, cast(list[Any], value), strict=True)]
         return {"list" if isinstance(value, list) else "fields" if hasattr(value, "_fields") else "tuple": items}
     if type(value) in (dict, types.MappingProxyType) and KEYS.issuperset(map(type, cast(Mapping[Any, Any], value))):
         entries = cast(Mapping[Any, Any], value).items()
-        pairs = [(list(key) if type(key) is tuple else key, _encoded(item, _join(path, key), tensors, within)) for key, item in entries]
+        pairs = [(list(key) if type(key) is tuple else key, _encode(item, _join(path, key), tensors, within)) for key, item in entries]
         return {"dict": pairs}
     if hasattr(value, "__dict__") and not isinstance(value, OPAQUE):
-        attributes = {name: _encoded(item, _join(path, name), tensors, within) for name, item in vars(value).items()}
+        attributes = {name: _encode(item, _join(path, name), tensors, within) for name, item in vars(value).items()}
         return {"object": attributes}
     raise UnsavableError(f"{path} is a {type(value).__name__}")
 
@@ -129,7 +129,7 @@ def _join(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
+def _decode(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = cast(dict[str, Any], value).items()
@@ -138,7 +138,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
             return float(content)
         case "message":
             name, *fields = content
-            return MESSAGES[name](*(_decoded(field, tensors, None) for field in fields))
+            return MESSAGES[name](*(_decode(field, tensors, None) for field in fields))
         case "reports":
             return tuple(map(ClientReport, *content))
         case "tensor":
@@ -147,10 +147,10 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
             array = tensors[content].numpy().copy()
             return array if kind == "array" else array[()]
         case "record":
-            return array_record({name: tensor.numpy() for name, tensor in _decoded(content, tensors, None).items()})
+            return array_record({name: tensor.numpy() for name, tensor in _decode(content, tensors, None).items()})
         case "list" | "tuple" | "fields":
             likes = list(like) if isinstance(like, list | tuple) and len(cast(list[Any], like)) == len(content) else [None] * len(content)
-            items = [_decoded(item, tensors, old) for item, old in zip(content, likes, strict=True)]
+            items = [_decode(item, tensors, old) for item, old in zip(content, likes, strict=True)]
             if kind == "fields":
                 if not hasattr(like, "_fields"):
                     raise UnsavableError("a NamedTuple cannot be restored: a new object of its holder has none")
@@ -159,13 +159,13 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], like: Any) -> Any:
         case "dict":
             likes_by_key = cast(Mapping[Any, Any], like) if isinstance(like, Mapping) else {}
             keys = [tuple(key) if isinstance(key, list) else key for key, _ in content]
-            return {key: _decoded(item, tensors, likes_by_key.get(key)) for key, (_, item) in zip(keys, content, strict=True)}
+            return {key: _decode(item, tensors, likes_by_key.get(key)) for key, (_, item) in zip(keys, content, strict=True)}
         case "object":
             if not hasattr(like, "__dict__"):
                 names = ", ".join(content)
                 raise UnsavableError(f"an object with {names} cannot be restored: a new object of its holder has none")
             for name, item in content.items():
-                vars(like)[name] = _decoded(item, tensors, vars(like).get(name))
+                vars(like)[name] = _decode(item, tensors, vars(like).get(name))
             return like
         case _:
             return like

@@ -176,11 +176,11 @@ class Guard:
 
         Honest clients report their norms only during a probation. In other rounds the known norms may all be those of malicious clients.
         """
-        reported = client_norms[torch.isfinite(client_norms)]
+        norms = client_norms[torch.isfinite(client_norms)]
         if not state.probation:
             return self.calibration.upper_norm
         first = state.probation == state.probation_length
-        return min(state.bound, upper_quartile(reported)) if first and len(reported) else state.bound
+        return min(state.bound, upper_quartile(norms)) if first and len(norms) else state.bound
 
     def _next_probation(self, state: GuardState, alarmed: bool) -> tuple[int, int]:
         """Rounds of probation left after this one, and the length of the last probation when it began."""

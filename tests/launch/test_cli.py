@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from experiments.launch import launch
 from experiments.launch.paths import FILES
 from experiments.launch.progress import ProgressLines, parse
 from fl_sim.config.resolve import config_hash, resolve
+from tests.support.small_run import SMALL
 
 
 @pytest.fixture(autouse=True)
@@ -98,13 +98,9 @@ def test_paths_are_made_absolute_because_the_run_has_another_working_directory(m
     }
 
 
+@pytest.mark.slow
 def test_an_inline_run_and_sweep_end_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir: Path) -> None:
-    small = {
-        "data.num-clients": 12, "data.cache-dir": str(cache_dir), "model.name": "mlp", "schedule.burn-in-epochs": 1, "attack.fire": "schedule",
-        "schedule.accumulate-rounds": 2, "schedule.recovery-rounds": 1, "attack.malicious-fraction": 0.1,
-    }  # fmt: skip
-    options = [part for key, value in small.items() for part in ("-c", f"{key}={json.dumps(value)}")]
-    options += ["--transport", "inline", "-o", str(tmp_path)]
+    options = [*SMALL, "-c", f"data.cache-dir={cache_dir}", "--transport", "inline", "-o", str(tmp_path)]
     assert cli.main(["run", *options]) == 0
     out = capsys.readouterr().out
     folder = Path(out.split("records: ")[1].splitlines()[0])
@@ -178,24 +174,15 @@ def test_a_log_file_gets_lines_of_progress(
     pause: float, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)  # with it rich takes a file for a terminal
-    monkeypatch.setattr(launch, "REPORT_EVERY", pause)
-    options = (
-        "-o",
-        str(tmp_path),
-        "-c",
-        f"data.cache-dir='{cache_dir}'",
-        "-c",
-        "schedule.accumulate-rounds=2",
-        "-c",
-        "attack.fire='schedule'",
-    )
+    monkeypatch.setattr(launch, "LINE_EVERY", pause)
+    options = ("-o", str(tmp_path), "-c", f"data.cache-dir={cache_dir}", *SMALL)
     assert cli.main(["run", "--transport", "inline", *options]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if " rounds · " in line]
     (records,) = tmp_path.glob("*/rounds.jsonl")
     planned = len(records.read_text().splitlines())
     assert lines[-1] == f"digits · accumulative against clip-after · {planned} of {planned} rounds · {records.parent.name}, complete"
     ends = [line for line in lines if f" {planned} of {planned} rounds" in line]
-    assert len(lines) == len(ends) if pause == math.inf else len(lines) > len(ends), "between the ends a line each `REPORT_EVERY` seconds"
+    assert len(lines) == len(ends) if pause == math.inf else len(lines) > len(ends), "between the ends a line each `LINE_EVERY` seconds"
 
 
 def test_progress_lines_can_be_read_back() -> None:
@@ -207,7 +194,7 @@ def test_progress_lines_can_be_read_back() -> None:
     report("burn-in", 1, "epoch 1/3", None)
     report("calibration", 1, "clean round 1/60", None)
     report("attacked", 1, "accumulate", 98.76)
-    lines.finished("digits-1", planned=5, used=1)
+    lines.finish("digits-1", planned_rounds=5, played_rounds=1)
     events = [parse("INFO : " + line) for line in stream.getvalue().splitlines()]
     assert [(event.done, event.total, event.what) for event in events if event] == [
         (0, 5, "burn-in, epoch 1/3"),
@@ -217,34 +204,3 @@ def test_progress_lines_can_be_read_back() -> None:
     ]
     assert parse("something else") is None
     assert parse("fl-sim | nonsense") is None
-
-
-def test_changing_a_key_of_the_base_runs_exactly_the_touched_cells_again(tmp_path: Path, cache_dir: Path) -> None:
-    base = {
-        "data.num-clients": 12, "data.cache-dir": str(cache_dir), "model.name": "mlp", "schedule.burn-in-epochs": 1, "attack.fire": "schedule",
-        "schedule.accumulate-rounds": 1, "schedule.recovery-rounds": 1, "attack.malicious-fraction": 0.1, "twin": False, "control": False,
-        "attack.rho": 0.5, "strategy.bound": 5.0,
-    }  # fmt: skip
-    axes = (
-        '[axes]\nstrategy = ["mean", {name = "clip-after", bound = 1.0}, {name = "clip-after", bound = 2.0}]\n"attack.rho" = [0.7, 0.9]\n'
-    )
-
-    def ran(**changed: object) -> set[str]:
-        """The runs that a sweep over a base with these changes makes anew."""
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/summary.json")}
-        lines = "".join(f'"{key}" = {json.dumps(value)}\n' for key, value in {**base, **changed}.items())
-        (tmp_path / "s.toml").write_text(f"[set]\n{lines}{axes}")
-        assert cli.main(["sweep", str(tmp_path / "s.toml"), "--transport", "inline", "-o", str(tmp_path)]) == 0
-        after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/summary.json")}
-        new = {path.parent.name for path, when in after.items() if before.get(path) != when}
-        rows = (tmp_path / "s" / "results.csv").read_text().splitlines()
-        assert len(rows) == 7, "the table holds the cells of the spec as it is now"
-        return new
-
-    assert len(ran()) == 6
-    assert ran() == set()
-    assert len(ran(**{"strategy.bound": 6.0})) == 2, "the cells of clip-after have bounds of their own"
-    assert ran(**{"attack.rho": 0.6}) == ran(), "an axis gives rho: no cell is touched"
-    assert ran(tracking="none", **{"checkpoint.every": 1}) == set(), "these change no result"
-    assert len(ran(**{"server.momentum": 0.5})) == 6
-    assert ran() == set(), "and back: nothing was lost"

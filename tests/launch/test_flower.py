@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,59 +12,86 @@ import pytest
 
 from experiments import cli
 from tests.support.runs import fingerprint
+from tests.support.small_run import ALONE, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
+
+STRATEGIES = ("clip-after", "clip-before")
+SHORT = {**ALONE, "schedule.accumulate-rounds": 1, "schedule.recovery-rounds": 0}  # two rounds
 
 Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def fl_sim(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Run:
-    """Runs a small federation by the command itself and returns the run's folder."""
+def keys(cache_dir: Path) -> dict[str, Any]:
+    """A small federation whose clients are in five blocks."""
+    return {
+        "data.num-clients": 13, "client.block": 3, "data.cache-dir": str(cache_dir), "attack.malicious-fraction": 0.16,
+        "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1,
+        "client.batch-size": 2,
+    }  # fmt: skip
 
-    def run(*arguments: str, **overrides: Any) -> Path:
+
+@pytest.fixture(scope="module")
+def fl_sim(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, Any]) -> Run:
+    """Runs the small federation by the command itself, the same one once, and returns the run's folder."""
+
+    @functools.cache
+    def run(transport: str, overrides: tuple[tuple[str, Any], ...], workers: int) -> Path:
         output = tmp_path_factory.mktemp("runs")
-        keys = {
-            "data.num-clients": 13, "client.block": 3, "data.cache-dir": str(cache_dir), "attack.malicious-fraction": 0.16,
-            "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1,
-            "client.batch-size": 2,
-        }  # fmt: skip
-        keys |= {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()}
-        options = [part for key, value in keys.items() for part in ("-c", f"{key}={json.dumps(value)}")]
-        assert cli.main(["run", "-o", str(output), *options, *arguments]) == 0
+        many = ["--workers", str(workers)] if workers else []
+        assert cli.main(["run", "-o", str(output), "--transport", transport, *many, *words(keys | dict(overrides))]) == 0
         (folder,) = output.iterdir()
         return folder
 
-    return run
+    return lambda transport, overrides, workers=0: run(transport, tuple(overrides.items()), workers)
 
 
-@pytest.mark.parametrize("strategy", ["clip-after", "clip-before"])
-def test_every_transport_and_number_of_workers_gives_the_same_bytes(fl_sim: Run, strategy: str) -> None:
-    inline = fingerprint(fl_sim("--transport", "inline", strategy__name=strategy))
+@pytest.mark.parametrize(("strategy", "workers"), [("clip-after", 1), ("clip-after", 2), ("clip-after", 4), ("clip-before", 4)])
+def test_every_number_of_ray_workers_gives_the_bytes_of_none(fl_sim: Run, strategy: str, workers: int) -> None:
+    inline = fingerprint(fl_sim("inline", {"strategy.name": strategy}))
     assert len(inline[1]) == 15
-    for transport, workers in [("ray", 1), ("ray", 2), ("ray", 4), ("flower", 1), ("flower", 2)][:: 1 if strategy == "clip-after" else 2]:
-        assert fingerprint(fl_sim("--transport", transport, "--workers", str(workers), strategy__name=strategy)) == inline
+    assert fingerprint(fl_sim("ray", {"strategy.name": strategy}, workers)) == inline
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_worker_killed_in_mid_round_changes_only_the_record(fl_sim: Run, workers: str) -> None:
-    healthy, killed = fingerprint(fl_sim("--transport", "inline")), fingerprint(fl_sim("--workers", workers, fault__kill_round=2))
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_every_number_of_supernodes_gives_the_bytes_of_none(fl_sim: Run, keys: dict[str, Any], tmp_path: Path, nodes: int) -> None:
+    """Both strategies as cells of one sweep, one after the other, so that Flower is started once."""
+    spec = tmp_path / "two.toml"
+    spec.write_text(f'base = "digits"\n[axes]\n"strategy.name" = {json.dumps(STRATEGIES)}\n')
+    command = ["sweep", str(spec), "-o", str(tmp_path), "--transport", "flower", "--workers", str(nodes), "--parallel", "1"]
+    assert cli.main([*command, *words(keys)]) == 0
+    inline = {strategy: fl_sim("inline", {"strategy.name": strategy}) for strategy in STRATEGIES}
+    for folder in inline.values():
+        assert fingerprint(tmp_path / "two" / folder.name.replace("digits-", "two-")) == fingerprint(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_killed_in_mid_round_changes_only_the_record(fl_sim: Run, workers: int) -> None:
+    healthy = fingerprint(fl_sim("inline", ALONE))
+    killed = fingerprint(fl_sim("ray", {**ALONE, "fault.kill-round": 2}, workers))
     assert killed[0] == healthy[0]
-    retried = {line["round"]: line.pop("retried") for line in killed[1] if "retried" in line and line["track"] == "attacked"}
+    retried = {line["round"]: line.pop("retried") for line in killed[1] if "retried" in line}
     assert list(retried) == [2]
     assert retried[2]["order 0"].startswith("worker 0 died; asked elsewhere: clients 0 to ")
-    assert all(line["clients"] == 13 for line in killed[1])
+    assert killed[1] == healthy[1]
+
+
+def test_a_worker_killed_in_every_round_changes_only_the_record(fl_sim: Run) -> None:
+    healthy = fingerprint(fl_sim("inline", SHORT))
+    killed = fingerprint(fl_sim("ray", {**SHORT, "fault.kill-round": -1}, 2))
+    assert killed[0] == healthy[0]
+    assert ["died" in str(line.pop("retried")) for line in killed[1]] == [True, True]
+    assert killed[1] == healthy[1]
 
 
 def test_a_reply_that_is_late_is_asked_for_elsewhere(fl_sim: Run) -> None:
-    short = {"twin": False, "control": False, "schedule__accumulate_rounds": 1, "schedule__recovery_rounds": 0}
-    healthy = fingerprint(fl_sim("--transport", "inline", **short))
-    late = fl_sim(
-        "--workers", "2", fault__reply="slow", fault__clients="0", fault__attempts="first", client__timeout=15.0, **short
-    )  # fmt: skip
-    found = fingerprint(late)
-    assert found[0] == healthy[0]
-    assert [line["clients"] for line in found[1]] == [13, 13]
-    reasons = [reason for line in found[1] for reason in line["retried"].values()]
-    assert all("did not answer in time (client.timeout); asked elsewhere: clients 0 to" in reason for reason in reasons)
-    assert len(reasons) == 2
+    one_round = {**SHORT, "schedule.triggers": 0}
+    healthy = fingerprint(fl_sim("inline", one_round))
+    faults = {"fault.reply": "slow", "fault.clients": "0", "fault.attempts": "first", "client.timeout": 8.0}
+    late = fingerprint(fl_sim("ray", {**one_round, **faults}, 2))
+    assert late[0] == healthy[0]
+    (line,) = late[1]
+    assert line["clients"] == 13
+    (reason,) = line["retried"].values()
+    assert "did not answer in time (client.timeout); asked elsewhere: clients 0 to" in reason

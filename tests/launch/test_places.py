@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,16 +15,17 @@ import torch
 
 from experiments.cli import main
 from experiments.records.folder import is_complete, run_folder
-from experiments.run.execute import execute_run
 from fl_sim.atomic_files import CannotWriteError, load_tensors, save_tensors, whole_file, write_whole
 from fl_sim.config.keys import Config
+from fl_sim.config.resolve import resolve
 from fl_sim.data.datasets import load_dataset
 from fl_sim.data.federation import load_federation
-from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.burn_in import burn_in
-from tests.support.small_run import SMALL
+from tests.support.runs import run
+from tests.support.small_run import ALONE, SETTINGS, SMALL, words
 
 Configure = Callable[..., Config]
+CALIBRATED = {**SETTINGS, **ALONE, "strategy.name": "dgc", "strategy.calibration-rounds": 10, "attack.name": "none"}
 
 # Python ignores SIGXFSZ: a file that grows beyond the limit raises OSError, as on a full disk.
 FULL = """
@@ -46,9 +48,9 @@ def test_a_place_that_cannot_be_written_is_named(key: str, place: str, tmp_path:
         place = str(tmp_path / "file")
     where = f"{place}/runs"
     assert main(["run", "digits", "--transport", "inline", "-o", str(tmp_path / "out"), *SMALL, "-c", f"{key}={where}"]) == 2
-    said = capsys.readouterr().err
-    assert f"expected {key} to be a folder that can be written, got {where!r}" in said
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert f"expected {key} to be a folder that can be written, got {where!r}" in stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -58,19 +60,23 @@ def test_a_home_of_nobody_is_named(key: str, capsys: pytest.CaptureFixture[str])
     assert f"expected {key} to be a path, got '~nobody-of-this-name/x'" in capsys.readouterr().err
 
 
+def in_little_room(limit: int, line: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command in a process that can write no file of more than so many bytes; it ends with one error."""
+    done = subprocess.run([sys.executable, "-c", FULL, str(limit), *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("could not be written: ") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "what", "every"), [(100, ".json", 2), (5000, "rounds.jsonl", 100), (30_000, ".safetensors", 2)])
 def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_path: Path, cache_dir: Path) -> None:
     """Once there is room the same command ends as if nothing had been."""
-    line = ["run", "digits", "--transport", "inline", *SMALL, "-c", f"checkpoint.every={every}", "-c", f"data.cache-dir={cache_dir}", "-o"]
+    keys = {"schedule.recovery-rounds": 12, "checkpoint.every": every, "data.cache-dir": str(cache_dir)}
+    line = ["run", "digits", "--transport", "inline", *SMALL, *words(keys), "-o"]
     assert main([*line, str(tmp_path / "whole")]) == 0  # which also fills the cache
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(limit), *line, str(tmp_path / "full")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "could not be written: " in done.stderr
-    assert what in done.stderr
-    assert "Traceback" not in done.stderr
+    assert what in in_little_room(limit, [*line, str(tmp_path / "full")]).stderr
     assert not any(name.endswith((".part", "summary.json")) for name in files(tmp_path / "full"))
     assert main([*line, str(tmp_path / "full")]) == 0
     assert files(tmp_path / "full") == files(tmp_path / "whole")
@@ -78,15 +84,13 @@ def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_p
     assert (one / "final.safetensors").read_bytes() == (other / "final.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_full_disk_ends_with_one_error(tmp_path: Path, cache_dir: Path) -> None:
     spec = tmp_path / "two.toml"
     spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n')
     line = ["sweep", str(spec), "--transport", "inline", *SMALL, "-c", f"data.cache-dir={cache_dir}", "-o", str(tmp_path / "out")]
     load_dataset("digits", "", download=False, cache_dir=cache_dir)  # the cache has its room
-    done = subprocess.run([sys.executable, "-c", FULL, "60000", *line], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("could not be written: ") == 1
-    assert "Traceback" not in done.stdout + done.stderr
+    in_little_room(30_000, line)
     assert main(line) == 0
     assert sum(name.endswith("summary.json") for name in files(tmp_path / "out")) == 2
 
@@ -109,9 +113,9 @@ def test_tensors_with_a_turned_bit_are_damaged(bit: int, tmp_path: Path) -> None
     path = tmp_path / "tensors"
     held = {"theta": torch.arange(40.0), "velocity": torch.zeros(3, 4)}
     save_tensors(path, held, {"round": "7"})
-    found, texts = load_tensors(path)
+    tensors, texts = load_tensors(path)
     assert texts == {"round": "7"}
-    assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in held.items())
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
@@ -133,27 +137,37 @@ def test_a_damaged_burn_in_is_trained_again(configure: Configure, tmp_path: Path
     assert torch.equal(again.theta, first.theta)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": 3', "one digit"])
-def test_a_damaged_calibration_is_measured_again(configure: Configure, tmp_path: Path, content: str) -> None:
-    from clients.client_app import answer
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds a calibration."""
+    cache = tmp_path_factory.mktemp("calibrated")
+    run(resolve({**CALIBRATED, "data.cache-dir": str(cache)}), tmp_path_factory.mktemp("runs"))
+    return cache
 
-    config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
-    execute_run(config, tmp_path / "one", InlineTransport(answer), lambda *_: None)
+
+def again(calibrated: Path, tmp_path: Path) -> tuple[Config, Path]:
+    """The configuration over a copy of the cache, and its calibration there."""
+    shutil.copytree(calibrated, tmp_path / "cache")
     (path,) = (tmp_path / "cache").glob("calibration-*/*.json")
+    return resolve({**CALIBRATED, "data.cache-dir": str(tmp_path / "cache")}), path
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": 3', "one digit"])
+def test_a_damaged_calibration_is_measured_again(calibrated: Path, tmp_path: Path, content: str) -> None:
+    config, path = again(calibrated, tmp_path)
     before = path.read_text()
-    changed = re.sub(r"(\d)(,|\n)", lambda found: f"{(int(found[1]) + 1) % 10}{found[2]}", before, count=1)
+    changed = re.sub(r"(\d)(,|\n)", lambda match: f"{(int(match[1]) + 1) % 10}{match[2]}", before, count=1)
     assert changed != before
     path.write_text(changed if content == "one digit" else content)
-    execute_run(config, tmp_path / "two", InlineTransport(answer), lambda *_: None)
+    run(config, tmp_path)
     assert path.read_text() == before
-    assert is_complete(run_folder(tmp_path / "two", config))
+    assert is_complete(run_folder(tmp_path, config))
 
 
-def test_a_calibration_of_another_version_is_not_read(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clients.client_app import answer
-
-    config = configure(strategy__name="dgc", data__cache_dir=str(tmp_path / "cache"), attack__name="none", strategy__calibration_rounds=10)
-    for version in (1, 2):
-        monkeypatch.setattr("strategies.calibration.VERSION", version)
-        execute_run(config, tmp_path / str(version), InlineTransport(answer), lambda *_: None)
-    assert len(list((tmp_path / "cache").glob("calibration-*/*.json"))) == 2
+def test_a_calibration_of_another_version_is_not_read(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, path = again(calibrated, tmp_path)
+    path.write_text("not looked at")
+    monkeypatch.setattr("strategies.calibration.VERSION", -1)
+    run(config, tmp_path)
+    assert len(list(path.parent.parent.glob("calibration-*/*.json"))) == 2
+    assert path.read_text() == "not looked at"

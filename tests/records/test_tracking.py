@@ -184,7 +184,7 @@ def test_a_tracker_that_raises_is_left_out_and_the_others_go_on(
     assert told == [("bad", 1), ("good", 1), ("good", 2), ("good", {})]
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
-    assert "is left out from here on: ConnectionError: no network" in printed
+    assert "failed and is not called again: ConnectionError: no network" in printed
     assert f"{__file__}, line " in printed
 
 

@@ -23,7 +23,7 @@ from experiments.run.history import TRACKS
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
 from fl_sim.grid.transports import InlineTransport
-from fl_sim.wire.object_state import UnsavableError, restored, saved
+from fl_sim.wire.object_state import UnsavableError, restore_state, save_state
 
 Configure = Callable[..., Config]
 
@@ -195,10 +195,10 @@ def test_objects_take_back_what_they_remembered() -> None:
     first, second = Memory(), Memory()
     first.inner, second.inner = Memory(), Memory()  # pyright: ignore[reportAttributeAccessIssue]
     first.inner.text, first.number, first.arrays["m"][1] = "b", 1 / 3, 7.0  # pyright: ignore
-    state = saved(first)
+    state = save_state(first)
     first.arrays["m"][1] = 9.0  # pyright: ignore
     state = type(state)(json.loads(json.dumps(state.json, allow_nan=False)), state.tensors)
-    assert restored(state, second) is second
+    assert restore_state(state, second) is second
     assert (second.inner.text, second.text, second.number, second.infinite) == ("b", "a", 1 / 3, float("inf"))  # pyright: ignore
     np.testing.assert_array_equal(second.arrays["m"], [0.0, 7.0, 2.0])
     assert second.arrays["m"].dtype == np.float32  # pyright: ignore
@@ -222,7 +222,7 @@ def test_what_cannot_be_saved_is_said_and_not_forgotten(value: Any) -> None:
         itself.append(itself)
         value = itself
     with pytest.raises(UnsavableError, match="kept"):
-        saved({"kept": value})
+        save_state({"kept": value})
 
 
 def test_the_command_says_where_a_run_stands(
@@ -267,7 +267,7 @@ def test_two_runs_do_not_write_into_one_folder(configure: Configure, tmp_path: P
 
 def test_places_that_look_alike_are_kept_apart() -> None:
     value = {"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1), 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
-    back = restored(saved(value))
+    back = restore_state(save_state(value))
     assert [float(item) for item in (back["a"]["b"], back["a.b"], back[1], back["1"])] == [0.0, 1.0, 2.0, 3.0]
     assert list(back) == list(value)
 
@@ -281,4 +281,4 @@ def test_what_was_not_there_when_its_holder_was_made_is_refused(late: Any) -> No
     holder = Memory()
     holder.inner = late
     with pytest.raises(UnsavableError, match="cannot be restored: a new object of its holder has none"):
-        restored(saved(holder), Memory())
+        restore_state(save_state(holder), Memory())

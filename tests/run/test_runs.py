@@ -90,7 +90,7 @@ def test_records_are_what_the_design_says(configure: Configure, tmp_path: Path) 
     }  # fmt: skip
     written = [json.loads(text) for text in (folder / "rounds.jsonl").read_text().splitlines()]
     assert summarise(config, written).model_dump() == summary, "a pure function of the lines"
-    assert [history_of(written)[track].ended for track in ("attacked", "twin", "control")] == [True] * 3
+    assert [history_of(written)[track].is_complete for track in ("attacked", "twin", "control")] == [True] * 3
     assert json.loads((folder / "config.json").read_text())["attack.malicious-fraction"] == 0.17
     assert len(list((folder / "checkpoint").iterdir())) == 2, "the latest two"
     attacked = lines(folder)

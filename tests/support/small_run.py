@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,7 @@ ALONE: Mapping[str, Any] = {"twin": False, "control": False}
 
 def words(settings: Mapping[str, Any]) -> list[str]:
     """`-c` words for flat keys."""
-    text = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
-    return [word for key, value in text.items() for word in ("-c", f"{key}={value}")]
+    return [word for key, value in settings.items() for word in ("-c", f"{key}={json.dumps(value)}")]
 
 
 SMALL = words(SETTINGS)

@@ -22,7 +22,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.training.clipping import Clip
-from fl_sim.training.local import Summed, block_sum, block_updates
+from fl_sim.training.local import BlockSum, block_sum, block_updates
 
 Configure = Callable[..., Config]
 WAYS = [(None, "auto"), (None, "vmap"), (Clip("l2", 0.5), "auto"), (Clip("l2", 0.5), "vmap"), (Clip("linf", 0.01), "auto")]
@@ -64,7 +64,7 @@ def test_what_does_not_fit_the_memory_is_halved_and_goes_on(
     whole, rows = block_sum(model, theta, batches, config.client, before), block_updates(model, theta, batches, config.client)
     asked = small_memory(monkeypatch, most=9)  # two clients of four examples
     found = block_sum(model, theta, batches, config.client, before)
-    assert isinstance(found, Summed)
+    assert isinstance(found, BlockSum)
     torch.testing.assert_close(found.total, whole.total, rtol=1e-4, atol=1e-5)
     assert found.weights == whole.weights
     assert found.norms == pytest.approx(whole.norms, rel=1e-4, nan_ok=True)

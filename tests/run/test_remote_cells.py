@@ -1,4 +1,4 @@
-"""Whole runs inside a worker."""
+"""Whole cells of a sweep inside a worker."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import pytest
 from clients.client_app import answer
 from experiments import cli
 from experiments.launch import serve as serving
-from experiments.launch.hosted import hosted_run
+from experiments.launch.remote_cell import run_remotely
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import to_flat, to_json
-from fl_sim.grid.transports import HostingTransport, InlineTransport, Transport, WorkerDiedError
+from fl_sim.grid.transports import CellTransport, InlineTransport, Transport, WorkerDiedError
 from tests.support.runs import fingerprint
 
 Configure = Callable[..., Config]
 
 
-def test_a_hosted_run_is_the_run_and_tells_every_step(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_cell_is_the_run_and_yields_every_step(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, steps = configure(), list[tuple[str, int, str, float | None]]()
     execute_run(config, tmp_path / "plain", InlineTransport(answer), lambda *step: steps.append(step))
-    monkeypatch.setattr("experiments.launch.hosted.INTERVAL", 0.0)
-    batches = list(hosted_run(InlineTransport(answer), to_json(to_flat(config)), str(tmp_path / "hosted"), str(tmp_path / "twins")))
+    monkeypatch.setattr("experiments.launch.remote_cell.INTERVAL", 0.0)
+    batches = list(run_remotely(InlineTransport(answer), to_json(to_flat(config)), str(tmp_path / "remote"), str(tmp_path / "twins")))
     assert [step for batch in batches for step in batch if step[0] != "burn-in"] == [step for step in steps if step[0] != "burn-in"]
     assert len(batches) > 2
-    (plain,), (hosted,) = (tmp_path / "plain").iterdir(), (tmp_path / "hosted").iterdir()
-    assert fingerprint(hosted) == fingerprint(plain)
+    (plain,), (remote,) = (tmp_path / "plain").iterdir(), (tmp_path / "remote").iterdir()
+    assert fingerprint(remote) == fingerprint(plain)
 
 
-def test_a_hosted_run_raises_what_the_run_raises(configure: Configure, tmp_path: Path) -> None:
+def test_a_remote_cell_raises_what_the_run_raises(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="every client failed"):
         list(
-            hosted_run(
+            run_remotely(
                 InlineTransport(answer),
                 to_json(to_flat(configure(fault__raises=",".join(map(str, range(12)))))),
                 str(tmp_path),
@@ -46,21 +46,21 @@ def test_a_hosted_run_raises_what_the_run_raises(configure: Configure, tmp_path:
         )
 
 
-class DyingTransport(InlineTransport, HostingTransport):
-    """Its worker dies at the first `deaths` runs that it hosts."""
+class DyingTransport(InlineTransport, CellTransport):
+    """Its worker dies at the first `deaths` cells."""
 
-    hosts = True
+    runs_cells = True
 
     def __init__(self, deaths: int) -> None:
         super().__init__(answer)
         self.deaths = deaths
 
-    def host(self, target: str, *arguments: str) -> Iterator[Any]:
-        assert target == serving.HOSTED_RUN
+    def run_cell(self, target: str, *arguments: str) -> Iterator[Any]:
+        assert target == serving.REMOTE_CELL
         if self.deaths:
             self.deaths -= 1
             raise WorkerDiedError("worker 0 died")
-        yield from hosted_run(InlineTransport(answer), *arguments)
+        yield from run_remotely(InlineTransport(answer), *arguments)
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
@@ -82,7 +82,7 @@ def test_a_cell_whose_worker_died_is_run_once_more(
 
 
 def talk(transport: Transport, word: str) -> Generator[str]:
-    """Something to host: says a word, then goes by it."""
+    """In place of a cell: yields a word, then does what it says."""
     yield f"{word} {transport.num_workers}"
     if word == "die":
         os._exit(1)
@@ -92,22 +92,22 @@ def talk(transport: Transport, word: str) -> Generator[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_ray_workers_host_raise_and_die_and_host_again() -> None:
+def test_ray_workers_run_a_cell_raise_and_die_and_run_another() -> None:
     from fl_sim.grid.ray_workers import RayTransport
 
     transport = RayTransport(serving.WORKER, 1, 0.0)
-    assert transport.hosts
-    assert list(transport.host("tests.run.test_hosted:talk", "hello")) == ["hello 1"]
+    assert transport.runs_cells
+    assert list(transport.run_cell("tests.run.test_remote_cells:talk", "hello")) == ["hello 1"]
     for word, error in (("raise", LookupError), ("die", WorkerDiedError), ("raise", LookupError)):
         with pytest.raises(error):
-            list(transport.host("tests.run.test_hosted:talk", word))
-    assert list(transport.host("tests.run.test_hosted:talk", "again")) == ["again 1"]
+            list(transport.run_cell("tests.run.test_remote_cells:talk", word))
+    assert list(transport.run_cell("tests.run.test_remote_cells:talk", "again")) == ["again 1"]
     transport.close()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_a_sweep_over_ray_hosts_its_cells_and_names_those_that_fail(
+def test_a_sweep_over_ray_runs_whole_cells_in_workers_and_names_those_that_fail(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tmp_path / "four.toml"
@@ -139,7 +139,7 @@ class FourWorkers(DyingTransport):
 
 
 @pytest.mark.parametrize(
-    ("cells", "parallel", "expected"), [(4, 0, "hosted"), (5, 0, "hosted"), (4, 2, 2), (2, 0, 2), (4, 1, 4), (1, 0, 4)]
+    ("cells", "parallel", "expected"), [(4, 0, "remote"), (5, 0, "remote"), (4, 2, 2), (2, 0, 2), (4, 1, 4), (1, 0, 4)]
 )
 def test_workers_are_shared_among_the_cells_that_run_at_once(
     cells: int, parallel: int, expected: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,11 +155,11 @@ def test_workers_are_shared_among_the_cells_that_run_at_once(
 
     monkeypatch.setattr(serving, "open_transport", lambda *_: FourWorkers(0))
     monkeypatch.setattr(serving, "execute_run", note)
-    monkeypatch.setattr(serving._Cells, "_host", lambda *_: ways.add("hosted") or (_ for _ in ()).throw(RuntimeError("hosted")))
+    monkeypatch.setattr(serving._Cells, "_run_remotely", lambda *_: ways.add("remote") or (_ for _ in ()).throw(RuntimeError("remote")))
     seeds = json.dumps([{"seed": seed} for seed in range(cells)])
     flat = {"output-dir": str(tmp_path), "cells": seeds, "ray.parallel": parallel, "model.name": "mlp"}
-    if expected == "hosted":
-        with pytest.raises(RuntimeError, match="hosted"):
+    if expected == "remote":
+        with pytest.raises(RuntimeError, match="remote"):
             serving.serve(flat, None)
     else:
         serving.serve(flat, None)

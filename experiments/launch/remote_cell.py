@@ -14,11 +14,11 @@ from experiments.run.execute import execute_run
 from fl_sim.config.resolve import from_json
 from fl_sim.grid.transports import Transport
 
-INTERVAL = 0.4  # seconds between two reports of progress
+INTERVAL = 0.4  # seconds from one list of steps to the next
 Step = tuple[str, int, str, float | None]  # track, round, phase, accuracy in percent
 
 
-def hosted_run(transport: Transport, config: str, output_dir: str, twins: str) -> Generator[list[Step]]:
+def run_remotely(transport: Transport, config: str, output_dir: str, twins: str) -> Generator[list[Step]]:
     """`execute_run` of a configuration (as JSON) with a transport of this process. Yields the steps of its progress, in lists.
 
     Raises what the run raises.
