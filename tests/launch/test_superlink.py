@@ -90,17 +90,18 @@ def app_dir(tmp_path: Path) -> Path:
 
 
 class Watched:
-    """Runs an app, keeps its lines, and every process that lived below this one while it ran."""
+    """Runs an app, keeps its lines, and every process that it started. Others below this one belong to other tests: a tracker's service."""
 
     def __init__(self, on_line: Callable[[str], None] = lambda _: None) -> None:
         self.lines: list[str] = []
         self._seen: set[psutil.Process] = set()
+        self._others = set(psutil.Process().children(recursive=True))
         self._on_line = on_line
 
     def run(self, app_dir: Path, **config: Any) -> FlowerRun:
         def on_line(line: str) -> None:
             self.lines.append(line)
-            self._seen.update(psutil.Process().children(recursive=True))
+            self._seen.update(set(psutil.Process().children(recursive=True)) - self._others)
             self._on_line(line)
 
         return run_in_flower(app_dir, config, on_line=on_line, num_supernodes=1)
