@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_wandb(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyP
     write(tmp_path / "run", configure(tracking="wandb", attack__rho=0.25), SUMMARY)
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")  # one: the interrupted session's is gone
     found, summary, config, codes = dict[tuple[str, int], float](), dict[str, Any](), dict[str, Any](), list[int]()
-    for record in wandb_records(path):
+    for record in flushed(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             row = {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
@@ -100,6 +101,15 @@ def test_wandb(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert summary["summary/accuracy/final"] == 12.25
     assert config["attack.rho"] == 0.25
     assert codes == [0]
+
+
+def flushed(path: Path) -> list[Any]:
+    """The records up to the run's exit. W&B's service writes the last of them after `finish` has returned, within moments."""
+    end = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(path)):
+        assert time.monotonic() < end, "W&B wrote no exit record within 30 s"
+        time.sleep(0.05)
+    return list(wandb_records(path))
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
