@@ -122,6 +122,8 @@ def wandb_records(path: Path) -> Iterator[Any]:
             place += left
             continue
         size, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
+        if place + 7 + size > len(raw):  # not written to its end yet
+            return
         whole += raw[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # all of a record, or its last part
