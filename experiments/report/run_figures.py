@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.records.folder import read_rounds
+from experiments.run.history import TrackHistory
 from fl_sim.atomic_files import writing
 from fl_sim.config.resolve import from_json
 from fl_sim.data.sampling import malicious_clients
+
+COLOURED = 5  # classes that have a colour in `classes.png`
+TICKED = 20  # classes up to which a confusion matrix has a tick for each
 
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
@@ -35,12 +40,16 @@ SCORES = {
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw a run's figures into its folder: `accuracy.png`, `attack.png` where there was a coalition, and `guard.png` where the strategy
-    scored candidate models against thresholds. Returns their paths."""
+    """Draw a run's figures into its folder: `accuracy.png`; `classes.png` and `confusion.png` where the lines have figures by class;
+    `attack.png` where there was a coalition; `guard.png` where the strategy scored candidate models against thresholds. Returns their
+    paths."""
     config = from_json((folder / "config.json").read_text(encoding="utf-8"))
     tracks = read_rounds(folder)
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
+    if tracks["attacked"][0].get("start", {}).get("by_class"):
+        figures["classes.png"] = lambda path: classes_figure(path, tracks["attacked"], title)
+        figures["confusion.png"] = lambda path: confusion_figure(path, tracks["attacked"], title)
     if malicious_clients(config):
         figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
     if scores := guard_scores(tracks):
@@ -70,6 +79,60 @@ def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(list(unique.values()), list(unique), loc="lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=160)
+
+
+def classes_figure(path: Path, lines: Lines, title: str) -> None:
+    """Test accuracy of each class over the rounds of the attacked track, from the burnt-in model on. The classes that lost most by the end
+    have a colour, the others are grey.
+
+    Args: lines, the first of which has `start.by_class`.
+    """
+    rounds, rows = [0], [lines[0]["start"]["by_class"]]
+    for line in lines:
+        if "by_class" in line:
+            rounds.append(line["round"])
+            rows.append(line["by_class"])
+    values = np.array(rows, dtype=float)  # (evaluations, c), NaN for a class without an example
+    order = np.argsort(np.nan_to_num(values[-1] - values[0], nan=np.inf), kind="stable")
+    figure, (axes,) = _panels(1, 4.0)
+    for place, number in reversed(list(enumerate(order))):
+        shown = place < COLOURED
+        label = f"class {number}" if shown else None
+        axes.plot(rounds, values[:, number], color=PALETTE[place] if shown else "#BBBBBB", linewidth=1.4 if shown else 0.7, label=label)
+    for line in lines:
+        if line.get("attack", {}).get("fired"):
+            axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
+    finish_axes(axes, title)
+    axes.set(xlabel="round (dotted: trigger)", ylabel="test accuracy of a class (%)")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), title="lost most")
+    figure.savefig(path, dpi=160)
+
+
+def confusion_figure(path: Path, lines: Lines, title: str) -> None:
+    """Confusion matrices of the attacked track on the whole test set, each row in percent of its class: before and after the first trigger
+    where one fired, else before round 1; and at the end."""
+    history = TrackHistory(tuple(lines))
+    places = ("before_trigger", "after_trigger", "final") if history.confusion("after_trigger") else ("start", "final")
+    figure = Figure(figsize=(2.6 * len(places) + 0.9, 3.1))
+    axes_row = figure.subplots(1, len(places), squeeze=False)[0]
+    figure.subplots_adjust(left=0.5 / figure.get_figwidth(), right=1 - 0.9 / figure.get_figwidth(), top=0.8, bottom=0.14, wspace=0.12)
+    for axes, place in zip(axes_row, places, strict=True):
+        counts = np.array(history.confusion(place), dtype=float)
+        shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+        image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+        axes.set_title(place.replace("_", " the ").replace("start", "before round 1"), fontsize=8)
+        axes.set_xlabel("predicted class", fontsize=8)
+        if len(counts) <= TICKED:
+            axes.set_xticks(range(len(counts)))
+            axes.set_yticks(range(len(counts)))
+        axes.tick_params(labelsize=6)
+    axes_row[0].set_ylabel("class", fontsize=8)
+    bar = figure.add_axes((1 - 0.75 / figure.get_figwidth(), 0.14, 0.12 / figure.get_figwidth(), 0.66))
+    figure.colorbar(image, cax=bar).set_label("% of the class", fontsize=8)  # pyright: ignore[reportPossiblyUnboundVariable]
+    bar.tick_params(labelsize=6)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=160)
 
 

@@ -38,8 +38,15 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         f"{summary['retries']} retries · "
         f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s"
     )
+    if summary.get("worst_class"):
+        table.caption += f" · {_class_words('worst class', summary['worst_class'])}"
+        table.caption += f" · {_class_words('most harmed', summary['most_harmed_class'])}"
     table.caption_justify = "left"
     return table
+
+
+def _class_words(what: str, one: Mapping[str, Any]) -> str:
+    return f"{what} {one['class']}: {_shown(one['burn_in'])[0]} to {_shown(one['final'])[0]}"
 
 
 class RunList(NamedTuple):

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
+from experiments.run.history import accuracy_by_class
 from fl_sim.config.keys import Config
+from fl_sim.data.batches import Batch
 from fl_sim.data.federation import Federation
 from fl_sim.model.burn_in import StartModel
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 
 
+class Score(NamedTuple):
+    """A model on e examples of c classes: accuracy (percent), mean cross-entropy (nats), and the confusion matrix, int64 (c, c): entry
+    (i, j) counts the examples of class i for which the model says class j."""
+
+    accuracy: float
+    loss: float
+    confusion: Tensor
+
+    @property
+    def by_class(self) -> list[float | None]:
+        """Accuracy of each class (its recall), percent; None for a class without an example."""
+        return accuracy_by_class(self.confusion.tolist())
+
+
 class Evaluator:
-    """Accuracy (percent) and loss of a model theta (d,) on the test set, on a part of it, and on the server's probe set."""
+    """Scores of a model theta (d,) on the test set, on a part of it, and its accuracy on the server's probe set."""
 
     def __init__(self, config: Config, federation: Federation, start: StartModel) -> None:
         self.model, self._device = FlatModel(new_module(config, federation), start.buffers), federation.device
+        self._classes = federation.dataset.num_classes
         self._test, self._probe = federation.test(), federation.probe()
         count = config.evaluate.examples
         self.partial = bool(count) and count < len(self._test.labels)
         self._part = federation.test(count) if self.partial else self._test
 
-    def part(self, theta: Tensor) -> tuple[float, float]:
-        """Accuracy and loss on `evaluate.examples` test examples."""
-        return self.model.score(theta.to(self._device), *self._part)
+    def part(self, theta: Tensor) -> Score:
+        """On `evaluate.examples` test examples."""
+        return self._score(theta, self._part)
 
-    def whole(self, theta: Tensor) -> float:
-        """Accuracy on the whole test set."""
-        return self.model.score(theta.to(self._device), *self._test)[0]
+    def whole(self, theta: Tensor) -> Score:
+        """On the whole test set."""
+        return self._score(theta, self._test)
 
     def probe(self, theta: Tensor) -> float:
         """Accuracy on the server's probe set."""
         return self.model.score(theta.to(self._device), *self._probe)[0]
+
+    def _score(self, theta: Tensor, examples: Batch) -> Score:
+        losses, predictions = self.model.predictions(theta.to(self._device), *examples)
+        cells = torch.bincount(examples.labels * self._classes + predictions, minlength=self._classes**2)
+        confusion = cells.view(self._classes, self._classes).cpu()
+        accuracy = 100.0 * int(confusion.trace()) / len(examples.labels)
+        return Score(accuracy, float(losses.mean(dtype=torch.float64)), confusion)

@@ -16,6 +16,11 @@ TRACKS: tuple[TrackName, ...] = ("attacked", "twin", "control")  # in the order 
 Line = Mapping[str, Any]
 
 
+def accuracy_by_class(confusion: list[list[int]]) -> list[float | None]:
+    """The recall of each class, percent, from a confusion matrix with one row per true class; None for a class without an example."""
+    return [round(100.0 * row[i] / sum(row), 4) if sum(row) else None for i, row in enumerate(confusion)]
+
+
 @dataclass(frozen=True)
 class TrackHistory:
     """The lines of one track, in order of rounds. Accuracies are in percent: `evaluated` on `evaluate.examples` test examples, the others
@@ -43,7 +48,7 @@ class TrackHistory:
         return {line["round"]: line["accuracy"] for line in self.lines if "accuracy" in line}
 
     @property
-    def start(self) -> Mapping[str, float]:
+    def start(self) -> Mapping[str, Any]:
         """What was measured before round 1."""
         return self.lines[0].get("start", {}) if self.lines else {}
 
@@ -59,6 +64,14 @@ class TrackHistory:
     @property
     def after_last_trigger(self) -> float | None:
         return next((line["after_trigger"] for line in reversed(self.lines) if "after_trigger" in line), None)
+
+    def confusion(self, place: str) -> list[list[int]] | None:
+        """The confusion matrix at a place: `start`, `before_trigger`, `after_trigger` (the first of each), or `final`."""
+        if place == "start":
+            return self.start.get("whole_confusion")
+        if place == "final":
+            return self.lines[-1].get("whole_confusion") if self.lines else None
+        return next((line[f"{place}_confusion"] for line in self.lines if f"{place}_confusion" in line), None)
 
     @property
     def final(self) -> float | None:

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from experiments.run.history import Line, TrackHistory, history_of
+from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_hash
 
@@ -26,6 +26,25 @@ class Accuracy(Part):
     before_trigger: float | None
     after_trigger: float | None
     final: float
+
+
+class AccuracyByClass(Part):
+    """Percent of each class, on the whole test set; None for a class without a test example."""
+
+    burn_in: list[float | None]
+    before_trigger: list[float | None] | None
+    after_trigger: list[float | None] | None
+    final: list[float | None]
+
+
+class OneClass(Part):
+    """A class (0 to c - 1) and its accuracy, percent, before round 1 and at the end."""
+
+    burn_in: float
+    final: float
+    class_: int = Field(alias="class")
+
+    model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
 
 
 class CleanTwin(Part):
@@ -85,6 +104,9 @@ class Summary(Part):
     """The results of a run (docs/records.md). Accuracies in percent, differences in points; None if not measured."""
 
     accuracy: Accuracy
+    accuracy_by_class: AccuracyByClass | None = None
+    worst_class: OneClass | None = None
+    most_harmed_class: OneClass | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -124,6 +146,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         accuracy=Accuracy(
             burn_in=start["whole_accuracy"], before_trigger=before, after_trigger=after, final=attacked.lines[-1]["whole_accuracy"]
         ),
+        **_classes(attacked),
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),
@@ -156,6 +179,31 @@ def _control(control: TrackHistory) -> Control:
         after_trigger=control.after_trigger,
         trigger_round=control.fired[0] if control.fired else None,
     )
+
+
+def _classes(track: TrackHistory) -> dict[str, Any]:
+    """The figures by class; none without `evaluate.by-class`. Of equal classes the first counts."""
+    start, final = track.confusion("start"), track.confusion("final")
+    if start is None or final is None:
+        return {}
+    before, after = track.confusion("before_trigger"), track.confusion("after_trigger")
+    by_class = AccuracyByClass(
+        burn_in=accuracy_by_class(start),
+        before_trigger=accuracy_by_class(before) if before else None,
+        after_trigger=accuracy_by_class(after) if after else None,
+        final=accuracy_by_class(final),
+    )
+    pairs = enumerate(zip(by_class.burn_in, by_class.final, strict=True))
+    ends = [
+        OneClass.model_validate({"class": i, "burn_in": one, "final": last})
+        for i, (one, last) in pairs
+        if one is not None and last is not None
+    ]
+    return {
+        "accuracy_by_class": by_class,
+        "worst_class": min(ends, key=lambda end: end.final),
+        "most_harmed_class": min(ends, key=lambda end: end.final - end.burn_in),
+    }
 
 
 def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from experiments.run.evaluator import Evaluator
+from experiments.run.evaluator import Evaluator, Score
 from experiments.run.history import Line, TrackHistory, TrackName
 from experiments.run.monitor import Monitor
 from experiments.run.phases import accumulate_rounds, phase_of
@@ -93,6 +93,7 @@ class TrackRun:
             max_messages=inputs.max_messages,
         )
         self._monitor = Monitor(config.monitor, inputs.evaluator.probe(inputs.start.theta))
+        self._by_class = config.evaluate.by_class
         self._round, self._fired = (earlier.rounds, earlier.fired) if earlier else (0, ())
         self._load_checked = False  # whether it was checked that a new strategy can load the saved state of this one
         try:
@@ -173,24 +174,33 @@ class TrackRun:
             self._rollback = self._strategy.save()
         return alarm, False
 
-    def _start(self) -> dict[str, float]:
+    def _start(self) -> dict[str, Any]:
         """The accuracies before round 1."""
         evaluator, theta = self._inputs.evaluator, self._inputs.start.theta
-        return {"accuracy": evaluator.part(theta)[0], "whole_accuracy": evaluator.whole(theta)}
+        part, whole = evaluator.part(theta), evaluator.whole(theta)
+        by_class = {"by_class": part.by_class, "whole_confusion": whole.confusion.tolist()} if self._by_class else {}
+        return {"accuracy": part.accuracy, "whole_accuracy": whole.accuracy, **by_class}
 
-    def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool) -> dict[str, float]:
+    def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool) -> dict[str, Any]:
         """The accuracies of a round: on `evaluate.examples` if due, after an alarm and around the trigger; on the whole test set around the
         trigger and at the end."""
-        evaluator, theta, line = self._inputs.evaluator, self._strategy.theta, dict[str, float]()
+        evaluator, theta, line, part = self._inputs.evaluator, self._strategy.theta, dict[str, Any](), None
         is_compared = fired or self._round == self._compared_round()
         if self._round % self._inputs.config.evaluate.every == 0 or is_compared or alarm:
-            line["accuracy"], line["loss"] = evaluator.part(theta)
+            part = evaluator.part(theta)
+            line |= {"accuracy": part.accuracy, "loss": part.loss} | ({"by_class": part.by_class} if self._by_class else {})
         if is_compared or last:
-            whole = line["accuracy"] if "accuracy" in line and not evaluator.partial else evaluator.whole(theta)
+            whole = part if part and not evaluator.partial else evaluator.whole(theta)
             if is_compared and (self._fired in ((), (self._round,))):
-                line["before_trigger"] = evaluator.whole(before)
-            line |= ({"after_trigger": whole} if is_compared else {}) | ({"whole_accuracy": whole} if last else {})
+                line |= self._whole("before_trigger", evaluator.whole(before))
+            line |= self._whole("after_trigger", whole) if is_compared else {}
+            line |= self._whole("whole_accuracy", whole) if last else {}
         return line
+
+    def _whole(self, name: str, score: Score) -> dict[str, Any]:
+        """An accuracy on the whole test set, with its confusion matrix: `after_trigger`, `after_trigger_confusion`."""
+        place = name.removesuffix("_accuracy") + "_confusion"
+        return {name: score.accuracy} | ({place: score.confusion.tolist()} if self._by_class else {})
 
     def _compared_round(self) -> int | None:
         """The round whose accuracies are compared with another track's trigger round; without an attack, the round after the phase."""

@@ -184,6 +184,7 @@ class Schedule(Section):
 class Evaluate(Section):
     every: Count = Field(1, description="rounds between evaluations on the test set")
     examples: CountOrZero = Field(0, description="test examples per evaluation (0: all); the accuracies of the summary use all")
+    by_class: bool = Field(True, description="record the accuracy of each class, and confusion matrices around the trigger and at the end")
 
 
 class Monitor(Section):

@@ -74,13 +74,19 @@ class FlatModel:
     @torch.no_grad()
     def examples(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[Tensor, Tensor]:
         """For each of the inputs (e, C, H, W): its cross-entropy (e,), and whether its prediction is right, 1 or 0 (e,). In batches."""
+        losses, predictions = self.predictions(theta, inputs, labels, batch)
+        return losses, (predictions == labels).to(losses.dtype)
+
+    @torch.no_grad()
+    def predictions(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[Tensor, Tensor]:
+        """For each of the inputs (e, C, H, W): its cross-entropy (e,) and the predicted class, int64 (e,). In batches."""
         losses: list[Tensor] = []
-        hits: list[Tensor] = []
+        classes: list[Tensor] = []
         for start in range(0, len(labels), batch):
-            logits, part = self.logits(theta, inputs[start : start + batch]), labels[start : start + batch]
-            losses.append(F.cross_entropy(logits, part, reduction="none"))
-            hits.append((logits.argmax(dim=1) == part).to(logits.dtype))
-        return torch.cat(losses), torch.cat(hits)
+            logits = self.logits(theta, inputs[start : start + batch])
+            losses.append(F.cross_entropy(logits, labels[start : start + batch], reduction="none"))
+            classes.append(logits.argmax(dim=1))
+        return torch.cat(losses), torch.cat(classes)
 
     def score(self, theta: Tensor, inputs: Tensor, labels: Tensor, batch: int = 200) -> tuple[float, float]:
         """Accuracy in percent and mean cross-entropy over inputs (e, C, H, W), in batches."""

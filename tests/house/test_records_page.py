@@ -92,7 +92,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(kind, type)]
         parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
-        yield from fields(parts[0], f"{prefix}{name}.") if parts else [f"{prefix}{name}"]
+        place = f"{prefix}{field.serialization_alias or name}"
+        yield from fields(parts[0], f"{place}.") if parts else [place]
 
 
 def test_every_key_of_a_summary() -> None:

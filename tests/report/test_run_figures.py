@@ -25,6 +25,21 @@ def test_a_run_has_the_figures_of_what_was_measured(flat: dict[str, object], nam
     assert all((folder / name).stat().st_size > 5000 for name in names)
 
 
+def test_a_run_with_figures_by_class_has_two_figures_more(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, {"name": "small", "strategy.name": "mean"})
+    lines = [json.loads(text) for text in (folder / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["by_class"] = [90.0, 20.0, None]
+        if "before_trigger" in line:
+            line |= {"before_trigger_confusion": [[9, 1, 0], [0, 5, 5], [0, 0, 0]], "after_trigger_confusion": [[1, 9, 0]] * 3}
+    lines[-1]["whole_confusion"] = [[9, 1, 0], [8, 2, 0], [0, 0, 0]]
+    lines[0]["start"] = {"by_class": [90.0, 80.0, None], "whole_confusion": [[9, 1, 0], [2, 8, 0], [0, 0, 0]]}
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = [path.name for path in draw_figures(folder)]
+    assert names[:3] == ["accuracy.png", "classes.png", "confusion.png"]
+    assert all((folder / name).stat().st_size > 5000 for name in names)
+
+
 def test_a_guard_is_known_by_its_scores_and_not_by_its_name(tmp_path: Path) -> None:
     """Somebody's own strategy may score models too, with thresholds or without."""
     folder = write_run(tmp_path, {"name": "small", "strategy.name": "mean"})
