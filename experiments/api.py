@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -21,17 +22,18 @@ from clients.accumulative.objectives import Aim
 from clients.action import Action
 from clients.knowledge import Knowledge
 from experiments.launch.cells import checked_cells
-from experiments.launch.launch import display, start
+from experiments.launch.launch import display, error_console, start
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
-from experiments.records.folder import is_complete, read_lines, read_summary, run_folder
+from experiments.records.folder import is_complete, run_folder
+from experiments.records.reading import DamagedError, read_config, read_lines, read_summary
 from experiments.run.summary import Summary
 from experiments.sweep.spec import Sweep, preset_path, read_sweep, sweep_of
 from experiments.sweep.study import Run as StudyRun
 from experiments.sweep.study import Study as StudyRecord
 from experiments.sweep.study import complete_runs, read_study, write_study
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, from_json, read_toml, resolve
+from fl_sim.config.resolve import ConfigError, config_of, read_toml, resolve
 from fl_sim.model.saved import load_model
 from fl_sim.registry import offer
 from fl_sim.wire.messages import AttackState
@@ -89,17 +91,23 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """Every key."""
-        return from_json((self.folder / "config.json").read_text(encoding="utf-8"))
+        """Every key. Raises DamagedError."""
+        return config_of(read_config(self.folder))
 
     @cached_property
     def summary(self) -> Summary:
-        """What the run came to: accuracies in percent, differences in points."""
-        return Summary.model_validate(read_summary(self.folder))
+        """What the run came to: accuracies in percent, differences in points. Raises DamagedError."""
+        try:
+            return Summary.model_validate(read_summary(self.folder))
+        except ValidationError as error:
+            detail = error.errors()[0]
+            place = ".".join(map(str, detail["loc"]))
+            raise DamagedError(f"{self.folder / 'summary.json'} is damaged, or of another version ({place}: {detail['msg']})") from None
 
     @cached_property
     def rounds(self) -> pandas.DataFrame:
-        """A row per round and track, a column per number of `rounds.jsonl` (nested ones by dots: `attack.scale`)."""
+        """A row per round and track, a column per number of `rounds.jsonl` (nested ones by dots: `attack.scale`). Raises
+        DamagedError."""
         import pandas
 
         return pandas.json_normalize(read_lines(self.folder))
@@ -217,7 +225,7 @@ def _warn(configs: Sequence[Config]) -> None:
 
 
 def _console(options: Options) -> Console:
-    return Console(stderr=True, emoji=False, quiet=not options.get("progress", True))
+    return error_console(quiet=not options.get("progress", True))
 
 
 def _start(flat: Mapping[str, Any], options: Options, title: str) -> None:

@@ -3,48 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from experiments.launch.cells import Cells, checked_cells
-from experiments.launch.launch import cpu_cores, launch
+from experiments.launch.launch import error_console, launch
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
-from experiments.records.folder import is_complete, read_summary, run_folder
+from experiments.records.folder import is_complete, run_folder
+from experiments.records.reading import DamagedError, read_summary
 from experiments.run.checkpoint import latest_checkpoint
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.sweep.spec import Cell, label, preset_path, read_sweep
-from experiments.sweep.study import Study, complete_runs, read_study, write_study
-from fl_sim.atomic_files import CannotWriteError
+from experiments.sweep.study import Study, complete_runs, read_run, read_study, write_study
+from fl_sim.atomic_files import CannotWriteError, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, parse_assignment, read_toml, resolve
+from fl_sim.device import cpu_cores
+from fl_sim.waits import ProcessError
 
 # What draws and tabulates (experiments.report) takes seconds to import: each command imports what it needs when the runs are done.
 
 BAD_INPUT = 2
-FILE_WIDTH = 160  # characters of a table that goes into a file
+BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
+FILE_WIDTH = 160  # characters that a table in a file may have at least
+LONGEST = 10_000  # characters that it may have at most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, run, and return the exit code: 0 done, 1 the run failed, 2 bad input."""
+    """Parse the command line, run, and return the exit code: 0 done, 1 the run failed, 2 bad input, 141 the reader of the output left."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    _print_anything()
     arguments = _parser().parse_args(argv)
-    console = Console(stderr=True, emoji=False)
+    console = error_console()
     try:
-        return arguments.command(arguments, console)
+        code = arguments.command(arguments, console)
+        with writing(Path("standard output")):
+            if sys.stdout is not None:
+                sys.stdout.flush()  # an error is raised here, and not at the end of the process
+        return code
     except ConfigError as error:
         for problem in error.problems:
-            console.print(Text.assemble(("error: ", "red"), problem), soft_wrap=True)
+            _error(problem, console)
         return BAD_INPUT
+    except BrokenPipeError:
+        return _without_reader()
     except CannotWriteError as error:
-        console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        if isinstance(error.__cause__, BrokenPipeError):
+            return _without_reader()
+        _error(str(error), console)
+        return 1
+    except (DamagedError, ProcessError) as error:
+        _error(str(error), console)
         return 1
 
 
@@ -94,7 +115,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     _say(notes([config]), console)
     folder = run_folder(Path(config.output_dir), config)
     if is_complete(folder):
-        console.print(f"already complete: {folder}", highlight=False)
+        console.print(f"already complete: {folder}", highlight=False, soft_wrap=True)
     else:
         if arguments.resume:
             expect_checkpoint(folder, config)
@@ -105,10 +126,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.report.run_figures import draw_figures
     from experiments.report.tables import run_table
 
-    _out().print(run_table(read_summary(folder)))
-    print(f"records: {folder}")
+    _print_table(run_table(read_run(folder).summary))
+    _print(f"records: {folder}")
     for figure in draw_figures(folder):
-        print(f"figure:  {figure}")
+        _print(f"figure:  {figure}")
     return 0
 
 
@@ -136,7 +157,7 @@ def _plan(cells: Cells, console: Console) -> int:
     workers = first.ray.num_workers or usual[first.grid.transport]
     with console.status("timing a round of each kind"):
         table = plan_table(cells.sweep.cells, cells.configs, cells.folders, workers)
-    _out().print(table)
+    _print_table(table)
     return 0
 
 
@@ -147,7 +168,8 @@ def say_where_it_stands(folder: Path, config: Config, console: Console) -> None:
     latest = latest_checkpoint(folder, config)
     if latest.checkpoint:
         position = latest.checkpoint.position
-        console.print(f"{folder.name} goes on after round {position.round} of the {position.track} track", highlight=False)
+        where = f"round {position.round} of the {position.track} track"
+        console.print(f"{folder.name} goes on after {where}", highlight=False, soft_wrap=True)
     for path in latest.damaged:
         instead = "the one before is used" if latest.checkpoint else "the run begins anew"
         _say([f"{path.name} is damaged; {instead}"], console)
@@ -176,12 +198,18 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
         return explore(search, lambda batch: evaluated(common, output_dir, batch))
 
     code, trials = 0, look_up()
-    if any(summary is None and not contradiction(common, settings) for settings, summary in trials):
+    missing = [
+        run_folder(output_dir, resolve({**common, **settings}))
+        for settings, summary in trials
+        if summary is None and not contradiction(common, settings)
+    ]
+    if not all(map(is_complete, missing)):
         what = f"{search.name}: {search.trials} settings"
         code = launch({**common, "search": search.to_json()}, arguments.workers, console, title=what)
         trials = look_up()
     if nonsense := [text for settings, _ in trials if (text := contradiction(common, settings))]:
-        console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {nonsense[0]}", highlight=False, markup=False)
+        console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {nonsense[0]}", highlight=False, soft_wrap=True)
+    _say(_damages(missing), console)
     tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
     if not tried:
         return code or 1
@@ -191,6 +219,17 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     write_study(output_dir, study)
     _show(output_dir, study, console)
     return code
+
+
+def _damages(folders: Sequence[Path]) -> list[str]:
+    """A sentence for each complete run whose summary is damaged."""
+    sentences = dict[str, None]()
+    for folder in filter(is_complete, folders):
+        try:
+            read_summary(folder)
+        except DamagedError as error:
+            sentences[f"{error}; the run is left out"] = None
+    return list(sentences)
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
@@ -207,14 +246,16 @@ def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False
     runs, problems = complete_runs(folder, study)
     _say(problems, console)
     if not runs:
-        raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r} with {len(study.folders)} incomplete"])
+        others = len(study.folders) - len(problems)
+        damaged = f" and {len(problems)} damaged" if problems else ""
+        raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r} with {others} incomplete{damaged}"])
     with console.status("figures and report"):
         written = write_outputs(folder, study, runs, parquet=parquet, latex=latex)
     for table in study_tables(folder, study, runs):
-        _out().print(table)
+        _print_table(table)
     kinds = {".csv": "records:", ".parquet": "records:", ".tex": "table:  ", ".png": "figure: ", ".html": "report: "}
     for path in written:
-        print(f"{kinds[path.suffix]} {path}")
+        _print(f"{kinds[path.suffix]} {path}")
 
 
 def _list(arguments: argparse.Namespace, console: Console) -> int:
@@ -223,19 +264,56 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
     if not arguments.folder.is_dir():
         raise ConfigError([f"expected DIR to be a folder with runs, got {str(arguments.folder)!r}"])
     table, problems = runs_table(arguments.folder)
-    _out().print(table)
+    _print_table(table)
     _say(problems, console)
     return 0
 
 
-def _out() -> Console:
-    """Standard output: as wide as the terminal, or wide enough for a table in a file."""
-    return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
+class _Output(Console):
+    """Standard output."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - rich calls this where it has caught BrokenPipeError
+
+
+def _print_anything() -> None:
+    """Let standard output and error print every text: what their encoding does not have, as `\\xfc`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def _print_table(table: Table) -> None:
+    """Print a table to standard output: as wide as the terminal, or in a file as wide as the table. Raises CannotWriteError."""
+    out = _Output(emoji=False, markup=False, highlight=False)
+    if not (sys.stdout and sys.stdout.isatty()):
+        out.width = max(FILE_WIDTH, Measurement.get(out, out.options.update(max_width=LONGEST), table).maximum)
+    with writing(Path("standard output")):
+        out.print(table)
+
+
+def _print(line: str) -> None:
+    with writing(Path("standard output")):
+        print(line)
 
 
 def _say(sentences: Sequence[str], console: Console) -> None:
     for sentence in sentences:
         console.print(Text.assemble(("warning: ", "yellow"), sentence), soft_wrap=True)
+
+
+def _error(sentence: str, console: Console) -> None:
+    console.print(Text.assemble(("error: ", "red"), sentence), soft_wrap=True)
+
+
+def _without_reader() -> int:
+    """The exit code when nobody reads the output any more (`fl-sim list | head -1`). What Python still has to print goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or no file
+            os.dup2(nowhere, stream.fileno())
+    return BROKEN_PIPE
 
 
 def _doctor(_: argparse.Namespace, console: Console) -> int:

@@ -1,6 +1,8 @@
-"""The device that models run on: decided here and nowhere else."""
+"""The device that models run on, decided here and nowhere else; and the CPU cores of this process."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -11,3 +13,8 @@ def device_of(config: Config) -> torch.device:
     """The device of the key `device`; with `auto` a GPU if there is one."""
     setting = config.device
     return torch.device("cuda" if setting == "cuda" or (setting == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def cpu_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from fl_sim.signals import time_limit
+
 T = TypeVar("T")
 
 # The registry of each key, as "module:name": text, because most of these modules import this one.
@@ -37,6 +39,7 @@ REGISTRIES: Mapping[str, str] = {
 
 _OFFERED: dict[str, Any] = {}  # objects of this process, by the names that `offer` returned
 _LOADING = threading.RLock()
+LOAD_LIMIT = 300.0  # seconds that the import of a file from outside may take
 
 
 class OutsideError(ImportError):
@@ -146,7 +149,7 @@ def load_outside(name: str) -> Any:
     if place == "object":
         raise OutsideError(f"{name!r} is an object of another process: put it into a file and name it file.py:name")
     try:
-        with _LOADING:
+        with _LOADING, time_limit(LOAD_LIMIT, f"its import took more than {LOAD_LIMIT:.0f} s"):
             module = _file_module(place) if place.endswith(".py") else importlib.import_module(place)
     except OutsideError:
         raise

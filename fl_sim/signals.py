@@ -1,4 +1,4 @@
-"""Signals that end the command run its clean-up first, so that the processes it started end too."""
+"""Signals that end the command run its clean-up first, so that the processes it started end too; and a limit for code of other people."""
 
 from __future__ import annotations
 
@@ -35,3 +35,24 @@ def signals_raise() -> Generator[Callable[[], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def time_limit(seconds: float, message: str) -> Generator[None]:
+    """Inside the block TimeoutError with a message is raised after so many seconds. In the main thread only, and only if nobody else has an
+    alarm set; elsewhere there is no limit."""
+    usable = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    if not usable or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def expire(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(message)
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

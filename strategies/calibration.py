@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.keys import Config
@@ -19,6 +18,7 @@ from fl_sim.grid.grid import ClientGrid, play_round
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import StartModel, cache_key
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.waits import locked
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
 from strategies.rule_strategy import RuleStrategy
@@ -52,11 +52,15 @@ def calibrate(
     folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
     if not (record := _load(path)):
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a calibration, in whatever process they run
+        with locked(path.with_suffix(".lock"), "measures the same calibration") as alive:  # cells of a sweep share it
+
+            def on_round(done: int, rounds: int) -> None:
+                alive()
+                progress(done, rounds)
+
             if not (record := _load(path)):
                 grid = ClientGrid(transport, config, start.buffers, max_messages=max_messages)
-                record = _measure(config, grid, start, federation, model, progress)
+                record = _measure(config, grid, start, federation, model, on_round)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.workloads import data_name, workload_of
-from experiments.launch.launch import cpu_cores
 from experiments.launch.superlink import COMPLETED, run_in_flower
+from fl_sim.device import cpu_cores
 
 
 def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.launch.app_folder import app_folder
-from experiments.launch.launch import cpu_cores
 from experiments.records.folder import PACKAGES
 from fl_sim.config.resolve import resolve
+from fl_sim.device import cpu_cores
 
 OPTIONAL = ("byzfl", "tensorboard", "wandb", "mlflow", "pyarrow", "datasets")
 
@@ -27,10 +27,10 @@ def doctor(console: Console) -> int:
     for name, check in CHECKS.items():
         try:
             result = check()
-            console.print("[green]ok[/]   ", Text(f"{name}: {result}"), highlight=False)
+            console.print(Text.assemble(("ok", "green"), f"    {name}: {result}"), highlight=False, soft_wrap=True)
         except Exception as error:  # a broken installation may raise anything
             failures += 1
-            console.print("[red]wrong[/]", Text(f"{name}: {type(error).__name__}: {error}"), highlight=False)
+            console.print(Text.assemble(("wrong", "red"), f" {name}: {type(error).__name__}: {error}"), highlight=False, soft_wrap=True)
     return 1 if failures else 0
 
 

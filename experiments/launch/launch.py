@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import threading
 import time
 import traceback
@@ -13,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from experiments.launch.app_folder import app_folder
 from experiments.launch.progress import parse
@@ -21,10 +21,13 @@ from experiments.sweep.search import Search
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve_cells
-from fl_sim.grid.ray_runtime import ray_running
+from fl_sim.device import cpu_cores
+from fl_sim.grid.ray_runtime import cluster_address, ray_running
 from fl_sim.grid.transports import claim_identity
+from fl_sim.waits import ProcessError
 
 LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
+NOTE = "fl-sim: "  # begins a line that the user should see at once
 LOG_TAIL = 40  # last lines of a failed run's log that are shown
 
 OnLine = Callable[[str], None]
@@ -40,7 +43,7 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
             code = 0
         except RunFailedError:
             code = 1
-        except (CannotWriteError, ConfigError) as error:
+        except (CannotWriteError, ConfigError, ProcessError) as error:
             on_line(str(error))
             code = 1
         except Exception:
@@ -49,7 +52,7 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
             code = 1
     if code:
         console.print("\n".join(lines[-LOG_TAIL:]), markup=False, highlight=False, soft_wrap=True)
-        console.print("[red]error:[/] the run failed; its log ends above")
+        console.print(Text.assemble(("error: ", "red"), "the run failed; its log ends above"))
     return code
 
 
@@ -76,14 +79,14 @@ def start(flat: Mapping[str, Any], workers: int | None, on_line: OnLine) -> None
         if config.grid.transport == "inline":
             serve(flat, None)
             return
-        count = config.ray.num_workers or (0 if os.environ.get("RAY_ADDRESS") else cpu_cores())
+        count = config.ray.num_workers or (0 if cluster_address() else cpu_cores())
         with ray_running():
             serve({**flat, "ray.num-workers": count}, None)
 
 
-def cpu_cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def error_console(*, quiet: bool = False) -> Console:
+    """Standard error. Square brackets and colons in a text are text."""
+    return Console(stderr=True, emoji=False, markup=False, quiet=quiet)
 
 
 def _first(flat: Mapping[str, Any]) -> Config:
@@ -96,7 +99,7 @@ def _first(flat: Mapping[str, Any]) -> Config:
 @contextlib.contextmanager
 def display(console: Console, title: str, lines: list[str]) -> Any:
     """Shows a progress bar. Yields a function to call with each line of a run: lines other than progress are added to `lines`."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     last_line_at = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{title} · starting", total=None)
@@ -106,6 +109,8 @@ def display(console: Console, title: str, lines: list[str]) -> Any:
             event = parse(line)
             if event is None:
                 lines.append(line)
+                if line.startswith(NOTE):
+                    console.print(Text.assemble(("warning: ", "yellow"), line.removeprefix(NOTE)), highlight=False, soft_wrap=True)
                 return
             progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
             if not console.is_terminal and (event.done == event.total or time.monotonic() - last_line_at >= LINE_EVERY):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim.config.options import options_as_json
-from fl_sim.config.resolve import ConfigError, default_flat, names_in
+from fl_sim.config.resolve import ConfigError, as_plain, default_flat, names_in
 from fl_sim.registry import REGISTRIES
 
 FILES = ("output-dir", "data.root", "data.cache-dir", "model.start")
@@ -22,7 +22,7 @@ def complete_keys(*tables: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat, problems = dict[str, Any](), list[str]()
     for table in ({"data.root": default_flat()["data.root"]}, *tables):
-        flat, more = options_as_json({**flat, **table})
+        flat, more = options_as_json({**flat, **as_plain(table)})
         problems += more
     if problems:
         raise ConfigError(problems)
@@ -31,6 +31,7 @@ def complete_keys(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def absolute_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat keys with absolute paths, also in names such as `file.py:name`."""
+    flat = as_plain(flat)
     paths = {key: _absolute(key, flat[key]) for key in FILES if isinstance(flat.get(key), str) and flat[key]}
     for key in REGISTRIES:
         if isinstance(value := flat.get(key), str):

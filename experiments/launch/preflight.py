@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from experiments.launch.name_checks import name_problems
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
 from fl_sim.data.federation import load_federation, read_federation
+from fl_sim.device import cpu_cores
+from fl_sim.grid.gpu_shares import gpu_problem
+from fl_sim.grid.ray_runtime import cluster_address, cluster_problem, short_folder
 from fl_sim.model.module import model_problem
 from strategies.catalogue import strategy_notes
 
-CONNECT_LIMIT = 5.0  # seconds
+WORKER_MEMORY = 0.15e9  # bytes that a worker needs at least, on its own
 
 
 def checked(flats: Sequence[Mapping[str, Any]], console: Console) -> list[Config]:
@@ -57,7 +60,7 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
             if (text := _place_problem(key, folder))
         ]
         problems |= dict.fromkeys([*name_problems(config), *(unwritable or _data_problems(config, console))])
-    problems |= dict.fromkeys(filter(None, [_ray_problem()] if any(config.grid.transport == "ray" for config in configs) else []))
+    problems |= dict.fromkeys(_process_problems(configs[0]))
     if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
         problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
     if problems:
@@ -93,9 +96,9 @@ def _data_problems(config: Config, console: Console) -> list[str]:
     """What is wrong with the data set, its splits and the model for it. Loads the data."""
     data = config.data
     try:
-        with console.status(f"reading {data.name}") as status:
+        with console.status(Text(f"reading {data.name}")) as status:
             here = config.model_copy(update={"device": "cpu"})  # this process needs no GPU
-            federation = read_federation(here, lambda done, total: status.update(f"reading {data.name}: {done}/{total}"))
+            federation = read_federation(here, lambda done, total: status.update(Text(f"reading {data.name}: {done}/{total}")))
         if problem := model_problem(here, federation):
             return [problem]
     except CannotWriteError as error:
@@ -105,14 +108,26 @@ def _data_problems(config: Config, console: Console) -> list[str]:
     return []
 
 
-def _ray_problem() -> str:
-    """Why the Ray cluster at RAY_ADDRESS cannot be joined; empty if it answers, or if there is no address."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # "auto" and the like: Ray finds the cluster itself
-        return ""
+def _process_problems(config: Config) -> list[str]:
+    """Why the processes of a transport cannot be started or joined, for the keys that all cells of a launch share."""
+    if config.grid.transport == "inline":
+        return []
     try:
-        with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=CONNECT_LIMIT):
-            return ""
-    except OSError as error:
-        return f"expected RAY_ADDRESS (--ray-address) to be that of a running Ray cluster, got {address!r} ({error.strerror or error})"
+        short_folder()
+    except ConfigError as error:
+        return error.problems
+    if problem := cluster_problem():
+        return [problem]
+    return [] if config.grid.transport == "flower" or cluster_address() else list(filter(None, _worker_problems(config)))
+
+
+def _worker_problems(config: Config) -> list[str]:
+    """Why this machine has no place for the workers of a Ray of our own. (A cluster's GPUs are counted when it is joined.)"""
+    count, share = config.ray.num_workers or cpu_cores(), config.ray.gpus_per_worker
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    room = psutil.virtual_memory().available
+    most = max(int(room / WORKER_MEMORY), 1)
+    return [
+        gpu_problem(count, share, [gpus], "this machine"),
+        f"expected ray.num-workers <= {most} ({room / 1e9:.1f} GB of memory are free), got {count}" if count > most else "",
+    ]

@@ -18,23 +18,26 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import Empty, SimpleQueue
+from typing import IO, Any, NamedTuple
 
 import psutil
 import tomli_w
 
+from fl_sim.grid.ray_runtime import cluster_address, short_folder
 from fl_sim.signals import signals_raise
+from fl_sim.waits import PATIENCE
 
 COMPLETED = "finished:completed"
 START_LIMIT = 120.0  # seconds until the SuperLink must answer; it needs 4 to 5 on idle cores
+LIST_LIMIT = 60.0  # seconds in which `flwr list` must answer
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CONNECTION = "own"
-# The longest path that Ray makes below its temporary folder. With the folder it must fit the 107 bytes of a Unix socket's name.
-_RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 class FlowerRun(NamedTuple):
@@ -73,7 +76,7 @@ def run_in_flower(
     if num_supernodes < 1 or ray_cpus < 1:
         raise ValueError(f"expected num_supernodes >= 1 and ray_cpus >= 1, got {num_supernodes} and {ray_cpus}")
     # Resolved, because the path marks our processes and must be the same text everywhere.
-    home = Path(tempfile.mkdtemp(prefix="fl-sim-")).resolve()
+    home = Path(tempfile.mkdtemp(prefix="fl-sim-", dir=short_folder())).resolve()
     roots: list[subprocess.Popen[str]] = []
     with signals_raise() as ignore_signals:
         try:
@@ -104,16 +107,19 @@ class _Link:
             link = ["--insecure", "--simulation", "--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
             services = [self._start("flower-superlink", link, sink.fileno())]
             services.append(self._start("flower-superexec", ["--insecure", "--runtime-api-address", address], sink.fileno()))
-        if not self._healthy(port, services):
-            return self._unknown()
+        if problem := self._start_problem(port, services):
+            return self._unknown(problem)
         federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
-        if not os.environ.get("RAY_ADDRESS"):  # an existing cluster has its own number of processors
+        if not cluster_address():  # an existing cluster has its own number of processors
             federation += f" init-args-num-cpus={ray_cpus}"
         arguments = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
-        for line in self._flwr(arguments):
-            self._on_line(line)
-        status = _status("\n".join(self._flwr(["list", _CONNECTION, "--format", "json"])))
-        return FlowerRun(status) if status else self._unknown()
+        try:
+            for line in self._flwr(arguments, PATIENCE):
+                self._on_line(line)
+            status = _status("\n".join(self._flwr(["list", _CONNECTION, "--format", "json"], LIST_LIMIT)))
+        except TimeoutError as error:
+            return self._unknown(str(error))
+        return FlowerRun(status) if status else self._unknown("Flower's SuperLink does not say how the run ended")
 
     def _start(self, name: str, arguments: Sequence[str], out: int) -> subprocess.Popen[str]:
         command = shutil.which(name, path=self._environment["PATH"])
@@ -134,33 +140,53 @@ class _Link:
         self._roots.append(process)
         return process
 
-    def _flwr(self, arguments: Sequence[str]) -> Iterator[str]:
-        """The output of a `flwr` command, line by line."""
+    def _flwr(self, arguments: Sequence[str], limit: float) -> Iterator[str]:
+        """The output of a `flwr` command, line by line. Raises TimeoutError after `limit` seconds without a line."""
         process = self._start("flwr", arguments, subprocess.PIPE)
         assert process.stdout is not None
-        for raw in process.stdout:
+        lines = SimpleQueue[str | None]()
+        threading.Thread(target=_put_lines, args=(process.stdout, lines), daemon=True).start()
+        while True:
+            try:
+                raw = lines.get(timeout=limit)
+            except Empty:
+                raise TimeoutError(f"`flwr {arguments[0]}` has printed nothing for {limit:.0f} s") from None
+            if raw is None:
+                return
             yield _ANSI.sub("", raw).rstrip("\n")
 
-    def _healthy(self, port: int, services: Sequence[subprocess.Popen[str]]) -> bool:
-        """Wait until the SuperLink answers. False if it or its SuperExec ended, or if it did not answer within `START_LIMIT`."""
+    def _start_problem(self, port: int, services: Sequence[subprocess.Popen[str]]) -> str:
+        """Wait until the SuperLink answers. Why it does not: it or its SuperExec ended, or `START_LIMIT` passed. Empty if it does."""
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline and all(service.poll() is None for service in services):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
             try:
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
-                    return True
+                    return ""
             except (OSError, http.client.HTTPException):
                 time.sleep(0.02)
             finally:
                 connection.close()
-        return False
+        names = ("flower-superlink", "flower-superexec")
+        codes = {name: service.poll() for name, service in zip(names, services, strict=True)}
+        ended = [f"{name} ended with code {code}" for name, code in codes.items() if code is not None]
+        return "; ".join(ended) or f"Flower's SuperLink did not answer on port {port} within {START_LIMIT:.0f} s"
 
-    def _unknown(self) -> FlowerRun:
-        """The status "unknown"; `on_line` gets the end of the SuperLink's log."""
+    def _unknown(self, problem: str) -> FlowerRun:
+        """The status "unknown"; `on_line` gets the end of the SuperLink's log, and what is wrong."""
         for line in _ANSI.sub("", self._log.read_text(encoding="utf-8", errors="replace")).splitlines()[-30:]:
             self._on_line(line)
+        self._on_line(problem)
         return FlowerRun("unknown")
+
+
+def _put_lines(stream: IO[str], lines: SimpleQueue[str | None]) -> None:
+    """Put each line of a stream into a queue, and None at its end."""
+    with suppress(OSError, ValueError):  # closed by somebody else
+        for line in stream:
+            lines.put(line)
+    lines.put(None)
 
 
 def _end_with_parent() -> None:
@@ -185,7 +211,7 @@ def _environment(home: Path) -> dict[str, str]:
     }
     ours["no_proxy"] = ours["NO_PROXY"]
     # A Ray that we start keeps its sessions in our folder, so that it cannot join a cluster of somebody else on this machine.
-    if not os.environ.get("RAY_ADDRESS") and len(os.fsencode(home / _RAY_SOCKET)) <= 107:
+    if not cluster_address():
         ours["RAY_TMPDIR"] = str(home)
     return {**os.environ, **ours}
 

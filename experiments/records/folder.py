@@ -18,12 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.records.reading import DamagedError, read_lines, read_meta
+from experiments.records.reading import read_rounds as read_rounds
+from experiments.records.reading import read_summary as read_summary
 from experiments.records.trackers import Trackers
 from fl_sim.atomic_files import remove_parts, save_tensors, write_whole, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_hash, to_flat, to_json
 from fl_sim.device import device_of
 
+GIT_LIMIT = 10.0  # seconds in which git must answer
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "ray")
 
 
@@ -33,32 +37,8 @@ def run_folder(output_dir: Path, config: Config) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run is complete: whether it has a summary."""
-    return (folder / "summary.json").is_file()
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a complete run."""
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-
-
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `rounds.jsonl` in order. Raises ValueError, with the file and the number of the line, if a line is damaged."""
-    path, lines = folder / "rounds.jsonl", list[dict[str, Any]]()
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            raise ValueError(f"{path}, line {number} is damaged: {text[:60]!r}") from None
-    return lines
-
-
-def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of `rounds.jsonl` by track, in order."""
-    tracks: dict[str, list[dict[str, Any]]] = {}
-    for line in read_lines(folder):
-        tracks.setdefault(line["track"], []).append(line)
-    return tracks
+    """Whether a run is complete: whether it has a summary, be it damaged."""
+    return os.path.isfile(folder / "summary.json")
 
 
 class ResumePoint(NamedTuple):
@@ -75,7 +55,7 @@ class RunRecords:
 
     def __init__(self, folder: Path, config: Config, resume: ResumePoint) -> None:
         resumes = resume.size is not None
-        self._sessions = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sessions"] if resumes else []
+        self._sessions = _sessions(folder) if resumes else []
         with writing(folder):
             if folder.exists() and not resumes:
                 shutil.rmtree(folder)
@@ -139,6 +119,15 @@ class RunRecords:
         write_whole(self.folder / "meta.json", _pretty(meta))
 
 
+def _sessions(folder: Path) -> list[dict[str, Any]]:
+    """The sessions before this one; of a damaged meta.json none, and a line says so."""
+    try:
+        return list(read_meta(folder)["sessions"])
+    except (DamagedError, KeyError, TypeError) as error:
+        print(f"fl-sim: {error}; the sessions before this one are not in it any more", flush=True)
+        return []
+
+
 def _session(config: Config, resume: ResumePoint) -> dict[str, Any]:
     """The record of one process that works on a run: start, versions, device, the checkpoint it resumes from, and damaged ones."""
     cpu = f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
@@ -180,5 +169,10 @@ def _git_commit() -> str:
     here = Path(__file__).parent.parent.parent
     if not (here / ".git").exists() or shutil.which("git") is None:
         return ""
-    result = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=GIT_LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return ""
     return result.stdout.strip()

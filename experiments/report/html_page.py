@@ -55,7 +55,7 @@ def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[
         headline=matrix.texts(),
         charts=charts,
         pairs=pairs,
-        source=published_numbers()[study.published] if study.published else {},
+        source=published_numbers().get(study.published, {}),
         axes=list(runs[0].cell.labels),
         figures=[name for name in FIGURES if any(_figure_of(run.summary, name) is not None for run in runs)],
         runs=runs,

@@ -26,6 +26,7 @@ from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, match_published
 from experiments.sweep.study import Run, Study, complete_runs
 from fl_sim.atomic_files import writing
+from fl_sim.config.resolve import ConfigError
 
 
 def write_outputs(
@@ -35,9 +36,12 @@ def write_outputs(
     PDF beside it).
 
     A folder that is itself a run keeps its own figures: they are drawn anew, and the study's outputs go into `report/` below it.
-    Args: runs, of `complete_runs` (default: read); parquet and latex, whether to write results.parquet and results.tex.
+    Args: runs, of `complete_runs` (default: read); parquet and latex, whether to write results.parquet and results.tex. Raises ConfigError
+    without a complete run.
     """
     runs = complete_runs(folder, study).runs if runs is None else runs
+    if not runs:
+        raise ConfigError([f"expected {str(folder)!r} to hold a complete run, got {len(study.folders)} that are incomplete or damaged"])
     of_run: list[Path] = []
     if study.folders == (".",):
         of_run, folder = draw_figures(folder), folder / "report"
@@ -68,7 +72,8 @@ def study_tables(folder: Path, study: Study, runs: Sequence[Run] | None = None) 
 
 
 def _pairs(study: Study, runs: Sequence[Run]) -> list[Pair]:
-    return match_published(study.published, runs) if study.published else []
+    """The published numbers with ours; none for an entry that this version does not have."""
+    return match_published(study.published, runs) if study.published in published_numbers() else []
 
 
 def _figures(study: Study, runs: Sequence[Run], pairs: Sequence[Pair]) -> dict[str, Callable[[Path], None]]:

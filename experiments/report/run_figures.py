@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.records.folder import read_rounds
+from experiments.records.reading import DamagedError, read_config, read_rounds
 from experiments.run.history import TrackHistory
 from fl_sim.atomic_files import writing
-from fl_sim.config.resolve import from_json
+from fl_sim.config.resolve import config_of
 from fl_sim.data.sampling import malicious_clients
 
 COLOURED = 5  # classes that have a colour in `classes.png`
@@ -42,9 +42,8 @@ SCORES = {
 def draw_figures(folder: Path) -> list[Path]:
     """Draw a run's figures into its folder: `accuracy.png`; `classes.png` and `confusion.png` where the lines have figures by class;
     `attack.png` where there was a coalition; `guard.png` where the strategy scored candidate models against thresholds. Returns their
-    paths."""
-    config = from_json((folder / "config.json").read_text(encoding="utf-8"))
-    tracks = read_rounds(folder)
+    paths. Raises DamagedError."""
+    config, tracks = config_of(read_config(folder)), read_rounds(folder)
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
     if tracks["attacked"][0].get("start", {}).get("by_class"):
@@ -55,8 +54,11 @@ def draw_figures(folder: Path) -> list[Path]:
     if scores := guard_scores(tracks):
         figures["guard.png"] = lambda path: guard_figure(path, tracks, title, scores)
     for name, draw in figures.items():
-        with writing(folder / name):
-            draw(folder / name)
+        try:
+            with writing(folder / name):
+                draw(folder / name)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # what a line holds is not what a round has
+            raise DamagedError(f"{folder / 'rounds.jsonl'} is damaged, or of another version ({name}: {error})") from error
     return [folder / name for name in figures]
 
 
@@ -163,7 +165,7 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
         if len(axes.get_lines()) > 1:
             axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows[-1].set_xlabel("round (dotted: trigger)")
-    rows[0].set_title(title, fontsize=10)
+    rows[0].set_title(title, fontsize=10, parse_math=False)
     figure.savefig(path, dpi=160)
 
 
@@ -196,7 +198,7 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
         axes.spines[["top", "right"]].set_visible(False)
     rows[0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows[-1].set_xlabel("round")
-    rows[0].set_title(title, fontsize=10)
+    rows[0].set_title(title, fontsize=10, parse_math=False)
     figure.savefig(path, dpi=160)
 
 
@@ -267,7 +269,8 @@ def shade_phase(axes: Axes, name: str, start: int, end: int) -> None:
 
 def finish_axes(axes: Axes, title: str) -> None:
     """Labels and limits that all accuracy axes share."""
-    axes.set(title=title, xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
+    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

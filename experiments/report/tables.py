@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from experiments.records.folder import is_complete
+from experiments.records.reading import DamagedError, read_config, read_summary
 from experiments.report.seeds import over_seeds
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, agreement
-from experiments.sweep.study import DamagedError, read_config, read_whole_summary, run_folders
+from experiments.sweep.study import run_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,17 +81,19 @@ def runs_table(root: Path) -> RunList:
 def _ended(folder: Path) -> list[str]:
     """A run's rounds, accuracies and seconds. Raises DamagedError for a complete run whose summary or last round is cut."""
     rounds = folder / "rounds.jsonl"
-    if not is_complete(folder):
-        done = rounds.read_bytes().count(b"\n")  # the last line may be half of one
-        return [f"{done} so far", "-", "-", "incomplete"]
-    with rounds.open("rb") as file:
-        file.seek(max(rounds.stat().st_size - TAIL, 0))
-        tail = file.read()
     try:
+        if not os.path.lexists(folder / "summary.json"):
+            done = rounds.read_bytes().count(b"\n")  # the last line may be half of one
+            return [f"{done} so far", "-", "-", "incomplete"]
+        with rounds.open("rb") as file:
+            file.seek(max(rounds.stat().st_size - TAIL, 0))
+            tail = file.read()
         json.loads(tail.splitlines()[-1])
-    except (ValueError, IndexError):
+    except OSError as error:
+        raise DamagedError(f"{rounds} is damaged ({error.strerror})") from None
+    except (ValueError, IndexError, RecursionError):
         raise DamagedError(f"{rounds} is damaged (its last line is cut)") from None
-    summary = read_whole_summary(folder)
+    summary = read_summary(folder)
     accuracy = summary["accuracy"]
     return [str(summary["rounds"]), *_shown(accuracy["after_trigger"], accuracy["final"]), f"{summary['seconds']['total']:.0f}"]
 

@@ -6,7 +6,6 @@ run's first trigger (that round is 0; where none fired, the round for which it w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from experiments.report.seeds import over_seeds
 from experiments.run.phases import accumulate_rounds
 from experiments.sweep.search import left_after, stealth_cost
 from experiments.sweep.study import Run
-from fl_sim.config.resolve import from_json
+from fl_sim.config.resolve import config_of
 
 FROM_START, FROM_TRIGGER = "round", "round, from that of the trigger"
 RATIOS: Mapping[str, str] = {"attack.poison-ratio": "poison ratio", "attack.malicious-fraction": "malicious clients of all"}
@@ -208,7 +207,7 @@ def _accuracies(run: Run) -> dict[int, float]:
 def _trigger_round(run: Run) -> int:
     if run.summary["triggers"]:
         return run.summary["triggers"][0]
-    return accumulate_rounds(from_json(json.dumps(dict(run.config), sort_keys=True))) + 1
+    return accumulate_rounds(config_of(run.config)) + 1
 
 
 def _curve(seeds: Sequence[Mapping[int, float]]) -> Curve:

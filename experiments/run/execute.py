@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from experiments.records.folder import ResumePoint, RunRecords, is_complete, run_folder
 from experiments.run.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
@@ -18,12 +17,12 @@ from experiments.run.phases import has_control, is_attacked
 from experiments.run.shared_twins import store_twin, stored_twin
 from experiments.run.summary import summarise
 from experiments.run.track import RunInputs, TrackRun
-from fl_sim.atomic_files import writing
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import burn_in
 from fl_sim.model.saved import final_record, named_state
+from fl_sim.waits import ProcessError, locked
 from fl_sim.wire.object_state import UnsavableError
 from strategies.calibration import calibrate
 from strategies.catalogue import needs_of
@@ -38,7 +37,7 @@ def execute_run(
 ) -> Path:
     """Run one configuration into `output_dir/<name>-<hash>`, from its last checkpoint if it was interrupted. Returns the folder.
 
-    Raises RuntimeError if another process writes into the folder, and ConfigError if the checkpoint is of another configuration.
+    Raises ProcessError if another process writes into the folder, and ConfigError if the checkpoint is of another configuration.
 
     Args: transport, the workers, which outlive the run; progress, called after each round; max_messages, the most orders per wave (0: one
     per worker); twins, a folder for clean twins that other runs may use too.
@@ -53,15 +52,15 @@ def execute_run(
 @contextmanager
 def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
     """Lock a run's folder for this process. It waits for up to `LOCK_WAIT`, because workers of a killed process may go on for seconds."""
-    locks = cache_dir / "locks"
-    with writing(locks):
-        locks.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    try:
-        with FileLock(locks / f"{folder.name}-{name}.lock", timeout=LOCK_WAIT):
-            yield
-    except Timeout:
-        raise RuntimeError(f"another process has been writing into {folder} for {LOCK_WAIT:.0f} s; end it, or use another -o DIR") from None
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(cache_dir / "locks" / f"{folder.name}-{name}.lock", f"writes into {folder}", LOCK_WAIT))
+        except ProcessError as error:
+            raise ProcessError(
+                f"another process has been writing into {folder} for {LOCK_WAIT:.0f} s: {error}, or use another -o DIR"
+            ) from None
+        yield
 
 
 class _Run:

@@ -21,7 +21,10 @@ SAMPLING = ("name", "poison_ratio", "malicious_fraction")  # and these, if not a
 def stored_twin(folder: Path, config: Config, attacked: TrackHistory) -> list[Line]:
     """The lines of the twin of an attacked track, if another run has stored them; else none."""
     path = folder / twin_key(config, attacked)
-    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    try:
+        return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):  # none, or damaged
+        return []
 
 
 def store_twin(folder: Path, config: Config, attacked: TrackHistory, lines: Sequence[Line]) -> None:

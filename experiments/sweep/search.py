@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from experiments.records.folder import is_complete, read_summary, run_folder
+from experiments.records.folder import is_complete, run_folder
+from experiments.records.reading import DamagedError, read_summary
 from experiments.sweep.spec import common_keys, option_value
-from experiments.sweep.toml_specs import FlatTable, Spec, load_toml, parse_spec, spec_path
+from experiments.sweep.toml_specs import FlatTable, Spec, parse_spec, spec_path
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, default_flat, resolve
+from fl_sim.config.resolve import ConfigError, default_flat, load_toml, resolve
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -91,7 +92,7 @@ class SearchSpec(Spec):
     trials: int = Field(40, ge=1, description="a whole number >= 1")
     batch: int = Field(4, ge=1, description="a whole number >= 1")
     stealth_limit: float = Field(STEALTH_LIMIT, ge=0.0, description="a number >= 0 (points)")
-    seed: int = Field(1, ge=0, description="a whole number >= 0")
+    seed: int = Field(1, ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
 
 
 class Search(SearchSpec):
@@ -169,7 +170,15 @@ def evaluated(
     folders = [run_folder(output_dir, config) if config else None for config in configs]
     if run:
         run(list({folder: config for folder, config in zip(folders, configs, strict=True) if config}.values()))
-    return [read_summary(folder) if folder and is_complete(folder) else None for folder in folders]
+    return [_summary(folder) if folder and is_complete(folder) else None for folder in folders]
+
+
+def _summary(folder: Path) -> Mapping[str, Any] | None:
+    """The summary of a complete run; None if it is damaged."""
+    try:
+        return read_summary(folder)
+    except DamagedError:
+        return None
 
 
 def left_after(summary: Mapping[str, Any]) -> float:

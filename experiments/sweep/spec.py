@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import BeforeValidator, Field
 
 from experiments.sweep.numbers import published_numbers
-from experiments.sweep.toml_specs import FlatTable, Spec, flat_table, load_toml, parse_spec, spec_path
+from experiments.sweep.toml_specs import FlatTable, Spec, flat_table, parse_spec, spec_path
 from fl_sim.config.keys import Config, Section
 from fl_sim.config.options import OPTIONS, options_as_json, options_text
-from fl_sim.config.resolve import ConfigError, default_flat, read_toml
+from fl_sim.config.resolve import ConfigError, default_flat, load_toml, read_toml
 
 PRESETS = Path(__file__).parent.parent / "presets"
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -77,7 +77,8 @@ def preset_path(name: str, folder: Path | None = None) -> Path:
     """A preset that comes with fl-sim by its name, or a TOML file by its path, relative to `folder` (default: the working directory).
 
     Raises ConfigError with the nearest name."""
-    return spec_path(folder / name if folder and name.endswith(".toml") else name, PRESETS, "a preset")
+    beside = folder and name.endswith(".toml") and not name.startswith("~")
+    return spec_path(folder / name if folder and beside else name, PRESETS, "a preset")
 
 
 def read_sweep(name: str | Path, scale: str = "") -> Sweep:

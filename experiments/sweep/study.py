@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.records.folder import is_complete, read_rounds, read_summary
+from pydantic import BaseModel
+
+from experiments.records.reading import RECORDS, DamagedError, read_config, read_meta, read_rounds, read_summary
 from experiments.sweep.spec import Cell, label
 from fl_sim.atomic_files import write_whole, writing
 from fl_sim.config.resolve import NOT_HASHED, ConfigError, default_flat, to_json
 
 RECORD = "study.json"
+RUN_NAME = re.compile(r".+-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,20 @@ class Study:
     stealth_limit: float | None = None
 
 
-class DamagedError(ValueError):
-    """A file of a run is cut or holds something else; the message names it."""
+class _CellRecord(BaseModel):
+    flat: dict[str, Any]
+    labels: dict[str, str]
+
+
+class _Record(BaseModel):
+    """`study.json`."""
+
+    name: str
+    base: dict[str, Any]
+    cells: list[_CellRecord]
+    folders: list[str]
+    published: str = ""
+    stealth_limit: float | None = None
 
 
 def write_study(folder: Path, study: Study) -> None:
@@ -73,13 +89,16 @@ def read_study(folder: Path) -> Study:
     A run whose configuration is damaged is among them, without keys: `complete_runs` says what is wrong. Raises ConfigError for a folder
     without runs, and for a damaged study.json.
     """
-    if (folder / RECORD).is_file():
+    if os.path.lexists(folder / RECORD):
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            record |= {"cells": tuple(Cell(**cell) for cell in record["cells"]), "folders": tuple(record["folders"])}
-            return Study(**record)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError([f"{folder / RECORD} is damaged ({error}); without it the study is all runs below its folder"]) from None
+            record = _Record.model_validate_json((folder / RECORD).read_bytes())
+            if len(record.cells) != len(record.folders):
+                raise ValueError(f"it has {len(record.cells)} cells and {len(record.folders)} folders")
+        except (ValueError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise ConfigError([f"{folder / RECORD} is damaged ({reason}); without it the study is all runs below its folder"]) from None
+        cells = tuple(Cell(cell.flat, cell.labels) for cell in record.cells)
+        return Study(record.name, record.base, cells, tuple(record.folders), record.published, record.stealth_limit)
     folders = run_folders(folder)
     if not folders:
         raise ConfigError([f"expected DIR to be a folder with runs, got {str(folder)!r}"])
@@ -105,68 +124,51 @@ def complete_runs(folder: Path, study: Study) -> StudyRuns:
     problems: list[str] = []
     for cell, name in zip(study.cells, study.folders, strict=True):
         try:
-            if is_complete(folder / name):
+            if os.path.lexists(folder / name / "summary.json"):  # which may be a folder
                 runs.append(read_run(folder / name, cell))
-            elif (folder / name / "config.json").is_file():
-                read_config(folder / name)
+            else:
+                _check_unended(folder / name)
         except DamagedError as error:
             problems.append(f"{error}; the run is left out")
     return StudyRuns(runs, problems)
 
 
-def read_run(folder: Path, cell: Cell) -> Run:
+def read_run(folder: Path, cell: Cell | None = None) -> Run:
     """A complete run. Raises DamagedError."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damage(folder / "meta.json", error) from None
-    return Run(cell, folder, read_whole_summary(folder), read_config(folder), meta, _accuracies(folder))
+    summary, lines = read_summary(folder), read_rounds(folder)["attacked"]
+    curve = {line["round"]: line["accuracy"] for line in lines if line.get("accuracy") is not None}
+    return Run(cell or Cell({}, {}), folder, summary, read_config(folder), read_meta(folder), curve)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Every flat key of a run. Raises DamagedError."""
-    try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damage(folder / "config.json", error) from None
-
-
-def read_whole_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a complete run. Raises DamagedError."""
-    try:
-        return dict(read_summary(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damage(folder / "summary.json", error) from None
-
-
-def _accuracies(folder: Path) -> dict[int, float]:
-    """The attacked track's test accuracy (percent) by round."""
-    try:
-        lines = read_rounds(folder).get("attacked", [])
-        return {line["round"]: line["accuracy"] for line in lines if line.get("accuracy") is not None}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damage(folder / "rounds.jsonl", error) from None
-
-
-def _damage(path: Path, error: Exception) -> DamagedError:
-    if str(error).startswith(str(path)):  # it names the line too
-        return DamagedError(str(error))
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-    return DamagedError(f"{path} is damaged ({reason})")
+def _check_unended(folder: Path) -> None:
+    """Raise DamagedError if the records of a run without a summary cannot be read."""
+    if any(os.path.lexists(folder / name) for name in RECORDS):
+        read_config(folder)
+    elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DamagedError(f"{folder} cannot be read (permission denied)")
 
 
 def run_folders(root: Path) -> list[Path]:
-    """The folders of all runs below a folder, itself included. Links are followed; what several ways lead to is there once."""
+    """The folders of all runs below a folder, itself included, and folders that cannot be read. Links are followed; what several ways lead
+    to is there once.
+
+    A run has two of `RECORDS`, or one and a run's name: the others may be lost."""
     folders: list[Path] = []
-    seen: set[Path] = set()
-    for place, below, files in os.walk(root, followlinks=True):
-        real = Path(place).resolve()
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            folders.append(Path(error.filename))
+
+    for place, below, files in os.walk(root, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(place)  # unlike `Path.resolve` it raises for no link
         if real in seen:
             below.clear()
             continue
         seen.add(real)
         below.sort()
-        if {"config.json", "rounds.jsonl"} <= set(files):
+        records = len({*files, *below} & set(RECORDS))
+        if records > 1 or (records and RUN_NAME.fullmatch(Path(real).name)):
             folders.append(Path(place))
             below.clear()
     return sorted(folders)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast
@@ -39,7 +38,7 @@ def spec_path(name: str | Path, folder: Path, kind: str) -> Path:
 
     Raises ConfigError with the nearest name. Args: folder, of those that come with fl-sim; kind, in words ("a study").
     """
-    path, names = Path(name), sorted(path.stem for path in folder.glob("*.toml"))
+    path, names = _expanded(name), sorted(path.stem for path in folder.glob("*.toml"))
     near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
     if path.suffix == ".toml":
         if near and not path.exists():
@@ -52,12 +51,11 @@ def spec_path(name: str | Path, folder: Path, kind: str) -> Path:
     raise ConfigError([f"expected {kind} to be one of {', '.join(names)}, or the path of a .toml file, got {str(name)!r}{hint}"])
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file, which may begin with a byte order mark. Raises ConfigError naming the file if it cannot be read."""
+def _expanded(name: str | Path) -> Path:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
+        return Path(name).expanduser()
+    except RuntimeError:  # ~user of a user who does not exist
+        return Path(name)
 
 
 def parse_spec(model: type[AnySpec], spec: Mapping[str, Any], where: str, prefix: str = "") -> AnySpec:

@@ -11,7 +11,7 @@ Problem = tuple[tuple[str, ...], str]
 
 def cross_checks(config: Config) -> list[Problem]:
     """Every contradiction between keys, as (keys, sentence). Loads nothing."""
-    return [*_sampling(config), *_attack(config), *_faults(config)]
+    return [*_sampling(config), *_attack(config), *_faults(config), *_workers(config)]
 
 
 def _sampling(config: Config) -> list[Problem]:
@@ -72,6 +72,14 @@ def _attack(config: Config) -> list[Problem]:
             )
         )
     return problems
+
+
+def _workers(config: Config) -> list[Problem]:
+    share = config.ray.gpus_per_worker
+    if share == 0.0 or 1e-4 <= share <= 1.0 or share.is_integer():
+        return []
+    key = "ray.gpus-per-worker"
+    return [((key,), f"expected {key} to be 0, a share from 0.0001 to 1, or a whole number of GPUs, got {share:g}")]
 
 
 def _faults(config: Config) -> list[Problem]:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1  # what TOML and Flower's run config can hold
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 def _dashes(name: str) -> str:
@@ -60,7 +61,7 @@ class Model(Section):
 class Client(Section):
     batch_size: Count = Field(10, description="examples of one local step (a smaller share is used whole)")
     local_steps: Count = Field(1, description="local steps per round; 1 is FedSGD")
-    timeout: float = Field(0.0, ge=0.0, description="seconds to wait for a worker's reply before another worker is asked (0: no limit)")
+    timeout: float = Field(0.0, ge=0.0, description="seconds to wait for a worker's reply before another worker is asked (0: an hour)")
     learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
     weight: Literal["batch", "share"] = Field(
         "batch", description="weight of an update: its client's examples used in the round, or all of them (McMahan et al. 2017)"
@@ -100,7 +101,7 @@ class Strategy(Section):
     )
     rise: bool = Field(True, description="dgc: also score how far the probe loss is above its lowest value so far")
     lag: Count = Field(5, description="dgc: rounds between a model and its reference in the history")
-    calibration_rounds: Annotated[int, Field(ge=10)] = Field(
+    calibration_rounds: Annotated[int, Field(ge=10, le=LARGEST)] = Field(
         60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; their model is discarded"
     )
     margin: Positive = Field(3.0, description="dgc: thresholds, in multiples of the largest score in clean rounds")
@@ -211,7 +212,10 @@ class Fault(Section):
     clients: str = Field("", description="client ids, comma-separated, of fault.reply")
     attempts: Literal["first", "all"] = Field("all", description="fault.reply: at the first attempt, or at the second too")
     kill_round: int = Field(
-        0, ge=-1, description="round of each track in which the worker of block 0 is killed (0: never; -1: every round; ray only)"
+        0,
+        ge=-1,
+        le=LARGEST,
+        description="round of each track in which the worker of block 0 is killed (0: never; -1: every round; ray only)",
     )
 
 

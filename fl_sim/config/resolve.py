@@ -6,17 +6,21 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import date, time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from pydantic import ValidationError
 
 from fl_sim.config.checks import cross_checks
 from fl_sim.config.keys import Config, Section
-from fl_sim.config.options import options_as_json
+from fl_sim.config.options import OPTIONS, options_as_json
 from fl_sim.registry import REGISTRIES, registry
 
 Scalar = bool | int | float | str
@@ -89,9 +93,9 @@ def resolve(flat: Mapping[str, Any]) -> Config:
     range, unknown names, and keys that contradict each other.
     """
     defaults = default_flat()
-    flat, problems = options_as_json(flat)
+    flat, problems = options_as_json(as_plain(flat))
     problems += [_unknown(key, defaults) for key in flat if key not in defaults]
-    values = {key: _number(value, defaults[key]) for key, value in flat.items() if key in defaults}
+    values = {key: value for key, value in flat.items() if key in defaults}
     bad: set[str] = set()
     try:
         config = Config.model_validate(nest(values))
@@ -121,9 +125,36 @@ def resolve_cells(flat: Mapping[str, Any]) -> list[Config]:
     return [resolve({**common, **cell}) for cell in json.loads(flat.get("cells") or "[{}]")]
 
 
-def _number(value: Any, default: Scalar) -> Any:
-    """The text `inf` means infinity where a number is expected, because JSON cannot write it otherwise."""
-    return math.inf if isinstance(default, float) and value in ("inf", "Infinity") else value
+def as_plain(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys with values of Python's own types. NumPy's scalars become numbers, paths text. Where text is expected, a whole number or a
+    date is its text; where a number is expected, the text `inf` is infinity (JSON cannot write it otherwise)."""
+    return {key: _plain(value, default_flat().get(key)) for key, value in flat.items()}
+
+
+def _plain(value: Any, default: Scalar | None) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(cast("os.PathLike[str]", value))
+    if isinstance(default, str):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, date | time):
+            return value.isoformat()
+    if isinstance(default, float) and isinstance(value, str) and value in ("inf", "Infinity"):
+        return math.inf
+    return value
+
+
+def config_of(record: Mapping[str, Any]) -> Config:
+    """The `Config` of a record, which may be of another version: keys that this one does not know are left out, and those that the record
+    does not have get their defaults. Raises ConfigError for values that this version does not accept."""
+    known = {key: value for key, value in as_plain(record).items() if key in default_flat()}
+    try:
+        return Config.model_validate(nest(known))
+    except ValidationError as error:
+        problems = [_sentence(".".join(map(str, detail["loc"])), dict(detail)) for detail in error.errors()]
+        raise ConfigError(problems) from None
 
 
 def _unknown(key: str, keys: Mapping[str, Any]) -> str:
@@ -138,7 +169,7 @@ def _sentence(key: str, detail: dict[str, Any]) -> str:
         "int_type": lambda: "to be a whole number",
         "float_type": lambda: "to be a number",
         "bool_type": lambda: "to be true or false",
-        "string_type": lambda: "to be text",
+        "string_type": lambda: "to be text (in a TOML file: in quotes)",
         "finite_number": lambda: "to be a finite number",
         "greater_than": lambda: f"> {context['gt']}",
         "greater_than_equal": lambda: f">= {context['ge']}",
@@ -201,26 +232,55 @@ def to_json(flat: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=256)
 def from_json(text: str) -> Config:
     """The `Config` of a text that `to_json` wrote (a process-wide cache, because workers get the text with every message)."""
-    return Config.model_validate(nest({key: _number(value, default_flat()[key]) for key, value in json.loads(text).items()}))
+    return Config.model_validate(nest(as_plain(json.loads(text))))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The flat keys of a TOML file. Raises `ConfigError` naming the file if it cannot be read."""
+    """The flat keys of a TOML file. Raises `ConfigError` naming the file if it cannot be read, or if it sets a key in two ways."""
+    nested = load_toml(path)
+    keys = Counter(_paths(nested))
+    if doubled := [key for key, count in keys.items() if count > 1]:
+        raise ConfigError([f"cannot read {str(path)!r}: it sets {key} twice, as a table and as a quoted key" for key in doubled])
+    return flatten(nested)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, which may begin with a byte order mark. Raises ConfigError naming the file if it cannot be read."""
     try:
-        return flatten(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"cannot read {str(path)!r}: it is not UTF-8 ({error.reason} in byte {error.start + 1})"]) from None
+    except (OSError, ValueError) as error:  # TOMLDecodeError, and an integer of thousands of digits
         raise ConfigError([f"cannot read {str(path)!r}: {error}"]) from None
+    except RecursionError:
+        raise ConfigError([f"cannot read {str(path)!r}: its tables are nested too deep"]) from None
+
+
+def _paths(nested: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The flat key of every value, once for each value."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _paths(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        else:
+            yield prefix + key
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """`attack.rho=0.5` to `("attack.rho", 0.5)`: the value is TOML, or else plain text."""
+    """`attack.rho=0.5` to `("attack.rho", 0.5)`: the value is TOML, or else plain text. Of a key that holds text it is the text as written,
+    unless it is in quotes (or a table of options)."""
     key, equals, value = text.partition("=")
+    key = key.strip()
     if not equals:
         raise ConfigError([f"expected KEY=VALUE, got {text!r}"])
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        table = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        return key, value.strip()
+    parsed = table["value"]
+    as_written = (
+        isinstance(default_flat().get(key), str) and not isinstance(parsed, str) and not (key in OPTIONS and isinstance(parsed, dict))
+    )
+    return key, value.strip() if as_written or len(table) > 1 else parsed
 
 
 def describe_keys() -> list[tuple[str, Scalar, str]]:

@@ -16,12 +16,18 @@ import ray.exceptions
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fl_sim.config.resolve import ConfigError
+from fl_sim.grid.gpu_shares import equal_share, gpu_problem
 from fl_sim.grid.transports import Answer, CellTransport, InlineTransport, WorkerDiedError, call_worker, claim_identity
+from fl_sim.waits import PATIENCE, ProcessError
 from fl_sim.wire.arrays import as_tensor
 from fl_sim.wire.messages import Order
 from fl_sim.wire.object_state import State, pack, unpack
 
 STARTS = 3  # attempts to start a worker; after the last its next order is sent anyway, and fails
+START_LIMIT = 300.0  # seconds in which a worker must start: its process imports PyTorch, perhaps from a slow disk
+NOTICE = 300.0  # seconds from one line about a worker that is late to the next
+LATE = "worker %d did not answer in time (client.timeout)"
 SMALL = 64 * 1024  # bytes; Ray carries a smaller array inside the call, which is faster than its object store
 
 
@@ -52,6 +58,23 @@ def _pack(value: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
 
 def _unpack(json: Any, arrays: Arrays) -> Any:
     return unpack(State(json, {name: as_tensor(values) for name, values in arrays.items()}))
+
+
+def _patient_get(worker: int, call: Any, until: float) -> Any:
+    """What a worker returns. Prints a line every `NOTICE` seconds of waiting. Raises GetTimeoutError after `until`."""
+    start = time.monotonic()
+    while (left := until - time.monotonic()) > NOTICE:
+        with suppress(ray.exceptions.GetTimeoutError):
+            return ray.get(call, timeout=NOTICE)
+        waited, limit = time.monotonic() - start, until - start
+        print(
+            f"fl-sim: waiting for worker {worker}, which has computed for {waited:.0f} s; limit {limit:.0f} s (client.timeout)", flush=True
+        )
+    return ray.get(call, timeout=max(left, 0.0))
+
+
+def _free_gpus() -> float:
+    return float(ray.available_resources().get("GPU", 0.0))
 
 
 def _import(target: str) -> Any:
@@ -100,30 +123,27 @@ class RayTransport(CellTransport):
     """`num_workers` actors (0: one per CPU of the cluster). The model, which all orders share, is put into the object store once per wave.
 
     A worker that died is replaced at once. On a GPU, `gpus_per_worker` = 0 gives each worker an equal share: Ray hides the GPUs from an
-    actor that reserves none.
+    actor that reserves none. Raises ConfigError if the cluster has no place for the workers, ProcessError if Ray does not run.
     """
 
     def __init__(self, target: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
         until = time.monotonic() + timeout
         while not ray.is_initialized():
             if time.monotonic() > until:
-                raise TimeoutError(f"Flower's simulation did not start Ray within {timeout:.0f} s")
+                raise ProcessError(f"Flower's simulation did not start Ray within {timeout:.0f} s")
             time.sleep(0.05)
-        resources = ray.cluster_resources()
-        count = num_workers or max(1, int(resources.get("CPU", 1)))
-        gpus = gpus_per_worker or (min(1.0, resources.get("GPU", 0.0) / count) if on_gpu else 0.0)
-        if gpus * count > resources.get("GPU", 0.0) + 1e-9:
-            total = resources.get("GPU", 0.0)
-            raise ValueError(
-                f"expected ray.gpus-per-worker <= {total / count:g} (the Ray cluster has {total:g} GPUs, {count} workers), got {gpus:g}"
-            )
-        cpus: dict[str, float] = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+        nodes: dict[str, dict[str, float]] = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        cpus, node_gpus = ({node: has.get(name, 0.0) for node, has in nodes.items()} for name in ("CPU", "GPU"))
+        count = num_workers or max(1, int(sum(cpus.values())))
+        gpus = gpus_per_worker or (equal_share(count, [*node_gpus.values()]) if on_gpu else 0.0)
+        if problem := gpu_problem(count, gpus, [*node_gpus.values()], "the Ray cluster"):
+            raise ConfigError([problem])
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
         # Ray puts an actor that reserves nothing on a random node, SPREAD or not, unless it is bound to a node.
         places: list[Any] = ["SPREAD"] * count
         if not gpus:
             places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
-        self._start = lambda: actor.remote(target, sys.path)
+        self._gpus, self._start = gpus, lambda: actor.remote(target, sys.path)
         self._actors = [actor.options(scheduling_strategy=place).remote(target, sys.path) for place in places]
         self._busy = [0] * count
         self._lock = threading.Lock()
@@ -148,8 +168,10 @@ class RayTransport(CellTransport):
                 arguments = {name: references_by_address.get(values.ctypes.data, values) for name, values in arrays.items()}
                 actor = self._actors[worker]
                 calls.append((worker, actor, actor.call.remote(json, **arguments)))
-            until = None if timeout is None else time.monotonic() + timeout
-            return [self._result(*call, until) for call in calls]
+            limit = timeout or PATIENCE
+            reason = f"worker %d did not answer within {limit:g} s (client.timeout)" if timeout is None else LATE
+            until = time.monotonic() + limit
+            return [self._result(*call, until, reason) for call in calls]
         finally:
             with self._lock:
                 for worker in workers:
@@ -159,11 +181,18 @@ class RayTransport(CellTransport):
         (worker,) = self._reserve(1, None)
         actor = self._actors[worker]
         try:
-            for value in actor.run_cell.options(num_returns="streaming").remote(target, arguments):
+            values = actor.run_cell.options(num_returns="streaming").remote(target, arguments)
+            while True:
+                if not ray.wait([values], timeout=PATIENCE)[0]:
+                    raise ray.exceptions.GetTimeoutError
+                try:
+                    value = next(values)
+                except StopIteration:
+                    return
                 yield ray.get(value)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        except ray.exceptions.RayError as error:  # dead, out of memory, or not reachable; in that case it must stop writing
+        except ray.exceptions.RayError as error:  # dead, out of memory, silent, or not reachable; in that case it must stop writing
             with self._lock:
                 ray.kill(actor)
                 self._replace(worker, actor)
@@ -197,23 +226,29 @@ class RayTransport(CellTransport):
             self._doubtful = True
 
     def _await(self, worker: int) -> None:
-        """Wait until a worker is ready. If Ray started it on a node that is gone, it is started again."""
+        """Wait until a worker is ready. If Ray started it on a node that is gone, it is started again. Raises ProcessError after
+        `START_LIMIT`."""
         for _ in range(STARTS):
-            with suppress(ray.exceptions.RayError):
-                ray.get(self._starting[worker])
+            try:
+                ray.get(self._starting[worker], timeout=START_LIMIT)
                 return
+            except ray.exceptions.GetTimeoutError:
+                needs = f"; it needs {self._gpus:g} of a GPU (ray.gpus-per-worker), {_free_gpus():g} are free" if self._gpus else ""
+                raise ProcessError(f"worker {worker} did not start on the Ray cluster within {START_LIMIT:.0f} s{needs}") from None
+            except ray.exceptions.RayError:
+                pass
             self._actors[worker] = self._start()
             self._starting[worker] = self._actors[worker].ready.remote()
 
-    def _result(self, worker: int, actor: Any, call: Any, until: float | None) -> Answer:
+    def _result(self, worker: int, actor: Any, call: Any, until: float, late: str) -> Answer:
         try:
-            json, arrays, failure = ray.get(call, timeout=None if until is None else max(until - time.monotonic(), 0.0))
+            json, arrays, failure = _patient_get(worker, call, until)
             return Answer(worker, _unpack(json, arrays), failure)
         except ray.exceptions.GetTimeoutError:
             with self._lock:
                 ray.kill(actor)  # else its next order would wait for this one
                 self._replace(worker, actor)
-            return Answer(worker, None, f"worker {worker} did not answer in time (client.timeout)")
+            return Answer(worker, None, late % worker)
         except ray.exceptions.RayActorError:
             with self._lock:
                 self._replace(worker, actor)

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fl_sim.waits import PATIENCE, ProcessError
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import Order, Reply
 from fl_sim.wire.object_state import State, pack, unpack
@@ -46,7 +47,8 @@ class Transport(ABC):
     def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         """Send at most `num_workers` orders, each to a different worker, and return all answers, in the order of `orders`.
 
-        `avoid`: a worker that failed and is asked only if there is no other. After `timeout` seconds a missing answer counts as a failure.
+        `avoid`: a worker that failed and is asked only if there is no other. After `timeout` seconds (None: `PATIENCE`) a missing answer
+        counts as a failure.
         """
 
     def close(self) -> None:  # noqa: B027  (most transports start nothing)
@@ -95,7 +97,7 @@ class FlowerTransport(Transport):
         until = time.monotonic() + timeout
         while not (nodes := sorted(grid.get_node_ids())):
             if time.monotonic() > until:
-                raise TimeoutError(f"no SuperNode connected within {timeout:.0f} s")
+                raise ProcessError(f"no SuperNode connected within {timeout:.0f} s")
             time.sleep(0.1)
         self._nodes = nodes
 
@@ -106,7 +108,7 @@ class FlowerTransport(Transport):
     def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         workers = [worker for worker in range(len(self._nodes)) if worker != avoid] or [0]
         messages = [Message(to_content(order), self._nodes[workers[i]], "train") for i, order in enumerate(orders)]
-        replies = {reply.metadata.src_node_id: reply for reply in self._grid.send_and_receive(messages, timeout=timeout)}
+        replies = {reply.metadata.src_node_id: reply for reply in self._grid.send_and_receive(messages, timeout=timeout or PATIENCE)}
         return [_answer_of(replies.get(self._nodes[workers[i]]), workers[i]) for i in range(len(messages))]
 
 

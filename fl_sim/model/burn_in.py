@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from fl_sim.atomic_files import load_tensors, remove_parts, save_tensors
@@ -28,6 +27,7 @@ from fl_sim.model.module import new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
 from fl_sim.rng.streams import seeded_global_generators, stream
+from fl_sim.waits import locked
 
 DEPENDS_ON = ("seed", "data.", "model.", "schedule.burn-in", "attack.data", "attack.set-size", "strategy.probe-size")
 
@@ -46,17 +46,21 @@ def burn_in(config: Config, federation: Federation, progress: Callable[[int, int
     The module is in train mode here and in eval mode in the rounds: batch-norm statistics are learned here and then frozen
     (`fl_sim.model.architectures`); dropout acts here (the same draws for the same seed) and is off in the rounds. One thread, so that
     machines of the same kind give the same bytes. `progress(epoch, epochs)` is called after each epoch.
-    Raises ModelError if an outside model fails.
+    Raises ModelError if an outside model fails, ProcessError if another process holds the same burn-in for too long.
     """
     path = Path(config.data.cache_dir).expanduser() / "burn-in" / f"{cache_key(config, federation)}.safetensors"
     if start := _load(path, federation):
         return start
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # cells of a sweep share a burn-in, in whatever process they run
+    with locked(path.with_suffix(".lock"), "trains the same burn-in") as alive:  # cells of a sweep share it, in whatever process they run
         if start := _load(path, federation):
             return start
         remove_parts(path)
-        theta, buffers = _train(config, federation, progress)
+
+        def on_epoch(epoch: int, epochs: int) -> None:
+            alive()
+            progress(epoch, epochs)
+
+        theta, buffers = _train(config, federation, on_epoch)
         save_tensors(path, {"theta": theta, "buffers": buffers})
     return StartModel(theta, buffers, cached=False)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from experiments.launch.preflight import _ray_problem  # pyright: ignore[reportPrivateUsage]
 from fl_sim.grid import ray_runtime
 from fl_sim.grid.ray_runtime import ray_running
 
@@ -29,18 +28,22 @@ def test_ray_is_our_own_or_the_cluster_that_is_named(monkeypatch: pytest.MonkeyP
         assert asked == [(expected,)]
 
 
-@pytest.mark.parametrize(("name", "short"), [("/tmp/a", "/tmp/a"), ("/tmp/" + "x" * 61, "/tmp"), ("/tmp/ü", "/tmp")])
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("a", "a"), ("a b", "a b"), ("x" * 61, ""), ("ü", ""), ("gone", ""), ("link", "")],
+    ids=["short", "blank", "long", "unicode", "gone", "a link to a long one"],
+)
 def test_a_folder_whose_name_no_socket_takes_is_not_used(monkeypatch: pytest.MonkeyPatch, name: str, short: str) -> None:
     """SLURM makes such a TMPDIR."""
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: name)
-    assert ray_runtime._short_folder() == short  # pyright: ignore[reportPrivateUsage]
-
-
-def test_an_address_where_nobody_answers_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert "expected RAY_ADDRESS (--ray-address) to be that of a running Ray cluster, got '127.0.0.1:1'" in _ray_problem()
-    monkeypatch.delenv("RAY_ADDRESS")
-    assert _ray_problem() == ""
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
+        folder = Path(parent) / name
+        if name == "link":
+            (Path(parent) / ("x" * 61)).mkdir()
+            folder.symlink_to("x" * 61)
+        elif name != "gone":
+            folder.mkdir()
+        monkeypatch.setattr(tempfile, "gettempdir", lambda: str(folder))
+        assert ray_runtime.short_folder() == (str(folder) if short else "/tmp")
 
 
 LEFT = """

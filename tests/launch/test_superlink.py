@@ -182,7 +182,6 @@ def test_the_environment_is_our_own_and_passes_a_ray_cluster_through(tmp_path: P
     assert own["FLWR_HOME"] == own["RAY_TMPDIR"] == str(home)
     assert own["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
     assert own["NO_PROXY"] == own["no_proxy"] == "127.0.0.1,localhost,example.org"
-    assert "RAY_TMPDIR" not in superlink._environment(home / ("x" * 60))  # a socket's name would be too long
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     joined = superlink._environment(home)
     assert joined["RAY_ADDRESS"] == "10.0.0.1:6379"
