@@ -283,7 +283,12 @@ def _build(folder: Path, name: str, decoded: Decoded) -> Dataset:
         for kind, array in zip(Examples._fields, examples, strict=True)
     }
     mean, std = _channel_statistics(decoded.train[0])
-    about = {"num_classes": decoded.num_classes, "mean": mean, "std": std, "fingerprint": _fingerprint(arrays, decoded.num_classes)}
+    about: dict[str, Any] = {
+        "num_classes": decoded.num_classes,
+        "mean": mean,
+        "std": std,
+        "fingerprint": _fingerprint(arrays, decoded.num_classes),
+    }
     about["notes"] = decoded.notes
     for old in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
         if time.time() - old.stat().st_mtime > DRAFT_LIFE:

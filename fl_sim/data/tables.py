@@ -65,9 +65,8 @@ def read_table(request: Request, label: str = "label", test_share: float = 0.2) 
     if len(tables) == 1:
         train_rows, test_rows = _split_rows(len(labels[0]), test_share)
         tables, features, labels, rows = tables * 2, features * 2, labels * 2, [train_rows, test_rows]
-    (train, test), (train_labels, test_labels) = (
-        [values[place] for values, place in zip(part, rows, strict=True)] for part in (features, labels)
-    )
+    train, test = (values[place] for values, place in zip(features, rows, strict=True))
+    train_labels, test_labels = (values[place] for values, place in zip(labels, rows, strict=True))
     standardised = _standardised(train, test)
     for table, part, place in zip(tables, standardised, rows, strict=True):
         if len(odd := np.argwhere(~np.isfinite(part))):  # far from the training part's mean

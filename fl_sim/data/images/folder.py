@@ -53,7 +53,9 @@ def _walk(folder: Path, hidden: list[Path]) -> list[tuple[Path, list[str]]]:
     """A folder and all visible ones below it, each with the sorted names of its visible files; folders in torchvision's order. Adds what
     is hidden to `hidden`."""
     walked: list[tuple[str, list[str]]] = []
-    open_folders = [(str(folder), (os.path.realpath(folder.parent), os.path.realpath(folder)))]  # with the real folders above
+    open_folders: list[tuple[str, tuple[str, ...]]] = [
+        (str(folder), (os.path.realpath(folder.parent), os.path.realpath(folder)))
+    ]  # with the real folders above
     while open_folders:
         place, above = open_folders.pop()
         files: list[str] = []
