@@ -152,8 +152,8 @@ def _numbers(column: Any, path: Path) -> Floats:
     dtypes = pd.api.types
     if dtypes.is_datetime64_any_dtype(column) or dtypes.is_timedelta64_dtype(column) or dtypes.is_complex_dtype(column):
         raise ValueError(f"{path}: expected numbers in column {column.name!r}, got {column.dtype}")
-    if dtypes.is_object_dtype(column):  # whole numbers beyond 64 bits, Decimals; and anything else
-        column = column.map(_scalar)
+    if not dtypes.is_numeric_dtype(column):  # texts, truth values among others, whole numbers beyond 64 bits, Decimals; and anything else
+        column = column.astype(object).map(_scalar)
     numbers: Any = pd.to_numeric(column, errors="coerce")
     _require(~numbers.isna(), column, path, "a number")
     values: Floats = numbers.to_numpy(np.float64)
@@ -162,13 +162,13 @@ def _numbers(column: Any, path: Path) -> Floats:
 
 
 def _scalar(value: Any) -> Any:
-    """A value of a column of objects as a float, if it is a number; anything else as its text."""
+    """A value of a column of objects as a float, if it is a number; anything else as its text (true and false as 1 and 0)."""
     if isinstance(value, int | Decimal):
         try:
             return float(value)
-        except OverflowError:
+        except (OverflowError, ValueError):
             return float("inf")
-    return value if isinstance(value, float) else str(value)
+    return value if isinstance(value, float) else BOOLEANS.get(str(value).lower(), str(value))
 
 
 def _require(good: Any, column: Any, path: Path, what: str, instead: str = "") -> None:
