@@ -12,11 +12,12 @@ from flwr.clientapp import ClientApp
 
 from clients.coalition import coalition_turn
 from clients.honest import BlockResults, RoundInputs, compute_blocks
-from fl_sim.config.resolve import from_json
+from fl_sim.config.resolve import from_json, start_digest
 from fl_sim.data.federation import load_federation
 from fl_sim.device import device_of
 from fl_sim.grid.faults import kill_worker, with_fault
 from fl_sim.grid.transports import from_content, to_content
+from fl_sim.model.architectures import models
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, rows_sum
@@ -39,10 +40,12 @@ def answer(order: Order) -> Reply:
     if torch.get_num_threads() != config.client.threads:
         torch.set_num_threads(config.client.threads)
     kill_worker(config.fault, order.round, order.attempt, [position for position, _ in order.blocks])
+    federation = load_federation(config)
+    content = models.content(config.model.name), start_digest(config), federation.dataset.fingerprint
     inputs = RoundInputs(
         config=config,
-        federation=load_federation(config),
-        model=_model(order.config, order.buffers.numpy(force=True).tobytes()),
+        federation=federation,
+        model=_model(order.config, content, order.buffers.numpy(force=True).tobytes()),
         theta=order.theta,
         round=order.round,
         before=order.before,
@@ -85,8 +88,8 @@ def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrde
 
 
 @lru_cache(maxsize=16)
-def _model(config_json: str, buffers: bytes) -> FlatModel:
-    """The model of a configuration (a process-wide cache by configuration and batch statistics)."""
+def _model(config_json: str, content: tuple[str, ...], buffers: bytes) -> FlatModel:
+    """The model of a configuration (a process-wide cache by configuration, content of what it points at, and batch statistics)."""
     config = from_json(config_json)
     module = new_module(config, load_federation(config))
     statistics = torch.frombuffer(bytearray(buffers), dtype=torch.float32) if buffers else None

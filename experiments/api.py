@@ -165,8 +165,8 @@ def run(base: str | Path = "digits", settings: Mapping[str, Any] | None = None, 
     """
     flat = _keys(read_toml(preset_path(str(base))), settings or {}, options)
     (config,) = checked([flat], _console(options))
-    _warn([config])
     folder = run_folder(Path(config.output_dir), config)
+    _warn([config], [folder])
     if not is_complete(folder):
         _start(flat, options, f"{config.name} · {config.attack.name} against {config.strategy.name}")
     return Run(folder)
@@ -183,7 +183,7 @@ def sweep(
     """
     plan = _plan(spec, scale)
     cells = checked_cells(plan, _keys(plan.common, settings or {}, options), _console(options))
-    _warn(cells.configs)
+    _warn(cells.configs, cells.folders)
     write_study(cells.output_dir, cells.study)
     if not cells.complete:
         _start(cells.keys, options, f"{plan.name}: {len(cells.configs)} runs")
@@ -219,8 +219,8 @@ def _keys(base: Mapping[str, Any], settings: Mapping[str, Any], options: Options
     return flat
 
 
-def _warn(configs: Sequence[Config]) -> None:
-    for note in notes(configs):
+def _warn(configs: Sequence[Config], folders: Sequence[Path]) -> None:
+    for note in notes(configs, folders):
         warnings.warn(note, stacklevel=3)
 
 

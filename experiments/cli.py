@@ -112,8 +112,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     flat = complete_keys(presets, _overrides(arguments))
     offer_own_modules([flat])
     (config,) = checked([flat], console)
-    _say(notes([config]), console)
     folder = run_folder(Path(config.output_dir), config)
+    _say(notes([config], [folder]), console)
     if is_complete(folder):
         console.print(f"already complete: {folder}", highlight=False, soft_wrap=True)
     else:
@@ -136,7 +136,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     sweep = read_sweep(arguments.spec, arguments.scale)
     cells = checked_cells(sweep, complete_keys(sweep.common, _overrides(arguments)), console)
-    _say(notes(cells.configs), console)
+    _say(notes(cells.configs, cells.folders), console)
     if arguments.plan:
         return _plan(cells, console)
     for folder, config in zip(cells.folders, cells.configs, strict=True):

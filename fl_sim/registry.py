@@ -11,18 +11,21 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Generic, TypeVar
 
 from fl_sim.signals import time_limit
+from fl_sim.sources import local_sources, object_digest, source_digest
 
 T = TypeVar("T")
 
@@ -38,6 +41,10 @@ REGISTRIES: Mapping[str, str] = {
 }
 
 _OFFERED: dict[str, Any] = {}  # objects of this process, by the names that `offer` returned
+OUTSIDE = "fl_sim_outside_"  # first part of the names of modules of files
+# What this process has loaded: by module the SHA-256 of its file as it was then, and by file the digest of it and of what it imports.
+_CONTENTS: dict[str, str] = {}
+_LATEST: dict[Path, str] = {}
 _LOADING = threading.RLock()
 LOAD_LIMIT = 300.0  # seconds that the import of a file from outside may take
 
@@ -120,7 +127,8 @@ class Registry(Generic[T]):
         return f"{key}: {self.key} = {name!r} has no option {', '.join(strange)}; {takes}" if strange else ""
 
     def content(self, name: str) -> str:
-        """Sixteen hex digits of the source file of something from outside; empty for ours. An attack that changed makes another run."""
+        """Sixteen hex digits of the source of something from outside, and of the local files that it imports; empty for ours. An attack
+        that changed makes another run."""
         if not self.outside(name):
             return ""
         point = _entry_points(self.group).get(name)
@@ -136,7 +144,7 @@ def registry(key: str) -> Registry[Any]:
 def offer(thing: object) -> str:
     """A name for an object of this process, valid wherever a name is, with `grid.transport = "inline"` alone. Equal source, equal name."""
     label = getattr(thing, "__name__", type(thing).__name__)
-    name = f"object:{label}-{_object_digest(thing)}"
+    name = f"object:{label}-{object_digest(thing)}"
     _OFFERED[name] = thing
     return name
 
@@ -150,7 +158,7 @@ def load_outside(name: str) -> Any:
         raise OutsideError(f"{name!r} is an object of another process: put it into a file and name it file.py:name")
     try:
         with _LOADING, time_limit(LOAD_LIMIT, f"its import took more than {LOAD_LIMIT:.0f} s"):
-            module = _file_module(place) if place.endswith(".py") else importlib.import_module(place)
+            module = _file_module(place) if place.endswith(".py") else _imported_module(place)
     except OutsideError:
         raise
     except BaseException as error:  # a file from outside may raise anything, SystemExit too
@@ -164,13 +172,13 @@ def load_outside(name: str) -> Any:
 
 
 def outside_digest(name: str) -> str:
-    """Sixteen hex digits of the file behind an outside name. Raises OutsideError."""
+    """Sixteen hex digits of the file behind an outside name and of the local files that it imports. Raises OutsideError."""
     if name in _OFFERED:
         return name.rpartition("-")[2]
     place = name.rpartition(":")[0]
     path = _path(place) if place.endswith(".py") else _source(load_outside(name), place)
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return source_digest(path)
     except OSError as error:
         raise OutsideError(f"{path} cannot be read ({error.strerror})") from None
 
@@ -189,13 +197,15 @@ def _path(place: str) -> Path:
 
 
 def _file_module(place: str) -> ModuleType:
-    """The module of a file. It is executed once per process, and again if its content has changed."""
+    """The module of a file. It is executed once per process, and again if its content, or that of a local file that it imports, has
+    changed."""
     path = _path(place)
-    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]
-    name = f"fl_sim_outside_{digest}"  # a name that no other module has
+    digest = hashlib.sha256(f"{path} {source_digest(path)}".encode()).hexdigest()[:16]
+    name = f"{OUTSIDE}{digest}"  # a name that no other module has
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    _forget_changed(path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_SourceLoader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -205,7 +215,58 @@ def _file_module(place: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _remember(path)
     return module
+
+
+class _SourceLoader(SourceFileLoader):
+    """Loads a file without Python's bytecode cache, which takes a file of the same second and size for the same."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _imported_module(place: str) -> ModuleType:
+    """The module of a dotted name, imported again if it, or a local file that it imports, has changed since."""
+    file = getattr(sys.modules.get(place), "__file__", None) or ""
+    if file.endswith(".py"):
+        _forget_changed(Path(file))
+    module = importlib.import_module(place)
+    if (file := module.__file__ or "").endswith(".py"):
+        _remember(Path(file))
+    return module
+
+
+def _forget_changed(path: Path) -> None:
+    """Remove the modules of a file and of the local files that it imports from `sys.modules` if one has changed since it was loaded."""
+    if _LATEST.get(path) == source_digest(path):
+        return
+    modules = _modules_of(path)
+    if any(_CONTENTS.get(name, digest) != digest for name, digest in modules.items()):
+        importlib.invalidate_caches()
+        for name in modules:
+            del sys.modules[name]
+            _CONTENTS.pop(name, None)
+
+
+def _remember(path: Path) -> None:
+    """Note the content of the local files that Python has loaded for a file."""
+    if _LATEST.get(path) != (digest := source_digest(path)):
+        _LATEST[path] = digest
+        _CONTENTS.update({name: content for name, content in _modules_of(path).items() if name not in _CONTENTS})
+
+
+def _modules_of(path: Path) -> dict[str, str]:
+    """The loaded modules of a file and of the local files that it imports, each with the SHA-256 of its file. Without those that
+    `_file_module` names by their content."""
+    contents = {os.path.realpath(file): hashlib.sha256(content).hexdigest() for file, content in local_sources(path).items()}
+    names = {os.path.basename(file) for file in contents}
+    modules: dict[str, str] = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if os.path.basename(file) in names and not name.startswith(OUTSIDE) and (real := os.path.realpath(file)) in contents:
+            modules[name] = contents[real]
+    return modules
 
 
 def _where(error: BaseException, place: str) -> str:
@@ -222,15 +283,3 @@ def _source(thing: object, place: str) -> Path:
         return Path(inspect.getsourcefile(module) or "")
     except TypeError:
         raise OutsideError(f"{place} has no source file") from None
-
-
-def _object_digest(thing: object) -> str:
-    """Twelve hex digits of an object's source, of its attributes if it is an instance, and of the variables that a function closes over."""
-    subject = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
-    try:
-        source = inspect.getsource(subject)
-    except (OSError, TypeError):
-        source = repr(thing)  # with its address: another run each time, rather than the records of a different object
-    state = "" if subject is thing else repr(vars(thing) if hasattr(thing, "__dict__") else thing)
-    closure = repr([cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()])
-    return hashlib.sha256("\n".join([source, state, closure]).encode()).hexdigest()[:12]

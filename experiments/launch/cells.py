@@ -60,5 +60,15 @@ def checked_cells(sweep: Sweep, common: Mapping[str, Any], console: Console) -> 
     configs = tuple(checked([{**common, **flat} for flat in flats], console))
     cells = Cells(sweep, {**common, "output-dir": str(Path(configs[0].output_dir) / sweep.name)}, flats, configs)
     if len(set(cells.folders)) < len(flats):
-        raise ConfigError([f"{sweep.name}: two cells are the same run; an axis repeats a value or its key cannot change a result"])
+        raise ConfigError([f"{sweep.name}: {_twice(cells)}"])
     return cells
+
+
+def _twice(cells: Cells) -> str:
+    """Why two cells are one run."""
+    first: dict[Path, int] = {}
+    for number, folder in enumerate(cells.folders):
+        one, other = (cells.flats[place].get("data.root") for place in (first.setdefault(folder, number), number))
+        if one != other:
+            return f"two cells are the same run: data.root = {one!r} and {other!r} hold the same data"
+    return "two cells are the same run; an axis repeats a value or its key cannot change a result"

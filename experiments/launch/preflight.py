@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.launch.name_checks import name_problems
+from experiments.records.identity import same_keys_other_data
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
@@ -67,9 +68,9 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
         raise ConfigError(list(problems))
 
 
-def notes(configs: Sequence[Config]) -> list[str]:
-    """Warnings about valid configurations that may not do what the user expects, one sentence each."""
-    sentences = dict[str, None]()
+def notes(configs: Sequence[Config], folders: Sequence[Path]) -> list[str]:
+    """Warnings about valid configurations that may not do what the user expects, one sentence each. folders: of their runs."""
+    sentences = dict.fromkeys(same_keys_other_data(folders, configs))
     for config in configs:
         data = load_federation(config.model_copy(update={"device": "cpu"})).dataset.notes
         sentences |= dict.fromkeys([*data, *strategy_notes(config)])

@@ -83,17 +83,17 @@ class _Cells:
 
     def _run(self, cell: Config) -> str:
         """Run a cell. Returns why it failed, empty if it did not."""
-        folder = run_folder(self.output_dir, cell)
-        played_rounds, failure = 0, ""
-        if not is_complete(folder):
-            try:
+        played_rounds, failure, folder = 0, "", Path(cell.name)
+        try:
+            folder = run_folder(self.output_dir, cell)
+            if not is_complete(folder):
                 self._execute(cell, self._progress.of_run(folder.name))
                 played_rounds = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
-            except Exception as error:
-                if self._total == 1 or isinstance(error, CannotWriteError):  # the other cells could not write either
-                    raise
-                traceback.print_exc()
-                failure = f"{folder.name}: {type(error).__name__}: {error}"
+        except Exception as error:
+            if self._total == 1 or isinstance(error, CannotWriteError):  # the other cells could not write either
+                raise
+            traceback.print_exc()
+            failure = f"{folder.name}: {type(error).__name__}: {error}"
         self._progress.finish(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
         return failure
 

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.records.identity import run_hash
 from experiments.records.reading import DamagedError, read_lines, read_meta
 from experiments.records.reading import read_rounds as read_rounds
 from experiments.records.reading import read_summary as read_summary
 from experiments.records.trackers import Trackers
 from fl_sim.atomic_files import remove_parts, save_tensors, write_whole, writing
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import config_hash, to_flat, to_json
+from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.data.federation import load_federation
 from fl_sim.device import device_of
 
 GIT_LIMIT = 10.0  # seconds in which git must answer
@@ -33,7 +35,7 @@ PACKAGES = ("flwr", "torch", "torchvision", "numpy", "ray")
 
 def run_folder(output_dir: Path, config: Config) -> Path:
     """`DIR/<name>-<hash>`."""
-    return output_dir / f"{config.name}-{config_hash(config)}"
+    return output_dir / f"{config.name}-{run_hash(config)}"
 
 
 def is_complete(folder: Path) -> bool:
@@ -113,9 +115,9 @@ class RunRecords:
         self._trackers.close({})
 
     def _write_meta(self, config: Config, **more: str) -> None:
-        """Write `meta.json`: versions, device and commit of the last session, start and end of the run, and every session."""
+        """Write `meta.json`: versions, device and commit of the last session, the data, start and end of the run, and every session."""
         last = {key: value for key, value in self._sessions[-1].items() if key in ("versions", "device", "git_commit")}
-        meta = {**last, "started": self._sessions[0]["started"], **more, "sessions": self._sessions}
+        meta = {**last, "data": _data(config), "started": self._sessions[0]["started"], **more, "sessions": self._sessions}
         write_whole(self.folder / "meta.json", _pretty(meta))
 
 
@@ -138,6 +140,19 @@ def _session(config: Config, resume: ResumePoint) -> dict[str, Any]:
         "started": _now(),
         "resumed_from": resume.checkpoint,
         "damaged": list(resume.damaged),
+    }
+
+
+def _data(config: Config) -> dict[str, Any]:
+    """The record of the data that a run is made from."""
+    dataset = load_federation(config).dataset
+    return {
+        "fingerprint": dataset.fingerprint,
+        "train": len(dataset.train.labels),
+        "test": len(dataset.test.labels),
+        "classes": dataset.num_classes,
+        "shape": list(dataset.image_shape),
+        "notes": list(dataset.notes),
     }
 
 

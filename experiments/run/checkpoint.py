@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from experiments.records.identity import identity
 from experiments.run.history import TRACKS
 from experiments.run.track import Position
 from fl_sim.atomic_files import load_tensors, save_tensors, writing
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, hashed_keys
+from fl_sim.config.resolve import ConfigError
 from fl_sim.wire.object_state import State, restore_state, save_state
 
 RECORD = "fl-sim"  # the metadata entry that holds the JSON
@@ -48,7 +49,7 @@ def write_checkpoint(folder: Path, config: Config, checkpoint: Checkpoint, buffe
     tensors |= {f"run.{name}": tensor for name, tensor in run.tensors.items()}
     tensors |= {f"rollback.{name}": tensor for name, tensor in rollback.tensors.items()}
     states = {"run": run.json, "strategy": position.strategy.json if position.strategy else None, "rollback": rollback.json}
-    record = json.dumps({"config": hashed_keys(config), "states": states}, allow_nan=False)
+    record = json.dumps({"config": identity(config), "states": states}, allow_nan=False)
     path = folder / f"{position.track}-{position.round:06d}.safetensors"
     with writing(path):
         folder.mkdir(exist_ok=True)
@@ -75,7 +76,7 @@ def latest_checkpoint(folder: Path, config: Config) -> LatestCheckpoint:
             continue
         except OSError as error:  # it need not be damaged: another user's file, or a disk that is not mounted
             raise ConfigError([f"{path} cannot be read ({error.strerror or error}); nothing was changed"]) from error
-        if problems := _differences(path, record["config"], hashed_keys(config)):
+        if problems := _differences(path, record["config"], identity(config)):
             raise ConfigError(problems)
         checkpoint = _checkpoint(record["states"], tensors)
         has_model = checkpoint.position.track == "attacked" or (folder / "final.safetensors").is_file()

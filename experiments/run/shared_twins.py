@@ -8,11 +8,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.records.identity import run_hash
 from experiments.run.history import Line, TrackHistory
 from experiments.run.phases import accumulate_rounds
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import config_hash, resolve
+from fl_sim.config.resolve import resolve
 
 DATA = ("data", "set_size")  # keys of the attack that matter to a twin: the coalition's own set is taken from the clients' data
 SAMPLING = ("name", "poison_ratio", "malicious_fraction")  # and these, if not all clients are sampled in every round
@@ -34,10 +35,10 @@ def store_twin(folder: Path, config: Config, attacked: TrackHistory, lines: Sequ
 
 
 def twin_key(config: Config, attacked: TrackHistory) -> str:
-    """A file name for what a twin depends on within one command: the configuration without the attack, the number of rounds, and the round
-    of comparison."""
+    """A file name for what a twin depends on within one command: the configuration without the attack, the data, the number of
+    rounds, and the round of comparison."""
     all_sampled = config.clients_per_round == config.data.num_clients
     names = DATA + (() if all_sampled else SAMPLING)
     attack = resolve({}).attack.model_copy(update={name: getattr(config.attack, name) for name in names})
     clean = config.model_copy(update={"attack": attack, "twin": False, "control": False})
-    return "-".join(map(str, [config_hash(clean), accumulate_rounds(config), attacked.rounds, *attacked.fired[:1]])) + ".jsonl"
+    return "-".join(map(str, [run_hash(clean), accumulate_rounds(config), attacked.rounds, *attacked.fired[:1]])) + ".jsonl"

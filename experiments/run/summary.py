@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.records.identity import run_hash
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import config_hash
 
 
 class Part(BaseModel):
@@ -169,7 +169,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         ),
         rounds=attacked.rounds,
         seconds=_seconds(tracks),
-        config_hash=config_hash(config),
+        config_hash=run_hash(config),
     )
 
 

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from clients.client_app import answer
 from experiments.records.folder import is_complete
+from experiments.records.identity import run_hash
 from experiments.run.evaluator import Evaluator
 from experiments.run.phases import expected_rounds
 from experiments.run.track import RunInputs
 from experiments.sweep.spec import Cell
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import config_hash
 from fl_sim.data.federation import load_federation
 from fl_sim.grid.grid import ClientGrid, play_round
 from fl_sim.grid.transports import InlineTransport, claim_identity
@@ -50,7 +50,7 @@ def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequen
             least = TICK if config.grid.transport == "flower" else 0.0
             estimate = rounds * max(factor * round_times[key], least)
             left += estimate
-        table.add_row(*cell.labels.values(), config_hash(config), str(rounds), "complete" if done else f"{estimate:.0f}")
+        table.add_row(*cell.labels.values(), run_hash(config), str(rounds), "complete" if done else f"{estimate:.0f}")
     todo = sum(not is_complete(folder) for folder in folders)
     together = START_UP[configs[0].grid.transport] + left / workers if todo else 0.0
     table.caption = f"{len(cells)} cells, {todo} to run: about {together / 60:.0f} min with {workers} workers (an estimate)"

@@ -169,7 +169,9 @@ class Attack(Section):
 
 class Schedule(Section):
     burn_in_epochs: CountOrZero = Field(20, description="epochs of clean central training before round 1")
-    burn_in_batch_size: Count = Field(100, description="batch of the burn-in")
+    burn_in_batch_size: Count = Field(
+        100, description="batch of the burn-in (a last batch of one example joins the one before, where a batch norm needs two)"
+    )
     burn_in_learning_rate: Positive = Field(0.03, description="learning rate of the burn-in")
     burn_in_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="momentum of the burn-in")
     burn_in_weight_decay: float = Field(0.0, ge=0.0, description="weight decay of the burn-in")

@@ -25,8 +25,6 @@ from fl_sim.registry import REGISTRIES, registry
 
 Scalar = bool | int | float | str
 
-FIXED_CONTENT = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn")  # public data sets: the same in every folder
-
 # Keys that cannot change a result are not part of a run's hash (docs/design.md, section 7.2).
 NOT_HASHED = (
     "name",
@@ -109,7 +107,7 @@ def resolve(flat: Mapping[str, Any]) -> Config:
     lookups = {key: value for key, value in values.items() if key in REGISTRIES and key not in bad and value != defaults[key]}
     problems += filter(None, (registry(key).problem(name) for key, value in lookups.items() for name in names_in(key, value)))
     try:
-        _start_digest(config)
+        start_digest(config)
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -181,22 +179,24 @@ def _sentence(key: str, detail: dict[str, Any]) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """The first 12 hex digits of SHA-256 over every key that can change a result.
-
-    `data.root` counts except for public data sets. For a thing from outside the repository the content of its file counts too; for
-    `model.start` the content counts instead of the path. Raises ConfigError if that file cannot be read.
+    """The first 12 hex digits of SHA-256 over `hashed_keys`. A run's hash covers the content of its data set too
+    (`experiments.records.identity.run_hash`). Raises ConfigError if the file `model.start` cannot be read.
     """
     return hashlib.sha256(to_json(hashed_keys(config)).encode()).hexdigest()[:12]
 
 
 def hashed_keys(config: Config) -> dict[str, Scalar]:
-    """The keys that can change a result, with values as JSON has them (infinity as the text "inf")."""
+    """The keys that can change a result, with values as JSON has them (infinity as the text "inf").
+
+    For a thing from outside the repository the content of its code counts too, for `model.start` the content instead of the path.
+    `data.root` is not among them: what matters is the content of the data set, not its place.
+    """
     flat = to_flat(config)
     lookups = [key for key in REGISTRIES if flat[key] != default_flat()[key] and not key.startswith(NOT_HASHED)]
     sources = {f"{key} (source)": digest for key in lookups if (digest := registry(key).content(str(flat[key])))}
     if config.model.start:
-        flat["model.start"] = _start_digest(config)  # the same file may be in another folder
-    omit = NOT_HASHED + (("data.root",) if config.data.name in FIXED_CONTENT else ())
+        flat["model.start"] = start_digest(config)  # the same file may be in another folder
+    omit = (*NOT_HASHED, "data.root")
     return json.loads(to_json({key: value for key, value in (flat | sources).items() if not key.startswith(omit)}))
 
 
@@ -205,20 +205,23 @@ def names_in(key: str, value: str) -> list[str]:
     return [name.strip() for name in value.split(",")] if key == "tracking" else [value]
 
 
-def _start_digest(config: Config) -> str:
+def start_digest(config: Config) -> str:
     """Sixteen hex digits of the content of the file `model.start`, empty without one. Raises ConfigError if it cannot be read."""
     place = config.model.start
     try:
         path = Path(place).expanduser().absolute()
-        return _content_digest(path, path.stat().st_mtime_ns) if place else ""
+        if not place:
+            return ""
+        stat = path.stat()
+        return _content_digest(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
     except (OSError, RuntimeError) as error:  # RuntimeError: ~user of a user who does not exist
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError([f"expected model.start to be a file with a state_dict, got {place!r} ({reason})"]) from None
 
 
 @lru_cache(maxsize=64)
-def _content_digest(path: Path, mtime_ns: int) -> str:
-    """A process-wide cache, because the hash of a run is computed many times. The time is part of its key."""
+def _content_digest(path: Path, stat: tuple[int, ...]) -> str:
+    """A process-wide cache, because the hash of a run is computed many times. Size, times and inode of the file are part of its key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.atomic_files import writing
+from fl_sim.data.images.folder import absent_parts, image_folder_origin, read_image_folder
 from fl_sim.data.outside import DataError, absent_on_disk, files_below, read_hugging_face, read_outside
 from fl_sim.data.readers import (
     Decoded,
@@ -27,19 +28,16 @@ from fl_sim.data.readers import (
     Progress,
     Request,
     Source,
-    absent_parts,
     files_source,
     idx_source,
-    image_folder_origin,
     read_digits,
-    read_image_folder,
     read_svhn,
     torchvision_reader,
 )
 from fl_sim.data.tables import absent_table, read_table, table_origin
 from fl_sim.registry import OutsideError, Registry
 
-FORMAT = 2  # of the cache; raise it when the readers or the files below change
+FORMAT = 3  # of the cache; raise it when the readers or the files below change
 
 DRAFT_LIFE = 3600.0  # seconds; an older unfinished cache is of a process that was killed
 
@@ -65,7 +63,8 @@ class Dataset:
     """Both parts of a data set.
 
     mean, std: per channel, of the training part's pixels (0 to 255); 0 and 1 for features. fingerprint: SHA-256, 64 hex digits, of both
-    parts' inputs and labels and the number of classes. notes: one sentence per kind of file that the reader ignored.
+    parts' inputs and labels and the number of classes. notes: one sentence per kind of file that the reader ignored, and for each
+    other thing that a user should know of the examples.
     """
 
     name: str
@@ -171,11 +170,26 @@ def load_dataset(
         if not download or not source.fetches:
             raise DataMissing(message)
         decoded = _read(name, source, Request(root, True, progress), arguments)
-    origin = source.origin(root)
-    label = name if name in DATASETS else "own"
-    folder = cache_dir / f"{label}-{_key(name, arguments, origin.files)}"
+    try:
+        origin = source.origin(root)
+        key = _key(name, arguments, origin.files)
+    except (OSError, ValueError) as error:  # a link to nowhere or to a folder above, a folder that cannot be read
+        raise _unreadable(name, root, error) from error
+    folder = cache_dir / f"{name if name in DATASETS else 'own'}-{key}"
     dataset = _open(folder, name) or _build(folder, name, decoded or _read(name, source, Request(root, False, progress), arguments))
-    return replace(dataset, notes=origin.notes)
+    return replace(dataset, notes=tuple(map(_printable, (*origin.notes, *dataset.notes))))
+
+
+def _unreadable(name: str, root: Path, error: Exception) -> DataMissing:
+    reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error).strip()
+    return DataMissing(
+        _printable(f"data.name = {name!r}: could not be read from data.root = {str(root)!r}: {reason or type(error).__name__}")
+    )
+
+
+def _printable(text: str) -> str:
+    """A text without halves of characters, which names of files may hold and no terminal takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _own_source(name: str, cache_dir: Path) -> Source:
@@ -204,8 +218,7 @@ def _read(name: str, source: Source, request: Request, options: Mapping[str, Any
     except DataError as error:
         raise DataError(f"data.name = {name!r}: {error}") from error
     except Exception as error:  # torchvision, scipy and Pillow raise anything for a file that is damaged
-        reason = str(error).strip() or type(error).__name__
-        raise DataMissing(f"data.name = {name!r}: could not be read from {root}: {reason}") from error
+        raise _unreadable(name, request.root, error) from error
     for part, (inputs, labels) in (("train", decoded.train), ("test", decoded.test)):
         if problem := _part_problem(inputs, labels, decoded.num_classes):
             raise DataMissing(f"data.name = {name!r}: what {root} holds is damaged: {problem} in the {part} part")
@@ -270,7 +283,13 @@ def _build(folder: Path, name: str, decoded: Decoded) -> Dataset:
         for kind, array in zip(Examples._fields, examples, strict=True)
     }
     mean, std = _channel_statistics(decoded.train[0])
-    about = {"num_classes": decoded.num_classes, "mean": mean, "std": std, "fingerprint": _fingerprint(arrays, decoded.num_classes)}
+    about: dict[str, Any] = {
+        "num_classes": decoded.num_classes,
+        "mean": mean,
+        "std": std,
+        "fingerprint": _fingerprint(arrays, decoded.num_classes),
+    }
+    about["notes"] = decoded.notes
     for old in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
         if time.time() - old.stat().st_mtime > DRAFT_LIFE:
             shutil.rmtree(old, ignore_errors=True)
@@ -307,7 +326,9 @@ def _open(folder: Path, name: str) -> Dataset | None:
     try:
         about = json.loads((folder / "about.json").read_text())
         train, test = (Examples(*(_map(folder / f"{part}-{kind}.npy") for kind in Examples._fields)) for part in ("train", "test"))
-        dataset = Dataset(name, train, test, about["num_classes"], tuple(about["mean"]), tuple(about["std"]), about["fingerprint"])
+        dataset = Dataset(
+            name, train, test, about["num_classes"], tuple(about["mean"]), tuple(about["std"]), about["fingerprint"], tuple(about["notes"])
+        )
         sound = (
             dataset.image_shape[0] == len(dataset.mean)
             and (train.inputs.shape[1:], train.inputs.dtype) == (test.inputs.shape[1:], test.inputs.dtype)

@@ -94,9 +94,7 @@ def load_federation(config: Config) -> Federation:
     Raises ValueError (DataError for things from outside) and OSError (DataMissing, CannotWriteError) if the data cannot be used.
     """
     source, device = _source(config), device_of(config)
-    if source not in _LOADED:
-        _LOADED[source] = source.load()
-    federation = _federation(source, _LOADED[source].fingerprint, split_plan(config), str(device))
+    federation = _federation(source, data_fingerprint(config), split_plan(config), str(device))
     channels, height, width = federation.dataset.image_shape
     if config.schedule.burn_in_augmentation != "none" and channels == height == 1:
         raise ValueError(
@@ -104,6 +102,14 @@ def load_federation(config: Config) -> Federation:
             f"images, got {config.schedule.burn_in_augmentation!r}"
         )
     return federation
+
+
+def data_fingerprint(config: Config) -> str:
+    """The fingerprint of a configuration's data set, as this process has read it. Raises what `load_federation` does for the data."""
+    source = _source(config)
+    if source not in _LOADED:
+        _LOADED[source] = source.load()
+    return _LOADED[source].fingerprint
 
 
 def read_federation(config: Config, progress: Progress) -> Federation:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, eight_bits
+from fl_sim.data.images.pixels import eight_bits, with_alpha
+from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, require_memory
 from fl_sim.rng.streams import seeded_global_generators
 
 MOST_CLASSES = 2**16  # a larger label is taken for a mistake
@@ -84,6 +85,7 @@ def decode_parts(train: Any, test: Any, progress: Progress, thing: Any = None) -
             if (array.dtype, array.shape) != (like.dtype, like.shape):
                 raise DataError(f"{where}: expected {_form(like)} as the first example of the training part has, got {_form(array)}")
             if inputs is None:
+                require_memory(size, array.shape, array.dtype, f"the {part} part")
                 inputs = np.empty((size, *array.shape), array.dtype)
             inputs[row] = array
             progress(before + row + 1, sum(sizes))
@@ -144,7 +146,7 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     """A Pillow image as (1, H, W) if it is grey, else in RGB as (3, H, W)."""
     try:
         eight_bit = eight_bits(image)
-        array = np.asarray(eight_bit if eight_bit.mode in ("L", "RGB") else eight_bit.convert("RGB"))
+        array = np.asarray(eight_bit if eight_bit.mode in ("L", "RGB") else with_alpha(eight_bit).convert("RGB"))
     except Exception as error:  # Pillow reads files late, and may raise anything for a damaged one
         raise DataError(f"{getattr(image, 'filename', '')}: {error}".removeprefix(": ")) from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

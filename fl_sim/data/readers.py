@@ -1,10 +1,9 @@
-"""Built-in readers of images: from the files under `data.root` to arrays. torchvision, scikit-learn and Pillow are imported inside the
-readers: that takes seconds, and is not needed once a data set is in the cache."""
+"""What a reader takes and returns; and the readers of data sets that scikit-learn and torchvision know: from the files under `data.root` to
+arrays. Both are imported inside the readers: that takes seconds, and is not needed once a data set is in the cache."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -29,11 +28,12 @@ class Request(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Both parts as arrays, and the number of classes."""
+    """Both parts as arrays, the number of classes, and one sentence for each thing that a user should know of the examples."""
 
     train: Part
     test: Part
     num_classes: int
+    notes: tuple[str, ...] = ()
 
 
 class Origin(NamedTuple):
@@ -106,131 +106,13 @@ def read_svhn(request: Request) -> Decoded:
     return Decoded((train.data, train.labels), (test.data, test.labels), 10)
 
 
-# The types of files that torchvision's ImageFolder reads.
-IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+def require_memory(count: int, shape: tuple[int, ...], kind: Any, whose: str) -> None:
+    """Raises ValueError unless `count` examples of a shape and type fit into the memory that is free."""
+    import psutil
 
-
-class ImageList(NamedTuple):
-    """One part of an image folder: the sorted names of the classes; each image with the number of its class; and what is ignored."""
-
-    classes: list[str]
-    images: list[tuple[Path, int]]
-    hidden: list[Path]
-    other: list[Path]  # of another type
-    outside: list[Path]  # in no class folder
-
-
-def list_images(folder: Path) -> ImageList:
-    """The images of FOLDER/CLASS/** in the order of torchvision's ImageFolder, which reads class folders recursively and follows links.
-
-    Where we differ: files and folders whose name starts with a dot are left out (`.ipynb_checkpoints` would be a class).
-    """
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    hidden, visible = _by_visibility(entries)
-    outside = [entry for entry in visible if not entry.is_dir()]
-    classes = sorted(entry.name for entry in visible if entry.is_dir())
-    images, other = list[tuple[Path, int]](), list[Path]()
-    for number, name in enumerate(classes):
-        for root, files in _walk(folder / name, hidden):
-            hidden_files, visible_files = _by_visibility(root / file for file in files)
-            hidden += hidden_files
-            images += [(path, number) for path in visible_files if path.suffix.lower() in IMAGE_TYPES]
-            other += [path for path in visible_files if path.suffix.lower() not in IMAGE_TYPES]
-    return ImageList(classes, images, hidden, other, outside)
-
-
-def _walk(folder: Path, hidden: list[Path]) -> list[tuple[Path, list[str]]]:
-    """A folder and all visible ones below it, each with the names of its files, sorted as torchvision does. Adds hidden folders to
-    `hidden`."""
-    folders: list[tuple[str, list[str]]] = []
-    for root, below, files in os.walk(folder, followlinks=True):
-        hidden += [Path(root) / name for name in sorted(below) if name.startswith(".")]
-        below[:] = [name for name in below if not name.startswith(".")]
-        folders.append((root, sorted(files)))
-    return [(Path(root), files) for root, files in sorted(folders)]
-
-
-def _by_visibility(paths: Any) -> tuple[list[Path], list[Path]]:
-    """The hidden paths, and the others."""
-    split: tuple[list[Path], list[Path]] = [], []
-    for path in paths:
-        split[not path.name.startswith(".")].append(path)
-    return split
-
-
-def absent_parts(root: Path) -> str:
-    """The first part that an image folder lacks; empty if none."""
-    return next((part for part in ("train", "test") if not (root / part).exists()), "")
-
-
-def image_folder_origin(root: Path) -> Origin:
-    """Every image of both parts, and notes on the files beside them that are not read."""
-    parts = [list_images(root / part) for part in ("train", "test")]
-    hidden, other, outside = ([path for part in parts for path in getattr(part, kind)] for kind in ("hidden", "other", "outside"))
-    notes: list[str] = []
-    if hidden:
-        names = ", ".join(str(path.relative_to(root)) for path in hidden[:3])
-        notes.append(f"{root}: left out {len(hidden)} hidden files or folders ({names}{', …' if hidden[3:] else ''})")
-    if other:
-        counts = Counter(path.suffix.lower() or "without an ending" for path in other)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-        notes.append(f"{root}: left out {len(other)} files of other types ({kinds}); read are {', '.join(IMAGE_TYPES)}")
-    if outside:
-        notes.append(f"{root}: left out {len(outside)} files that lie in no class folder ({outside[0].relative_to(root)})")
-    return Origin([path for part in parts for path, _ in part.images], tuple(notes))
-
-
-def read_image_folder(request: Request) -> Decoded:
-    """ROOT/train/CLASS/** and ROOT/test/CLASS/**, decoded to RGB of 8 bits; classes are numbered in the order of their names.
-
-    Raises ValueError, with the path, for parts with different classes, a class without an image, images of several sizes and an image
-    that cannot be decoded.
-    """
-    train, test = (list_images(request.root / part) for part in ("train", "test"))
-    if train.classes != test.classes:
-        raise ValueError(f"{request.root}: expected the same classes in train and test, got {train.classes} and {test.classes}")
-    if not train.classes:
-        raise ValueError(f"{request.root}: expected a folder for each class in train and test, got none")
-    for part, content in (("train", train), ("test", test)):
-        if empty := set(range(len(content.classes))) - {number for _, number in content.images}:
-            folder = request.root / part / content.classes[min(empty)]
-            raise ValueError(f"{folder}: expected images ({', '.join(IMAGE_TYPES)}), got none")
-    total, done, like = len(train.images) + len(test.images), 0, train.images[0][0]
-    shape, parts = _rgb(like).shape, list[Part]()
-    for content in (train, test):
-        pixels = np.empty((len(content.images), *shape), np.uint8)
-        for row, (path, _) in enumerate(content.images):
-            image = _rgb(path)
-            if image.shape != shape:
-                sizes = [f"{width}x{height}" for _, height, width in (shape, image.shape)]
-                raise ValueError(f"{path}: expected images of one size, {sizes[0]} like {like}, got {sizes[1]}")
-            pixels[row] = image
-            done += 1
-            request.progress(done, total)
-        parts.append((pixels, np.array([number for _, number in content.images], np.int64)))
-    return Decoded(parts[0], parts[1], len(train.classes))
-
-
-def _rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as (3, H, W). Raises ValueError, with the path, if it cannot be decoded."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(eight_bits(image).convert("RGB")).transpose(2, 0, 1)
-    except Exception as error:  # Pillow raises anything for a damaged file
-        raise ValueError(f"{path}: {str(error).strip() or type(error).__name__}") from error
-
-
-def eight_bits(image: Any) -> Any:
-    """A Pillow image with 16 bits per pixel scaled to 8 (Pillow itself cuts at 255); any other as it is.
-
-    Raises ValueError for pixels of 32 bits, whose white level is not defined.
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        from PIL import Image
-
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"expected pixels of 8 or 16 bits, got 32 (mode {image.mode!r})")
-    return image
+    need, free = count * math.prod(shape) * np.dtype(kind).itemsize, psutil.virtual_memory().available
+    if need > free:
+        raise ValueError(
+            f"{whose}: expected a data set that fits into memory, {free / 1e9:.1f} GB are free, got {need / 1e9:.1f} GB "
+            f"({count} examples of {'x'.join(map(str, shape))})"
+        )

@@ -23,7 +23,7 @@ from fl_sim.data.federation import Federation
 from fl_sim.data.splits import Splits
 from fl_sim.device import device_of
 from fl_sim.model.architectures import MODELS, is_plain
-from fl_sim.model.module import new_module
+from fl_sim.model.module import batch_starts, new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
 from fl_sim.rng.streams import seeded_global_generators, stream
@@ -78,8 +78,7 @@ def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()
     """The hash of what the burnt-in model depends on: its keys (with the content of an outside model and of `model.start`), the data and
     its splits, the device and PyTorch. `more`: prefixes of further keys, for things computed from the burnt-in model.
     """
-    omit = ("data.root", "data.cache-dir", "data.download")
-    keys = {key: value for key, value in hashed_keys(config).items() if key.startswith(DEPENDS_ON + more) and not key.startswith(omit)}
+    keys = {key: value for key, value in hashed_keys(config).items() if key.startswith(DEPENDS_ON + more)}
     content = [federation.dataset.fingerprint, _splits_digest(federation.splits)]
     what = [to_json(keys), *content, str(device_of(config)), torch.__version__]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
@@ -96,26 +95,29 @@ def _train(config: Config, federation: Federation, progress: Callable[[int, int]
     module = new_module(config, federation)
     velocities = [torch.zeros_like(parameter) for parameter in trained_parameters(module).values()]
     examples = np.sort(np.concatenate(federation.splits.shares))
+    batches = batch_starts(len(examples), config.schedule.burn_in_batch_size, module, federation.dataset.image_shape)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for epoch in range(config.schedule.burn_in_epochs):
             order = stream(config.seed, "burn-in", epoch).permutation(examples)
             with nullcontext() if is_plain(module) else _dropout_stream(config.seed, epoch, federation.device):
-                _train_epoch(config, federation, module, velocities, order, epoch)
+                _train_epoch(config, federation, module, velocities, np.split(order, batches), epoch)
             progress(epoch + 1, config.schedule.burn_in_epochs)
     finally:
         torch.set_num_threads(threads)
     return flat_parameters(module), flat_buffers(module)
 
 
-def _train_epoch(config: Config, federation: Federation, module: nn.Module, velocities: list[Tensor], order: Indices, epoch: int) -> None:
-    """One epoch of SGD with momentum over the training examples of `order` (e,). Changes the module and the velocities."""
+def _train_epoch(
+    config: Config, federation: Federation, module: nn.Module, velocities: list[Tensor], batches: list[Indices], epoch: int
+) -> None:
+    """One epoch of SGD with momentum over batches of training examples. Changes the module and the velocities."""
     schedule, parameters = config.schedule, list(trained_parameters(module).values())
     draws = stream(config.seed, "burn-in-augmentation", epoch)
     augment = partial(cropped_and_flipped, generator=draws) if schedule.burn_in_augmentation == "crop-flip" else None
-    for start in range(0, len(order), schedule.burn_in_batch_size):
-        batch = federation.batch(federation.dataset.train, order[start : start + schedule.burn_in_batch_size], augment)
+    for indices in batches:
+        batch = federation.batch(federation.dataset.train, indices, augment)
         try:
             loss = F.cross_entropy(module(batch.inputs), batch.labels)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from fl_sim.model.architectures import MODELS, NORMS, Shape, build_model
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.outside import ModelError, build_outside
 from fl_sim.model.start import load_start
-from fl_sim.rng.streams import torch_stream
+from fl_sim.rng.streams import seeded_global_generators, torch_stream
 
 
 def new_module(config: Config, federation: Federation) -> nn.Module:
@@ -55,9 +57,40 @@ def model_problem(config: Config, federation: Federation) -> str:
     try:
         if name in MODELS and not config.model.start:
             with torch.device("meta"):
-                MODELS[name](shape, federation.dataset.num_classes, NORMS[config.model.norm])
+                module = MODELS[name](shape, federation.dataset.num_classes, NORMS[config.model.norm])
         else:
-            new_module(config, federation)
+            module = new_module(config, federation)
     except ValueError as error:
         return str(error)
-    return ""
+    return _single_problem(config, federation, module)
+
+
+def _single_problem(config: Config, federation: Federation, module: nn.Module) -> str:
+    """Why the burn-in would have to train a model on one example although it cannot; empty if it would not."""
+    size, examples = config.schedule.burn_in_batch_size, sum(map(len, federation.splits.shares))
+    if not config.schedule.burn_in_epochs or min(size, examples) > 1 or _takes_one(module, federation.dataset.image_shape):
+        return ""
+    what = f"model.name = {config.model.name!r} (model.norm = {config.model.norm!r}), whose layers cannot be trained on one example"
+    if size == 1:
+        return f"expected schedule.burn-in-batch-size >= 2 with {what}, got 1"
+    return f"expected at least 2 training examples with {what}, got {examples}"
+
+
+def batch_starts(examples: int, size: int, module: nn.Module, image_shape: Shape) -> list[int]:
+    """Where the second and every later batch of an epoch starts. A last batch of one example is joined to the one before if the module
+    cannot be trained on one example (a batch norm whose statistics would be of one number)."""
+    starts = list(range(size, examples, size))
+    if starts and examples - starts[-1] == 1 and size > 1 and not _takes_one(module, image_shape):
+        starts.pop()
+    return starts
+
+
+def _takes_one(module: nn.Module, image_shape: Shape) -> bool:
+    """Whether a module in train mode takes a batch of one example. The module itself is not changed."""
+    device = next(module.parameters()).device
+    try:
+        with torch.no_grad(), seeded_global_generators(0, "trial"):
+            copy.deepcopy(module).train()(torch.zeros(1, *image_shape, device=device))
+    except Exception:  # an outside model may raise anything
+        return False
+    return True

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from fl_sim.data.datasets import DataMissing, Dataset, load_dataset
-from fl_sim.data.readers import list_images
+from fl_sim.data.images.folder import list_images
 from tests.support.small_data import FEW, pictures, write_image_folder
 
 

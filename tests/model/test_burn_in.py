@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import Federation, load_federation
+from fl_sim.model.architectures import build_model
 from fl_sim.model.burn_in import burn_in, cache_key
 from fl_sim.model.flat_model import FlatModel
-from fl_sim.model.module import new_module
+from fl_sim.model.module import batch_starts, model_problem, new_module
 from fl_sim.model.outside import ModelError
 from fl_sim.registry import offer
 
@@ -103,3 +105,63 @@ def test_the_cache_depends_on_the_files_of_the_model_and_the_start(configure: Co
         config = configure(model__name=f"{net}:net", model__start=str(start))
         keys.add(cache_key(config, load_federation(config)))
     assert len(keys) == 3
+
+
+def batch_sizes(config: Config, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batches that a burn-in trains on."""
+    sizes: list[int] = []
+    federation = load_federation(config)
+    batch = federation.batch
+
+    def counted(part: Any, indices: Any, augment: Any = None) -> Any:
+        sizes.append(len(indices))
+        return batch(part, indices, augment)
+
+    monkeypatch.setattr(federation, "batch", counted)
+    burn_in(config, federation, lambda *_: None)
+    return sizes
+
+
+NORMED = """
+from torch import nn
+def net(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.{norm}, nn.ReLU(), nn.Linear(8, classes))
+"""
+
+
+@pytest.mark.parametrize(("norm", "sizes"), [("BatchNorm1d(8)", [41, 41, 42]), ("LayerNorm(8)", [41, 41, 41, 1])])
+def test_a_last_batch_of_one_joins_the_one_before_where_a_batch_norm_needs_it(
+    norm: str, sizes: list[int], configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 1,437 training images of digits without an own set of 1,313 are 124 = 3 x 41 + 1."""
+    (tmp_path / "net.py").write_text(NORMED.format(norm=norm))
+    config = configure(
+        model__name=f"{tmp_path / 'net.py'}:net",
+        attack__set_size=1313,
+        schedule__burn_in_batch_size=41,
+        schedule__burn_in_epochs=1,
+        data__cache_dir=str(tmp_path),
+    )
+    assert model_problem(config, load_federation(config)) == ""
+    assert batch_sizes(config, monkeypatch) == sizes
+
+
+def test_our_batch_norm_counts_pixels_too() -> None:
+    """ResNet-18 halves images three times: 8x8 pixels become one, 16x16 four."""
+    for shape, starts in (((1, 8, 8), [10]), ((1, 16, 16), [10, 20])):
+        module = build_model("resnet18", norm="batch", image_shape=shape, num_classes=10, generator=torch.Generator())
+        assert batch_starts(21, 10, module, shape) == starts
+        assert all(int(buffer.sum()) == 0 for name, buffer in module.named_buffers() if "num_batches" in name), "only a trial"
+    grouped = build_model("resnet18", norm="group", image_shape=(1, 8, 8), num_classes=10, generator=torch.Generator())
+    assert batch_starts(21, 10, grouped, (1, 8, 8)) == [10, 20]
+
+
+def test_batches_of_one_are_refused_before_the_start(configure: Configure) -> None:
+    config = configure(model__name="resnet18", model__norm="batch", schedule__burn_in_batch_size=1)
+    federation = load_federation(config)
+    message = r"expected schedule\.burn-in-batch-size >= 2 with model\.name = 'resnet18' \(model\.norm = 'batch'\), .*, got 1"
+    assert re.fullmatch(message, model_problem(config, federation))
+    for fine in (configure(schedule__burn_in_batch_size=1), configure(model__norm="batch", model__name="resnet18")):
+        assert model_problem(fine, federation) == ""
+    one = Federation(federation.dataset, replace(federation.splits, shares=(np.zeros(1, np.int64),)), federation.device, 1)
+    assert "at least 2 training examples" in model_problem(configure(model__name="resnet18", model__norm="batch"), one)

@@ -55,7 +55,8 @@ def write_svhn(root: Path) -> None:
 
 def write_image_folder(root: Path, size: tuple[int, int] = (6, 4)) -> None:
     for part, labels in (("train", FEW), ("test", np.array([0, 1, 3, 9]))):
-        for row, (image, label) in enumerate(zip(pictures(labels, *size, 3), labels, strict=True)):
+        images = pictures(labels, *size, 3)
+        for row, (image, label) in enumerate(zip(images if part == "train" else 255 - images, labels, strict=True)):
             (root / part / f"class-{label}").mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(root / part / f"class-{label}" / f"{row}.png")
 

@@ -1,0 +1,1 @@
+"""Image folders: which files are read, and how an image file becomes eight-bit pixels."""

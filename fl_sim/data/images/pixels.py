@@ -1,0 +1,103 @@
+"""From a Pillow image of any mode to pixels of eight bits. What cannot be shown in eight bits is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names; its EPS reader starts a program
+
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 258, 262, 339  # tags of EXIF and TIFF
+WHITE_IS_ZERO, SIGNED = 0, 2
+
+
+class Image(NamedTuple):
+    """An image file, decoded: pixels (3, H, W), and what a reader of the data should know of it.
+
+    transparent: some pixel is not opaque; frames: how many the file has (the first is read); turned: EXIF says that the camera was turned,
+    and the pixels are upright here; warning: Pillow's, empty if it had none.
+    """
+
+    pixels: NDArray[np.uint8]
+    transparent: bool
+    frames: int
+    turned: bool
+    warning: str
+
+
+def read_image(path: Path) -> Image:
+    """An image file in RGB. Raises ValueError, with the path, if it is no image that can be decoded to 8 bits."""
+    import PIL.Image
+
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("expected a file, got a pipe, a socket or a device")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(path, formats=FORMATS) as image:
+                decoded = _decoded(image)
+    except Exception as error:  # Pillow raises anything for a damaged file
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+        raise ValueError(f"{path}: {reason or type(error).__name__}") from error
+    return decoded._replace(warning=str(caught[0].message) if caught else "")
+
+
+def _decoded(image: Any) -> Image:
+    frames = getattr(image, "n_frames", 1)
+    image.load()  # it turns a TIFF, and then the tag is gone
+    turn = _turn(image)
+    straight = with_alpha(eight_bits(image))
+    transparent = straight.mode == "RGBA" and straight.getchannel("A").getextrema()[0] < 255
+    rgb = straight.convert("RGB")
+    return Image(np.asarray(rgb if turn is None else rgb.transpose(turn)).transpose(2, 0, 1), transparent, frames, turn is not None, "")
+
+
+def with_alpha(image: Any) -> Any:
+    """A Pillow image in RGBA if it has transparency in any form, else as it is. (From some forms Pillow cannot go to RGB, or warns.)"""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+    return image
+
+
+def _turn(image: Any) -> Any:
+    """How to transpose an image so that it is upright; None if it is. Source: EXIF 2.32, tag 274."""
+    from PIL.Image import Transpose
+
+    turns = (
+        *(Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE),
+        *(Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90),
+    )
+    return dict(enumerate(turns, start=2)).get(image.getexif().get(ORIENTATION, 1))
+
+
+def eight_bits(image: Any) -> Any:
+    """A Pillow image with 16 (or 12) bits per grey pixel scaled to 8, to the nearest level (Pillow itself cuts at 255); any other as it is.
+
+    Raises ValueError for pixels whose white level is not defined: those of 32 bits, and those with a sign.
+    """
+    if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == SIGNED:
+        raise ValueError("expected pixels without a sign, got a TIFF of signed ones")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        from PIL.Image import fromarray
+
+        top = 4095 if _tag(image, BITS) == 12 else 65535
+        levels = np.asarray(image).astype(np.int64)
+        if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow minds it with 8 bits only
+            levels = top - levels
+        return fromarray(((255 * levels + top // 2) // top).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected pixels of 8 or 16 bits, got 32, or signed ones (mode {image.mode!r})")
+    return image
+
+
+def _tag(image: Any, number: int) -> Any:
+    """The (first) value of a TIFF tag; None if the image is no TIFF or has no such tag."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
