@@ -203,6 +203,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False, latex: bool = False) -> None:
     """Write what a study's records give, and print its tables. Raises ConfigError without a complete run."""
     from experiments.report.outputs import study_tables, write_outputs
+    from experiments.sweep.inaction import inaction_notes
 
     runs, problems = complete_runs(folder, study)
     _say(problems, console)
@@ -212,6 +213,7 @@ def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False
         written = write_outputs(folder, study, runs, parquet=parquet, latex=latex)
     for table in study_tables(folder, study, runs):
         _out().print(table)
+    _say(inaction_notes(runs), console)
     kinds = {".csv": "records:", ".parquet": "records:", ".tex": "table:  ", ".png": "figure: ", ".html": "report: "}
     for path in written:
         print(f"{kinds[path.suffix]} {path}")
