@@ -13,7 +13,7 @@ from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
 from fl_sim.data.sampling import most_malicious
 from strategies.byzfl_rules import ByzflCombine
-from strategies.catalogue import instance_of, needs_of, no_probe, strategies
+from strategies.catalogue import instance_of, no_probe, strategies
 from strategies.dgc.guard import guard_problems
 from strategies.flower_host import makes_own_step
 from strategies.guarantees import guarantee_problem, tolerated
@@ -40,8 +40,6 @@ def strategy_problems(config: Config) -> list[str]:
     except Exception as error:
         return [f"cannot make {made}: {error}"]
     problems = _optimiser_problems(config, is_flowers=isinstance(instance, Strategy))
-    if needs_of(config).server_data and not settings.probe_size:
-        problems.append(f"expected strategy.probe-size > 0 with strategy.name = {settings.name!r}, which asks for server_data, got 0")
     if not problems and (text := _tried(config).problem):
         problems.append(f"{made} is no defence of {config.clients_per_round} clients a round: {text}")
     return problems

@@ -20,7 +20,7 @@ from torch import Tensor
 from fl_sim.config.keys import Config
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.rng.streams import seeded_global_generators
-from fl_sim.wire.arrays import array_record, from_record, to_record
+from fl_sim.wire.arrays import TensorArray, from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restore_state, save_state
 from strategies.server_sgd import ServerState, server_step
@@ -42,9 +42,10 @@ class FlowerHost(Strategy):
     With `strategy.optimiser = "server"` its aggregate is the combined update `(theta_t - aggregate) / client_lr` of server SGD, as that of
     a rule of ours; all weights are then float64, because float32 would lose the digits of small updates. With "own", and always if it is an
     optimiser itself (`makes_own_step`), its aggregate is the next model.
-    Four defects of Flower 1.41 are worked around. Strategies draw from global generators: these are seeded from the run's seed. Krum's and
+    Five defects of Flower 1.41 are worked around. Strategies draw from global generators: these are seeded from the run's seed. Krum's and
     Bulyan's distances lose small updates in float32: their weights are float64. FedMedian and others empty the replies that they get: each
-    reply is a copy. The DP wrappers divide by the norm of an update: a zero update is moved by 1e-12.
+    reply is a copy. The DP wrappers divide by the norm of an update: a zero update is moved by 1e-12. Bulyan
+    searches for garbage after every reply: not with our records.
 
     `skipped`: why the last round did not change the model; empty if it did.
 
@@ -188,9 +189,10 @@ class FlowerHost(Strategy):
     def _layers(self, theta: Tensor) -> ArrayRecord:
         """theta (d,) as named parameters; copies, because a strategy may write into them."""
         parts = theta.cpu().split([shape.numel() for shape in self._layout.values()])
-        return array_record(
-            {name: part.view(shape).numpy().copy() for (name, shape), part in zip(self._layout.items(), parts, strict=True)}
-        )
+        layers = _Layers()
+        for (name, shape), part in zip(self._layout.items(), parts, strict=True):
+            layers[name] = TensorArray(part.view(shape).numpy().copy())
+        return layers
 
     def _flat(self, arrays: ArrayRecord) -> Tensor:
         """Named parameters as one vector (d,) in float64. Raises RuntimeError if one is missing."""
@@ -227,6 +229,13 @@ def makes_own_step(strategy: Strategy) -> bool:
 def reads_weights(strategy: Strategy) -> bool:
     """Whether `num-examples` can change what a strategy aggregates. A strategy of a user may read them."""
     return type(core_of(strategy)) not in UNWEIGHTED
+
+
+class _Layers(ArrayRecord):
+    """Named parameters that may be emptied without a search for garbage, which Flower's Bulyan starts for every reply: 0.3 s each."""
+
+    def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[Any]:
+        return [array.numpy() for array in self.values()]
 
 
 class _Offer(Grid):
