@@ -19,9 +19,10 @@ from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
 from experiments.records.folder import is_complete, read_summary, run_folder
 from experiments.run.checkpoint import latest_checkpoint
+from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.sweep.spec import Cell, label, preset_path, read_sweep
-from experiments.sweep.study import Study, complete_runs, read_study, write_study
+from experiments.sweep.study import Study, complete_runs, read_run, read_study, write_study
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, parse_assignment, read_toml, resolve
@@ -106,6 +107,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.report.tables import run_table
 
     _out().print(run_table(read_summary(folder)))
+    _say(inaction_notes([read_run(folder, Cell({}, {}))]), console)
     print(f"records: {folder}")
     for figure in draw_figures(folder):
         print(f"figure:  {figure}")
@@ -203,7 +205,6 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False, latex: bool = False) -> None:
     """Write what a study's records give, and print its tables. Raises ConfigError without a complete run."""
     from experiments.report.outputs import study_tables, write_outputs
-    from experiments.sweep.inaction import inaction_notes
 
     runs, problems = complete_runs(folder, study)
     _say(problems, console)

@@ -34,7 +34,8 @@ def inaction_notes(runs: Sequence[Run]) -> list[str]:
             totals[strategy] = totals.get(strategy, 0) + 1
             for text in _inactions(run.summary):
                 counts[strategy, text] = counts.get((strategy, text), 0) + 1
-    return [f"{strategy}: {text} ({count} of {totals[strategy]} attacked runs)" for (strategy, text), count in counts.items()]
+    shares = {key: f" ({count} of {totals[key[0]]} attacked runs)" if len(runs) > 1 else "" for key, count in counts.items()}
+    return [f"{strategy}: {text}{shares[strategy, text]}" for strategy, text in counts]
 
 
 def _inactions(summary: Mapping[str, Any]) -> list[str]:
