@@ -36,6 +36,8 @@ def answer(order: Order) -> Reply:
     """The reply to an order: tree nodes or rows of its blocks, and the coalition's part. Tensors of both are on the CPU."""
     start = time.perf_counter()
     config = from_json(order.config)
+    if not order.weighted:
+        config = config.model_copy(update={"client": config.client.model_copy(update={"weight": "equal"})})
     order = order.on(device_of(config))
     if torch.get_num_threads() != config.client.threads:
         torch.set_num_threads(config.client.threads)

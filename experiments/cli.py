@@ -24,6 +24,7 @@ from experiments.launch.preflight import checked, notes
 from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import DamagedError, read_summary
 from experiments.run.checkpoint import latest_checkpoint
+from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.sweep.spec import Cell, label, preset_path, read_sweep
 from experiments.sweep.study import Study, complete_runs, read_run, read_study, write_study
@@ -126,7 +127,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.report.run_figures import draw_figures
     from experiments.report.tables import run_table
 
-    _print_table(run_table(read_run(folder).summary))
+    run = read_run(folder)
+    _print_table(run_table(run.summary))
+    _say(inaction_notes([run]), console)
     _print(f"records: {folder}")
     for figure in draw_figures(folder):
         _print(f"figure:  {figure}")
@@ -253,6 +256,7 @@ def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False
         written = write_outputs(folder, study, runs, parquet=parquet, latex=latex)
     for table in study_tables(folder, study, runs):
         _print_table(table)
+    _say(inaction_notes(runs), console)
     kinds = {".csv": "records:", ".parquet": "records:", ".tex": "table:  ", ".png": "figure: ", ".html": "report: "}
     for path in written:
         _print(f"{kinds[path.suffix]} {path}")

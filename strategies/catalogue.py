@@ -14,7 +14,7 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fl_sim.config.keys import Config
+from fl_sim.config.keys import Client, Config
 from fl_sim.config.options import parse_options
 from fl_sim.data.batches import Batch
 from fl_sim.data.federation import Federation
@@ -23,9 +23,9 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.registry import Registry
 from fl_sim.training.clipping import clip_of
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
-from strategies.dgc.guard import Guard, guard_problems
+from strategies.dgc.guard import Guard
 from strategies.dgc.thresholds import Calibration
-from strategies.flower_host import FlowerHost
+from strategies.flower_host import FlowerHost, reads_weights
 from strategies.own_rule import OPTIONAL, OwnCombine, optional_parameters
 from strategies.rule import RULES, Rule, stacked_mean
 from strategies.rule_strategy import RuleStrategy
@@ -34,53 +34,26 @@ FLOWER = (
     "FedAvg", "FedAvgM", "FedAdam", "FedAdagrad", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan",
     "DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping",
 )  # fmt: skip
-NOT_CALLED = {
-    "start": "the phases of an attack decide which round follows",
-    "configure_evaluate": "the server evaluates on its own test set",
-    "aggregate_evaluate": "the server evaluates on its own test set",
-}
-WIDE = frozenset({"Krum", "MultiKrum", "Bulyan"})  # their distances need float64
 
 
-def strategy_problems(config: Config) -> list[str]:
-    """What is wrong with `strategy.*`, one sentence per problem. Builds the strategy once."""
-    settings = config.strategy
-    if settings.name in strategies.table:
-        superfluous = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
-        return (superfluous if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
-    try:
-        _instance(config, _no_probe)
-    except Exception as error:
-        return [f"cannot make strategy.name = {settings.name!r} with strategy.options = {settings.options!r}: {error}"]
-    if needs_of(config).server_data and not settings.probe_size:
-        return [f"expected strategy.probe-size > 0 with strategy.name = {settings.name!r}, which asks for server_data, got 0"]
-    return []
-
-
-def strategy_notes(config: Config) -> list[str]:
-    """The methods that a user's Flower strategy overrides and that are never called, one sentence each."""
-    if not strategies.outside(config.strategy.name):
-        return []
-    instance = _instance(config, _no_probe)
-    own = [name for name in NOT_CALLED if isinstance(instance, Strategy) and not _is_flowers(getattr(type(instance), name))]
-    return [f"{config.strategy.name}: {name} is not called ({NOT_CALLED[name]})" for name in own]
+def reads_weights_of(config: Config) -> bool:
+    """Whether the weights of clients (`client.weight`) can change what a configuration's strategy combines."""
+    instance = instance_of(config, no_probe)
+    return reads_weights(instance) if isinstance(instance, Strategy) else instance.weighted
 
 
 def needs_of(config: Config) -> Needs:
     """What the strategy of a configuration requires."""
     if config.strategy.name == "dgc":
         return Needs(server_data=True, calibration=True)
-    instance = _instance(config, _no_probe)
-    if isinstance(instance, Strategy):
-        return FlowerHost.needs
-    optional = optional_parameters(instance.combine.function) if isinstance(instance.combine, OwnCombine) else ()
-    return Needs(server_data="server_data" in optional, client_ids="clients" in optional)
+    instance = instance_of(config, no_probe)
+    return FlowerHost.needs if isinstance(instance, Strategy) else instance.needs
 
 
 def public_combine(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     """The combination `(updates (n, d), weights (n,)) -> (d,)` of a configuration's rule, for a coalition that knows the rule: a new
     instance, without client ids and without the server's data."""
-    rule = _instance(config, _no_probe)
+    rule = instance_of(config, no_probe)
     assert isinstance(rule, Rule)
     return lambda updates, weights: stacked_mean(rule, updates, weights, torch.arange(len(updates)))
 
@@ -99,10 +72,9 @@ def build_strategy(
 
     Args: sample, the client ids of a round; calibration, of DGC's thresholds; calibrating, whether workers must report every update's norm.
     """
-    instance = _instance(config, federation.probe)
+    instance = instance_of(config, federation.probe, lambda theta: probe_update(config.client, model, federation, theta))
     if isinstance(instance, Strategy):
-        wide = type(getattr(instance, "strategy", instance)).__name__ in WIDE
-        return FlowerHost(instance, theta, config, model.layout, sample, wide=wide)
+        return FlowerHost(instance, theta, config, model.layout, sample)
     guard = None
     if calibration:
         server = config.server
@@ -110,8 +82,17 @@ def build_strategy(
     return RuleStrategy(instance, theta, config.server, sample, name=config.strategy.name, guard=guard, report_norms=calibrating)
 
 
-def _instance(config: Config, probe: Callable[[], Batch]) -> Rule | Strategy:
-    """A rule, or a Flower strategy with its options."""
+def probe_update(client: Client, model: FlatModel, federation: Federation, theta: Tensor) -> Tensor:
+    """The update (d,) of the server itself, trained as a client on its probe set: `client.local-steps` steps, each on all of it."""
+    theta = theta.to(federation.device)
+    update = torch.zeros_like(theta)
+    for _ in range(client.local_steps):
+        update = update + model.gradient(theta - client.learning_rate * update, *federation.probe())
+    return update
+
+
+def instance_of(config: Config, probe: Callable[[], Batch], own_update: Callable[[Tensor], Tensor] | None = None) -> Rule | Strategy:
+    """A rule, or a Flower strategy with its options. own_update: the server's own update (d,) at a model (d,), for rules that need it."""
     name, options = config.strategy.name, parse_options(config.strategy.options)
     if name in RULES:
         return RULES[name](config.strategy)
@@ -122,7 +103,7 @@ def _instance(config: Config, probe: Callable[[], Batch]) -> Rule | Strategy:
         return _from_outside(name, options, probe)
     package, rest = name.split(".", 1)
     if package == "byzfl":
-        return Rule(combine=byzfl_combine(rest, options, config.seed))
+        return Rule(combine=byzfl_combine(rest, options, config.seed, own_update or _no_update))
     if rest.startswith("DifferentialPrivacy"):
         inner = getattr(flower, str(options.get("strategy", "FedAvg")))()
         options = {"num_sampled_clients": config.clients_per_round, **options, "strategy": inner}
@@ -146,12 +127,12 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
     return Rule(combine=OwnCombine(name, thing, options, probe))
 
 
-def _no_probe() -> Batch:
+def no_probe() -> Batch:
     raise RuntimeError("the server's data is not available here")
 
 
-def _is_flowers(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("flwr.")
+def _no_update(theta: Tensor) -> Tensor:
+    raise RuntimeError("the server's data is not available here")
 
 
 def _family_problem(name: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from logging import WARNING
 from typing import Any, cast
 
+import flwr.serverapp.strategy as flower
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -19,11 +20,16 @@ from torch import Tensor
 from fl_sim.config.keys import Config
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.rng.streams import seeded_global_generators
-from fl_sim.wire.arrays import array_record, from_record, to_record
+from fl_sim.wire.arrays import TensorArray, from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restore_state, save_state
+from strategies.server_sgd import ServerState, server_step
 
 PATIENCE = 5  # how often a strategy may ask for the node ids in a round
+LEAST_MOVE = 1e-12  # added to one weight of a model that has not moved: its square is not 0, and float32 weights absorb it
+OPTIMISERS = (flower.FedAvgM, flower.FedAdam, flower.FedAdagrad, flower.FedYogi)  # their published step is a server optimiser's
+UNWEIGHTED = frozenset({flower.FedMedian, flower.FedTrimmedAvg, flower.Krum, flower.Bulyan})  # they do not read num-examples
+WIDE = (flower.MultiKrum, flower.Bulyan)  # Krum's distances need float64
 
 Layout = Mapping[str, torch.Size]  # a model's parameters by name, in the order of theta
 
@@ -33,35 +39,50 @@ class FlowerHost(Strategy):
 
     In each round the strategy can only sample the clients of `sample(round)`, so that the sample depends on our seed. It gets an ordinary
     reply per client: weights `theta_t - client_lr * g_i` and `num-examples`.
-    Four defects of Flower 1.41 are worked around. Strategies draw from global generators: these are seeded from the run's seed. Krum's and
-    Bulyan's distances lose small updates in float32: with `wide` the weights are float64. FedMedian and others empty the replies that they
-    get: each reply is a copy. The DP wrappers divide by the norm of an update: a zero update is moved by one unit in the last place.
+    With `strategy.optimiser = "server"` its aggregate is the combined update `(theta_t - aggregate) / client_lr` of server SGD, as that of
+    a rule of ours; all weights are then float64, because float32 would lose the digits of small updates. With "own", and always if it is an
+    optimiser itself (`makes_own_step`), its aggregate is the next model.
+    Five defects of Flower 1.41 are worked around. Strategies draw from global generators: these are seeded from the run's seed. Krum's and
+    Bulyan's distances lose small updates in float32: their weights are float64. FedMedian and others empty the replies that they get: each
+    reply is a copy. The DP wrappers divide by the norm of an update: a zero update is moved by 1e-12. Bulyan
+    searches for garbage after every reply: not with our records.
+
+    `skipped`: why the last round did not change the model; empty if it did.
 
     Args: inner, the strategy; theta (d,); layout, the shapes of the named parameters in theta.
     """
 
     needs = Needs(client_ids=True)
 
-    def __init__(
-        self, inner: Strategy, theta: Tensor, config: Config, layout: Layout, sample: Callable[[int], Sequence[int]], *, wide: bool = False
-    ) -> None:
-        self.inner, self.theta, self._layout, self.step_size = inner, theta, layout, config.client.learning_rate
-        self._name, self._sample, self._seed, self._wide = config.strategy.name, sample, config.seed, wide
+    def __init__(self, inner: Strategy, theta: Tensor, config: Config, layout: Layout, sample: Callable[[int], Sequence[int]]) -> None:
+        self.inner, self._layout, self._client_lr, self._server = inner, layout, config.client.learning_rate, config.server
+        self._name, self._sample, self._seed = config.strategy.name, sample, config.seed
+        self._own_step = config.strategy.optimiser == "own" or makes_own_step(inner)
+        self._wide = not self._own_step or isinstance(core_of(inner), WIDE)
+        self.step_size = self._client_lr if self._own_step else config.server.learning_rate
+        self.state = ServerState(theta, torch.zeros_like(theta))
+        self.skipped = ""
         self._messages: dict[int, Message] = {}
         self._sent_theta = theta
         self._unread: frozenset[str] = frozenset()
 
+    @property
+    def theta(self) -> Tensor:
+        """The global model (d,)."""
+        return self.state.theta
+
     def public_rule(self) -> PublicRule:
-        """The name alone: how a Flower strategy combines models is unknown."""
-        return PublicRule(self._name, combine=None, step_size=self.step_size)
+        """The name, the size of a step, and whether weights count: how a Flower strategy combines models is unknown."""
+        return PublicRule(self._name, combine=None, step_size=self.step_size, weighted=reads_weights(self.inner))
 
     def save(self) -> State:
-        """Everything that the next round depends on: the model, and the strategy's attributes. Raises UnsavableError."""
-        return save_state({"theta": self.theta, "inner": self.inner})
+        """Everything that the next round depends on: model, velocity, and the strategy's attributes. Raises UnsavableError."""
+        return save_state({**self.state._asdict(), "inner": self.inner})
 
     def load(self, state: State) -> None:
         """Restore a saved state, in this or in a new strategy of the same configuration."""
-        self.theta = restore_state(state, {"inner": self.inner})["theta"]
+        values = restore_state(state, {"inner": self.inner})
+        self.state = ServerState(values["theta"], values["velocity"])
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The strategy's messages, as one packed message for the `ClientGrid` with the flat model; the updates must be `stacked`."""
@@ -70,8 +91,9 @@ class FlowerHost(Strategy):
             messages = list(self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offer))
         self._messages = {message.metadata.dst_node_id: message for message in messages}
         if not messages:
+            self.skipped = f"{type(self.inner).__name__} asked no client"
             return []
-        self._sent_theta = self._flat(_only_arrays(messages[0].content))
+        self._sent_theta = self._flat(_only_arrays(messages[0].content)).float()
         self._check(messages)
         settings = ConfigRecord(
             {
@@ -87,9 +109,9 @@ class FlowerHost(Strategy):
         return [Message(RecordDict({"arrays": to_record({"theta": self._sent_theta}), "config": settings}), 1, "train")]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The next model, which the strategy makes from one reply per client.
+        """The next model, from what the strategy makes of one reply per client. If it makes nothing, the round is `skipped`.
 
-        Raises RuntimeError if it is not finite, because every update is.
+        Raises RuntimeError if the result is not finite, because every update is.
         """
         content = next(iter(replies)).content
         clients, rows = content.config_records["clients"], from_record(content.array_records["rows"])["rows"]
@@ -97,16 +119,37 @@ class FlowerHost(Strategy):
             self._reply(self._messages[client + 1], row, weight)
             for client, row, weight in zip(cast(list[int], clients["ids"]), rows, cast(list[float], clients["weights"]), strict=True)
         ]
-        before = self.theta
+        clipped = self._clipped(rows)  # now, because an adaptive wrapper changes its bound
         with self._flower_context("aggregate", server_round):
             arrays, metrics = self.inner.aggregate_train(server_round, ordinary)
-        if arrays is not None:
-            self.theta = self._flat(arrays)
+        self.skipped, length = "", 0.0
+        if arrays is None:
+            self.skipped = f"{type(self.inner).__name__} returned no model from {len(ordinary)} replies"
+        else:
+            length = self._step(self._flat(arrays))
         if not bool(torch.isfinite(self.theta).all()):
             raise RuntimeError(f"round {server_round}: {type(self.inner).__name__} made a model that is not finite from finite updates")
-        length = float(torch.linalg.vector_norm(before - self.theta)) / self.step_size
-        figures = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-        return to_record({"theta": self.theta}), MetricRecord({**figures, "combined_norm": length, "applied_norm": length})
+        figures: dict[str, Any] = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        figures |= {**clipped, "combined_norm": length, "applied_norm": length}
+        return to_record({"theta": self.theta}), MetricRecord(figures)
+
+    def _step(self, aggregate: Tensor) -> float:
+        """The server's step from a strategy's model (d,) in float64. Returns the norm of the combined update; of a strategy that makes its
+        own step, how far it moved the model, divided by `client.learning-rate`."""
+        before = self._sent_theta if not self._own_step else self.theta
+        combined = ((before.double() - aggregate) / self._client_lr).float()
+        if self._own_step:
+            self.state = ServerState(aggregate.float(), self.state.velocity)
+        else:
+            self.state = server_step(self.state, combined, self._server.learning_rate, self._server.momentum)
+        return float(torch.linalg.vector_norm(combined))
+
+    def _clipped(self, rows: Tensor) -> dict[str, float]:
+        """How many of the updates (n, d) a DP wrapper is about to clip, and their median norm; nothing of other strategies."""
+        if core_of(self.inner) is self.inner or not (bound := getattr(self.inner, "clipping_norm", 0.0)):
+            return {}
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+        return {"clipped": float((self._client_lr * lengths > bound).sum()), "median_norm": float(lengths.median())}
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the ServerApp evaluates centrally."""
@@ -121,7 +164,7 @@ class FlowerHost(Strategy):
     def _check(self, messages: list[Message]) -> None:
         """Raise RuntimeError if clients would get different models. Warn once about settings that our clients ignore."""
         models = {id(_only_arrays(message.content)): _only_arrays(message.content) for message in messages}
-        if any(not torch.equal(self._flat(arrays), self._sent_theta) for arrays in models.values()):
+        if any(not torch.equal(self._flat(arrays).float(), self._sent_theta) for arrays in models.values()):
             raise RuntimeError(f"{type(self.inner).__name__} sends different models to different clients, which is not supported")
         settings = {key for record in messages[0].content.config_records.values() for key in record} - {"phase", "server-round"}
         if settings - self._unread:
@@ -136,26 +179,27 @@ class FlowerHost(Strategy):
     def _reply(self, message: Message, update: Tensor, weight: float) -> Message:
         """An ordinary reply to a message: the client's model and its weight as `num-examples`."""
         dtype = torch.float64 if self._wide else self._sent_theta.dtype
-        weights = self._sent_theta.to(dtype) - self.step_size * update.to(dtype)
+        weights = self._sent_theta.to(dtype) - self._client_lr * update.to(dtype)
         if torch.equal(weights, self._sent_theta.to(dtype)):
             weights = weights.clone()
-            weights[0] = torch.nextafter(weights[0], weights.new_tensor(float("inf")))
+            weights[0] = torch.maximum(torch.nextafter(weights[0], weights.new_tensor(float("inf"))), weights[0] + LEAST_MOVE)
         content = RecordDict({"arrays": self._layers(weights), "metrics": MetricRecord({"num-examples": int(weight)})})
         return Message(content, reply_to=message)
 
     def _layers(self, theta: Tensor) -> ArrayRecord:
         """theta (d,) as named parameters; copies, because a strategy may write into them."""
         parts = theta.cpu().split([shape.numel() for shape in self._layout.values()])
-        return array_record(
-            {name: part.view(shape).numpy().copy() for (name, shape), part in zip(self._layout.items(), parts, strict=True)}
-        )
+        layers = _Layers()
+        for (name, shape), part in zip(self._layout.items(), parts, strict=True):
+            layers[name] = TensorArray(part.view(shape).numpy().copy())
+        return layers
 
     def _flat(self, arrays: ArrayRecord) -> Tensor:
-        """Named parameters as theta (d,) in float32. Raises RuntimeError if one is missing."""
+        """Named parameters as one vector (d,) in float64. Raises RuntimeError if one is missing."""
         missing = [name for name in self._layout if name not in arrays]
         if missing:
             raise RuntimeError(f"{type(self.inner).__name__} returned a model without {', '.join(missing)}")
-        return torch.cat([torch.from_numpy(np.array(arrays[name].numpy(), dtype=np.float32)).flatten() for name in self._layout])
+        return torch.cat([torch.from_numpy(np.array(arrays[name].numpy(), dtype=np.float64)).flatten() for name in self._layout])
 
     @contextlib.contextmanager
     def _flower_context(self, what: str, round_: int) -> Generator[None]:
@@ -168,6 +212,30 @@ class FlowerHost(Strategy):
                 yield
             finally:
                 logger.setLevel(level)
+
+
+def core_of(strategy: Strategy) -> Strategy:
+    """The strategy inside a DP wrapper, or the strategy itself."""
+    inner = getattr(strategy, "strategy", None)
+    return core_of(inner) if isinstance(inner, Strategy) else strategy
+
+
+def makes_own_step(strategy: Strategy) -> bool:
+    """Whether a strategy is a server optimiser itself (FedAvgM, FedAdam, FedAdagrad, FedYogi, their subclasses and wrappers): a second
+    optimiser after its own would be another method than the published one."""
+    return isinstance(core_of(strategy), OPTIMISERS)
+
+
+def reads_weights(strategy: Strategy) -> bool:
+    """Whether `num-examples` can change what a strategy aggregates. A strategy of a user may read them."""
+    return type(core_of(strategy)) not in UNWEIGHTED
+
+
+class _Layers(ArrayRecord):
+    """Named parameters that may be emptied without a search for garbage, which Flower's Bulyan starts for every reply: 0.3 s each."""
+
+    def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[Any]:
+        return [array.numpy() for array in self.values()]
 
 
 class _Offer(Grid):

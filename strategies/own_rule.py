@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.data.batches import Batch
+from fl_sim.grid.server_strategy import Needs
 
 OPTIONAL = ("clients", "server_data", "state")  # inputs of a function besides the updates and their weights, if it has such parameters
 
@@ -32,6 +33,12 @@ class OwnCombine:
     options: Mapping[str, Any]
     probe: Callable[[], Batch]
     state: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def needs(self) -> Needs:
+        """What the function asks for."""
+        names = optional_parameters(self.function)
+        return Needs(server_data="server_data" in names, client_ids="clients" in names)
 
     def __call__(self, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
         """The combined update (d,). Raises OutsideRuleError."""

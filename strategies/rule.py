@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fl_sim.config.keys import Strategy
+from fl_sim.grid.server_strategy import Needs
 from fl_sim.training.clipping import Clip, clip, clip_of, norms
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]  # updates (n, d), weights (n,), client ids (n,) -> (d,)
+
+
+class CannotCombineError(RuntimeError):
+    """A combination cannot make anything of the updates of a round: the round is skipped."""
+
+
+@runtime_checkable
+class SeesModel(Protocol):
+    """A combination that must know the global model of a round."""
+
+    def see(self, theta: Tensor) -> None:
+        """Look at the model (d,) before the round's updates are combined."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,16 @@ class Rule:
     def reducible(self) -> bool:
         """Whether workers may reply with weighted sums instead of every update."""
         return self.combine is None
+
+    @property
+    def needs(self) -> Needs:
+        """What the combination requires."""
+        return getattr(self.combine, "needs", Needs())
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the weights of clients count. A user's combination may use them."""
+        return bool(getattr(self.combine, "weighted", True))
 
 
 @dataclass(frozen=True)

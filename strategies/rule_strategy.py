@@ -21,7 +21,7 @@ from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restore_state, save_state
 from strategies.dgc.guard import Guard
-from strategies.rule import Rule, finish, stacked_mean
+from strategies.rule import CannotCombineError, Rule, SeesModel, finish, stacked_mean
 from strategies.server_sgd import ServerState, server_step
 
 PUBLIC_COMBINE = "strategies.catalogue:public_combine"  # as text, because `clients` must not import `strategies`
@@ -30,8 +30,8 @@ PUBLIC_COMBINE = "strategies.catalogue:public_combine"  # as text, because `clie
 class RuleStrategy(Strategy):
     """Samples clients, sends them the model, applies a `Rule` and server SGD with momentum, and lets a `Guard` check the result.
 
-    The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids. A round without any finite update
-    does not change the model.
+    The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids. A round without any finite update, or
+    whose updates the rule cannot combine, does not change the model; `skipped` then says why, and is empty after any other round.
 
     Args: server, `server.*`; name, of the strategy; guard, DGC's; report_norms, whether workers must report every update's norm although
     nothing is clipped (for the calibration).
@@ -52,7 +52,8 @@ class RuleStrategy(Strategy):
         self._guard, self._report_norms = guard, report_norms
         self.state = ServerState(theta, torch.zeros_like(theta))
         self.guard_state = guard.begin(theta) if guard else None
-        self.step_size, self.needs = server.learning_rate, Needs(server_data=guard is not None, calibration=guard is not None)
+        self.step_size, self.needs = server.learning_rate, Needs(server_data=True, calibration=True) if guard else rule.needs
+        self.skipped = ""
 
     @property
     def theta(self) -> Tensor:
@@ -60,9 +61,10 @@ class RuleStrategy(Strategy):
         return self.state.theta
 
     def public_rule(self) -> PublicRule:
-        """The clips of this round, a guard's included, and the name of a function that makes the combination from the configuration."""
-        combine = PUBLIC_COMBINE if self.rule.combine else ""
-        return PublicRule(self.name, self._round_rule().before, self.rule.after, combine, self.step_size)
+        """The clips of this round, a guard's included; the name of a function that makes the combination from the configuration, unless it
+        needs the server's data; and whether weights count."""
+        combine = "" if self.rule.combine is None else None if self.needs.server_data else PUBLIC_COMBINE
+        return PublicRule(self.name, self._round_rule().before, self.rule.after, combine, self.step_size, self.rule.weighted)
 
     def save(self) -> State:
         """Everything that the next round depends on: model, velocity, the states of the guard and of the combination."""
@@ -97,9 +99,13 @@ class RuleStrategy(Strategy):
         clients = content.config_records["clients"]
         weights = torch.tensor(cast(list[float], clients["weights"]))
         norms = torch.tensor(cast(list[float], clients["norms"]))
-        if not len(weights):
+        self.skipped = "" if len(weights) else "there is no update"
+        try:
+            mean, metrics = self._mean(content, weights) if len(weights) else (None, dict[str, float]())
+        except CannotCombineError as error:
+            self.skipped, mean, metrics = str(error), None, dict[str, float]()
+        if mean is None:
             return to_record({"theta": self.state.theta}), MetricRecord({"combined_norm": 0.0, "applied_norm": 0.0})
-        mean, metrics = self._mean(content, weights)
         combined = finish(self._round_rule(), mean, norms)
         metrics |= combined.metrics
         if self._guard and self.guard_state and self._guard.settings.scope == "aggregate":
@@ -136,8 +142,11 @@ class RuleStrategy(Strategy):
         updates, metrics = from_record(content.array_records["rows"])["rows"], dict[str, float]()
         if self._guard and self.guard_state and self._guard.settings.scope == "client":
             updates, metrics = self._guard.sift(self.state.theta, updates, self.guard_state)
-        clients = torch.tensor(cast(list[int], content.config_records["clients"]["ids"]))
-        return stacked_mean(self._round_rule(), updates, weights, clients), metrics
+        clients, combine = torch.tensor(cast(list[int], content.config_records["clients"]["ids"])), self.rule.combine
+        if isinstance(combine, SeesModel):
+            combine.see(self.state.theta)
+        mean = stacked_mean(self._round_rule(), updates, weights, clients)
+        return mean, metrics | getattr(combine, "figures", {})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Nothing: the ServerApp evaluates centrally."""

@@ -8,7 +8,7 @@ from fl_sim.config.options import parse_options
 from fl_sim.config.resolve import to_flat
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.registry import registry
-from strategies.catalogue import strategy_problems
+from strategies.checks import strategy_problems
 
 OPTIONS = {
     "attack.options": "attack.name",

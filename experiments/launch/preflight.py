@@ -17,12 +17,13 @@ from experiments.records.identity import same_keys_other_data
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
-from fl_sim.data.federation import load_federation, read_federation
+from fl_sim.data.federation import Federation, load_federation, read_federation
 from fl_sim.device import cpu_cores
 from fl_sim.grid.gpu_shares import gpu_problem
 from fl_sim.grid.ray_runtime import cluster_address, cluster_problem, short_folder
 from fl_sim.model.module import model_problem
-from strategies.catalogue import strategy_notes
+from strategies.catalogue import reads_weights_of
+from strategies.checks import strategy_notes
 
 WORKER_MEMORY = 0.15e9  # bytes that a worker needs at least, on its own
 
@@ -72,9 +73,18 @@ def notes(configs: Sequence[Config], folders: Sequence[Path]) -> list[str]:
     """Warnings about valid configurations that may not do what the user expects, one sentence each. folders: of their runs."""
     sentences = dict.fromkeys(same_keys_other_data(folders, configs))
     for config in configs:
-        data = load_federation(config.model_copy(update={"device": "cpu"})).dataset.notes
-        sentences |= dict.fromkeys([*data, *strategy_notes(config)])
+        federation = load_federation(config.model_copy(update={"device": "cpu"}))
+        sentences |= dict.fromkeys([*federation.dataset.notes, *strategy_notes(config), *_weight_notes(config, federation)])
     return list(sentences)
+
+
+def _weight_notes(config: Config, federation: Federation) -> list[str]:
+    """That a strategy ignores the weights of clients, if these differ."""
+    shares = [len(share) for share in federation.splits.shares]
+    weights = {"batch": {min(share, config.client.batch_size) for share in shares}, "share": set(shares), "equal": {1}}
+    if len(weights[config.client.weight]) == 1 or reads_weights_of(config):
+        return []
+    return [f"{config.strategy.name} ignores client.weight = {config.client.weight!r}: every client counts the same, for the coalition too"]
 
 
 def _place_problem(key: str, place: str) -> str:

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from experiments.report.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
 from experiments.report.seeds import over_seeds
 from experiments.report.views import Matrix, accuracy_matrix, round_panels, worst_cases
+from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair
 from experiments.sweep.search import STEALTH_LIMIT
@@ -33,9 +34,14 @@ FIGURES = {  # a run's columns: from the summary, by path
     "gain": ("gain",),
     "clean twin (%)": ("clean_twin", "final"),
     "poison ratio (%)": ("poison_ratio", "realised_mean"),
+    "skipped": ("skipped", "attacked"),
+    "clipped": ("clipped", "rounds"),
+    "refused": ("refused", "attacked"),
     "rounds": ("rounds",),
     "seconds": ("seconds", "total"),
 }
+
+NOTHING = {"skipped": (None, 0), "refused": (None, 0)}  # a column of these says nothing
 
 
 def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> None:
@@ -53,11 +59,12 @@ def write_report(path: Path, study: Study, runs: Sequence[Run], pairs: Sequence[
         made=meta_values(runs),
         matrix=matrix,
         headline=matrix.texts(),
+        inactions=inaction_notes(runs),
         charts=charts,
         pairs=pairs,
         source=published_numbers().get(study.published, {}),
         axes=list(runs[0].cell.labels),
-        figures=[name for name in FIGURES if any(_figure_of(run.summary, name) is not None for run in runs)],
+        figures=[name for name in FIGURES if any(_figure_of(run.summary, name) not in NOTHING.get(name, (None,)) for run in runs)],
         runs=runs,
         figure_of=_figure_of,
         page_data=_script_json(

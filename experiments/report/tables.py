@@ -13,6 +13,7 @@ from rich.table import Table
 from experiments.records.folder import is_complete
 from experiments.records.reading import DamagedError, read_config, read_summary
 from experiments.report.seeds import over_seeds
+from experiments.sweep.inaction import defence_text
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, agreement
 from experiments.sweep.study import run_folders
@@ -43,6 +44,8 @@ def run_table(summary: Mapping[str, Any]) -> Table:
     if summary.get("worst_class"):
         table.caption += f" · {_class_words('worst class', summary['worst_class'])}"
         table.caption += f" · {_class_words('most harmed', summary['most_harmed_class'])}"
+    if text := defence_text(summary):
+        table.caption += f"\nstrategy: {text}"
     table.caption_justify = "left"
     return table
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from experiments.records.identity import run_hash
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
+from fl_sim.config.options import parse_options
+from strategies.guarantees import tolerated
 
 
 class Part(BaseModel):
@@ -82,6 +84,29 @@ class RoundCounts(Part):
     twin: int | None
 
 
+class Skipped(Part):
+    """Numbers of rounds in which the strategy left the model as it was, and its reason in the first of them (of any track)."""
+
+    attacked: int
+    twin: int | None
+    reason: str | None
+
+
+class Clipped(Part):
+    """rounds: in which a clip shortened something. updates: the share of single updates that a clip of each shortened, from 0 to 1, over
+    the rounds that had one; None if none had."""
+
+    rounds: int
+    updates: float | None
+
+
+class Tolerance(Part):
+    """f: the malicious clients that the rule is made for (the least over the rounds). exceeded: the rounds in which more acted."""
+
+    f: int
+    exceeded: int
+
+
 class PoisonRatio(Part):
     """Shares from 0 to 1."""
 
@@ -117,8 +142,12 @@ class Summary(Part):
     after_last_trigger: float | None
     alarms: list[int]
     monitor: MonitorSummary
+    judged: int
     refused: RoundCounts
     drifted: RoundCounts
+    skipped: Skipped
+    clipped: Clipped | None
+    tolerance: Tolerance | None
     client_failures: int
     retries: int
     clean_twin: CleanTwin | None
@@ -157,8 +186,12 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         after_last_trigger=attacked.after_last_trigger,
         alarms=[line["round"] for line in attacked.lines if line.get("alarm")],
         monitor=_monitor(config, attacked),
+        judged=sum("refused" in line["strategy"] for line in attacked.lines),
         refused=RoundCounts(attacked=attacked.count("strategy", "refused"), twin=twin.count("strategy", "refused") if twin else None),
         drifted=RoundCounts(attacked=attacked.count("strategy", "drifted"), twin=twin.count("strategy", "drifted") if twin else None),
+        skipped=_skipped(tracks),
+        clipped=_clipped(attacked),
+        tolerance=_tolerance(config, attacked),
         client_failures=sum(len(line.get("failures", {})) for line in attacked.lines),
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
         clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,
@@ -204,6 +237,31 @@ def _classes(track: TrackHistory) -> dict[str, Any]:
         "worst_class": min(ends, key=lambda end: end.final),
         "most_harmed_class": min(ends, key=lambda end: end.final - end.burn_in),
     }
+
+
+def _skipped(tracks: dict[str, TrackHistory]) -> Skipped:
+    counts = {name: sum("skipped" in line for line in track.lines) for name, track in tracks.items()}
+    reasons = [line["skipped"] for track in tracks.values() for line in track.lines if "skipped" in line]
+    return Skipped(attacked=counts["attacked"], twin=counts.get("twin"), reason=reasons[0] if reasons else None)
+
+
+def _clipped(track: TrackHistory) -> Clipped | None:
+    """None if no round had a clip. A line has the median norm of the updates if there was a clip of each."""
+    lines = [line for line in track.lines if "clipped" in line["strategy"]]
+    single = [line for line in lines if "median_norm" in line["strategy"]]
+    if not lines:
+        return None
+    updates = sum(line["clients"] for line in single)
+    share = sum(line["strategy"]["clipped"] for line in single) / updates if updates else None
+    return Clipped(rounds=sum(line["strategy"]["clipped"] > 0.0 for line in lines), updates=share)
+
+
+def _tolerance(config: Config, track: TrackHistory) -> Tolerance | None:
+    """None if the rule promises nothing about a number of malicious clients."""
+    name, options = config.strategy.name, parse_options(config.strategy.options)
+    promised = [(tolerated(name, options, line["clients"]), line) for line in track.lines]
+    acting = [(f, round(line["poison_ratio"] * line["clients"]) if "attack" in line else 0) for f, line in promised if f is not None]
+    return Tolerance(f=min(f for f, _ in acting), exceeded=sum(m > f for f, m in acting)) if acting else None
 
 
 def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:

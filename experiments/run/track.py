@@ -158,6 +158,8 @@ class TrackRun:
             line["rolled_back"] = True
         line |= self._accuracies(before, fired=fired, alarm=alarm, last=last)
         line |= _figures(result.outcome, result.metrics)
+        if result.skipped:
+            line["skipped"] = result.skipped
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
         line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)
         return line, last

@@ -63,8 +63,10 @@ class Client(Section):
     local_steps: Count = Field(1, description="local steps per round; 1 is FedSGD")
     timeout: float = Field(0.0, ge=0.0, description="seconds to wait for a worker's reply before another worker is asked (0: an hour)")
     learning_rate: Positive = Field(0.05, description="local learning rate, used when local-steps > 1")
-    weight: Literal["batch", "share"] = Field(
-        "batch", description="weight of an update: its client's examples used in the round, or all of them (McMahan et al. 2017)"
+    weight: Literal["batch", "share", "equal"] = Field(
+        "batch",
+        description="weight of an update: its client's examples used in the round, or all of them (McMahan et al. 2017), or 1; always 1 "
+        "under a strategy that ignores weights (docs/defences.md)",
     )
     threads: Count = Field(1, description="CPU threads of one worker's computation")
     block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
@@ -87,6 +89,11 @@ class Strategy(Section):
         "clip-after", description="the server's strategy: a rule of ours or a class of Flower, ByzFL or your own (docs/defences.md)"
     )
     options: str = Field("", description="arguments of a Flower, ByzFL or own class or rule, as a JSON object or as TOML keys")
+    optimiser: Literal["server", "own"] = Field(
+        "server",
+        description="what makes the step from a Flower strategy's model: `server.*`, as for every other strategy, or the strategy itself "
+        "(FedAvgM, FedAdam, FedAdagrad and FedYogi are optimisers: always themselves)",
+    )
     norm: Literal["l2", "linf"] = Field("l2", description="norm of the clip")
     bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
     probe_size: Count = Field(64, description="clean examples of the test part that the server keeps for itself")

@@ -26,8 +26,8 @@ class CohortBatches(NamedTuple):
     """One batch per client and local step, padded to one size.
 
     inputs (k, steps, b, C, H, W), labels (k, steps, b), weights (k, steps, b): 1 / (the client's batch size) for a real
-    example and 0 for padding; sizes: each client's batch size; shares: how many examples each client has, if that is the weight of its
-    update (`client.weight = "share"`).
+    example and 0 for padding; sizes: each client's batch size; shares: the weight of each client's update if it is not the examples that it
+    uses: how many it has (`client.weight = "share"`), or 1 ("equal").
     """
 
     inputs: Tensor

@@ -38,7 +38,7 @@ class Federation:
         return Batch(normalised(augment(inputs) if augment else inputs, self.dataset), labels.to(self.device))
 
     def cohort(
-        self, clients: list[int], round_: int, steps: int, batch_size: int, weight: Literal["batch", "share"] = "batch"
+        self, clients: list[int], round_: int, steps: int, batch_size: int, weight: Literal["batch", "share", "equal"] = "batch"
     ) -> CohortBatches:
         """The batches of k clients in a round, each drawn from the stream `(seed, "batch", client, round)`. weight: `client.weight`."""
         states = member_states(self.seed, "batch", clients, round_)
@@ -46,12 +46,13 @@ class Federation:
         real = np.arange(where.shape[2]) < sizes[:, None]
         weights = np.broadcast_to(np.where(real, 1.0 / sizes[:, None], 0.0).astype(np.float32)[:, None], where.shape)
         batch = self.batch(self.dataset.train, where.reshape(-1))
+        counts = {"share": [len(self.splits.shares[client]) for client in clients], "equal": [1] * len(clients)}
         return CohortBatches(
             batch.inputs.view(*where.shape, *self.dataset.image_shape),
             batch.labels.view(where.shape),
             torch.from_numpy(weights.copy()).to(self.device),
             sizes.tolist(),
-            [len(self.splits.shares[client]) for client in clients] if weight == "share" else None,
+            counts.get(weight),
         )
 
     def test(self, examples: int = 0) -> Batch:

@@ -32,6 +32,12 @@ def exact_malicious(config: Config) -> int | None:
     return None if ratio < 0.0 else round(ratio * config.clients_per_round)
 
 
+def most_malicious(config: Config) -> int:
+    """The most malicious clients that a round can have."""
+    m = exact_malicious(config)
+    return min(len(malicious_clients(config)), config.clients_per_round) if m is None or config.attack.name == "none" else m
+
+
 def sample_clients(config: Config, round_: int) -> list[int]:
     """The n client ids of a round, ascending, from stream `(seed, "sample", round)`.
 

@@ -105,6 +105,7 @@ class ClientGrid(Grid):
             blocks=blocks,
             stacked=cast(bool, settings["stacked"]),
             before=Clip(norm, cast(float, settings["clip-bound"])) if norm else None,
+            weighted=rule.weighted,
         )
         if not members:
             return order
@@ -199,7 +200,7 @@ class ClientGrid(Grid):
 
     def _largest_weight(self) -> float:
         client = self._config.client
-        return float(client.batch_size * client.local_steps) if client.weight == "batch" else float("inf")
+        return {"batch": float(client.batch_size * client.local_steps), "equal": 1.0}.get(client.weight, float("inf"))
 
     # The rest of Flower's Grid.
 
@@ -225,27 +226,30 @@ class ClientGrid(Grid):
 
 
 class RoundResult(NamedTuple):
-    """The result of one round: the strategy's figures, the grid's outcome, the seconds of the round, and those of the aggregation in it."""
+    """The result of one round: the strategy's figures, the grid's outcome, the seconds of the round, and those of the aggregation in it;
+    and why the strategy left the model as it was (empty if it did not)."""
 
     metrics: dict[str, float]
     outcome: RoundOutcome
     seconds: float
     aggregation: float
+    skipped: str = ""
 
 
 def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: str) -> RoundResult:
-    """Play a round: the strategy configures it, the clients answer, and the strategy aggregates their replies into the next model.
+    """Play a round: the strategy configures it, the clients answer, and the strategy aggregates their replies into the next model. A round
+    in which the strategy asks no client is skipped.
 
     Raises RuntimeError if every client failed.
     """
     start = time.perf_counter()
-    messages = strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": phase}), grid)
+    messages = list(strategy.configure_train(round_, to_record({"theta": strategy.theta}), ConfigRecord({"phase": phase}), grid))
     replies, outcome = grid.play(messages, strategy.public_rule())
     reply_time = time.perf_counter()
-    _, metrics = strategy.aggregate_train(round_, replies)
+    _, metrics = strategy.aggregate_train(round_, replies) if messages else (None, None)
     end = time.perf_counter()
-    if not outcome.combined:
+    if messages and not outcome.combined:
         reasons = sorted({report.failure for report in outcome.reports})
         raise RuntimeError(f"every client failed ({'; '.join(reasons)})")
     figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-    return RoundResult(figures, outcome, end - start, end - reply_time)
+    return RoundResult(figures, outcome, end - start, end - reply_time, strategy.skipped)

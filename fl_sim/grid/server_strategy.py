@@ -22,10 +22,12 @@ class Needs(NamedTuple):
 
 
 class ServerStrategy(Protocol):
-    """A strategy that describes itself. `step_size`: how far the model moves for a combined update of length 1, without momentum."""
+    """A strategy that describes itself. `step_size`: how far the model moves for a combined update of length 1, without momentum.
+    `skipped`: why the last round did not change the model; empty if it did."""
 
     step_size: float
     needs: Needs
+    skipped: str
 
     @property
     def theta(self) -> Tensor:

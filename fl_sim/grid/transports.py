@@ -125,8 +125,11 @@ def from_content(content: RecordDict) -> Any:
 
 
 def claim_identity() -> None:
-    """Let this process build Flower messages without a Flower runtime: `Message` requires a task identity."""
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, 0
+    """Let this process build Flower messages without a Flower runtime: `Message` requires a task identity. Flower's own stays."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:  # there is none
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, 0
 
 
 def call_worker(answer: Worker, order: Order, worker: int) -> Answer:

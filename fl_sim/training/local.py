@@ -29,7 +29,7 @@ class BlockSum(NamedTuple):
 
 def weights_of(batches: CohortBatches) -> list[float]:
     """w_i of each client: the examples used for its update (local steps times its batch size), or all of its examples
-    (`client.weight = "share"`)."""
+    (`client.weight = "share"`), or 1 ("equal")."""
     return [float(size) for size in batches.shares or (batches.labels.shape[1] * size for size in batches.sizes)]
 
 

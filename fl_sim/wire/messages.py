@@ -29,7 +29,7 @@ class PublicRule:
 
     name: `strategy.name`; before, after: this round's clips of each update and of the combined update; combine: `module:function` that
     makes the combination from the run's configuration (empty: the weighted mean; None: unknown); step_size: how far the model moves for
-    a combined update of length 1, without momentum (known to every coalition).
+    a combined update of length 1, without momentum (known to every coalition); weighted: whether the weights of clients count.
     """
 
     name: str = ""
@@ -37,6 +37,7 @@ class PublicRule:
     after: Clip | None = None
     combine: str | None = ""
     step_size: float = 1.0
+    weighted: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class CoalitionOrder:
 
 @dataclass(frozen=True)
 class Order:
-    """One message to one worker: the model theta (d,), batch-norm buffers (s,), and blocks of clients to compute."""
+    """One message to one worker: the model theta (d,), batch-norm buffers (s,), and blocks of clients to compute. weighted: whether updates
+    have the weights of `client.weight`, or all the weight 1, because the server's rule ignores weights."""
 
     theta: Tensor
     buffers: Tensor
@@ -68,6 +70,7 @@ class Order:
     before: Clip | None = None
     attempt: int = 0
     coalition: CoalitionOrder | None = None
+    weighted: bool = True
 
     def on(self, device: torch.device) -> Order:
         """The same order with its tensors on a device."""

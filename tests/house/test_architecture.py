@@ -21,8 +21,10 @@ FLOWER = {
     "fl_sim/data/outside_partitions.py",
     "clients/client_app.py",
     "strategies/catalogue.py",
+    "strategies/checks.py",
     "strategies/flower_host.py",
     "strategies/rule_strategy.py",
+    "strategies/trial.py",
     "experiments/server_app.py",
     "experiments/launch/serve.py",
 }

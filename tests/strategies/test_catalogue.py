@@ -37,7 +37,8 @@ from fl_sim.wire.arrays import to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State
 from strategies.byzfl_rules import byzfl_combine
-from strategies.catalogue import FLOWER, build_strategy, needs_of, public_combine, strategies, strategy_notes
+from strategies.catalogue import FLOWER, build_strategy, needs_of, public_combine, strategies
+from strategies.checks import strategy_notes
 from strategies.dgc.thresholds import Calibration, Level, Threshold
 from strategies.flower_host import FlowerHost
 

@@ -1,0 +1,64 @@
+"""What a run's strategy did, and where it did nothing: a defence that did not act is not a defence that held. It imports no pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.sweep.study import Run
+
+
+def defence_text(summary: Mapping[str, Any]) -> str:
+    """What the strategy of a run did, for the caption of its table; empty of one that reports nothing. Records of earlier versions have
+    some of the figures only."""
+    parts, rounds = list[str](), summary["rounds"]
+    if skipped := _skipped(summary):
+        parts.append(f"{skipped} of {rounds} rounds skipped ({summary['skipped']['reason']})")
+    if clipped := summary.get("clipped"):
+        share = f", {100.0 * clipped['updates']:.1f} % of the updates" if clipped["updates"] is not None else ""
+        parts.append(f"clipped in {clipped['rounds']} of {rounds} rounds{share}")
+    if summary.get("judged"):
+        parts.append(f"{summary['refused']['attacked']} rounds refused, {summary['drifted']['attacked']} drifts")
+    if exceeded := _exceeded(summary):
+        parts.append(f"more malicious clients than f = {summary['tolerance']['f']} in {exceeded} of {rounds} rounds")
+    return " · ".join(parts)
+
+
+def inaction_notes(runs: Sequence[Run]) -> list[str]:
+    """Where the strategies of attacked runs did not act, or were given more malicious clients than they are made for: a sentence for each
+    strategy and kind, with the number of its runs."""
+    counts, totals = dict[tuple[str, str], int](), dict[str, int]()
+    for run in runs:
+        if run.summary["poison_ratio"]["configured"] or _skipped(run.summary):
+            strategy = _strategy(run)
+            totals[strategy] = totals.get(strategy, 0) + 1
+            for text in _inactions(run.summary):
+                counts[strategy, text] = counts.get((strategy, text), 0) + 1
+    shares = {key: f" ({count} of {totals[key[0]]} attacked runs)" if len(runs) > 1 else "" for key, count in counts.items()}
+    return [f"{strategy}: {text}{shares[strategy, text]}" for strategy, text in counts]
+
+
+def _inactions(summary: Mapping[str, Any]) -> list[str]:
+    texts = list[str]()
+    if _skipped(summary):
+        texts.append(f"rounds were skipped: {summary['skipped']['reason']}")
+    if (clipped := summary.get("clipped")) and not clipped["rounds"]:
+        texts.append("no update was longer than the bound of the clip")
+    if summary.get("judged") and not summary["refused"]["attacked"] and not summary["drifted"]["attacked"]:
+        texts.append("the guard refused nothing and saw no drift")
+    if _exceeded(summary):
+        texts.append(f"more malicious clients acted than f = {summary['tolerance']['f']}, for which it is made")
+    return texts
+
+
+def _skipped(summary: Mapping[str, Any]) -> int:
+    return (summary.get("skipped") or {}).get("attacked", 0)
+
+
+def _exceeded(summary: Mapping[str, Any]) -> int:
+    return (summary.get("tolerance") or {}).get("exceeded", 0)
+
+
+def _strategy(run: Run) -> str:
+    labels = run.cell.labels
+    return labels.get("strategy") or labels.get("strategy.name") or str(run.config.get("strategy.name", "the strategy"))
