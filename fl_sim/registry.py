@@ -202,9 +202,9 @@ def _file_module(place: str) -> ModuleType:
     path = _path(place)
     digest = hashlib.sha256(f"{path} {source_digest(path)}".encode()).hexdigest()[:16]
     name = f"{OUTSIDE}{digest}"  # a name that no other module has
+    _forget_changed(path)
     if name in sys.modules:
         return sys.modules[name]
-    _forget_changed(path)
     spec = importlib.util.spec_from_file_location(name, path, loader=_SourceLoader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
@@ -232,17 +232,19 @@ def _imported_module(place: str) -> ModuleType:
     if file.endswith(".py"):
         _forget_changed(Path(file))
     module = importlib.import_module(place)
-    if (file := module.__file__ or "").endswith(".py"):
+    if place not in _CONTENTS and (file := module.__file__ or "").endswith(".py"):
         _remember(Path(file))
     return module
 
 
 def _forget_changed(path: Path) -> None:
     """Remove the modules of a file and of the local files that it imports from `sys.modules` if one has changed since it was loaded."""
-    if _LATEST.get(path) == source_digest(path):
+    digest, before = source_digest(path), _LATEST.get(path)
+    if digest == before:
         return
+    _LATEST[path] = digest
     modules = _modules_of(path)
-    if any(_CONTENTS.get(name, digest) != digest for name, digest in modules.items()):
+    if before or any(_CONTENTS.get(name, content) != content for name, content in modules.items()):
         importlib.invalidate_caches()
         for name in modules:
             del sys.modules[name]
@@ -251,9 +253,8 @@ def _forget_changed(path: Path) -> None:
 
 def _remember(path: Path) -> None:
     """Note the content of the local files that Python has loaded for a file."""
-    if _LATEST.get(path) != (digest := source_digest(path)):
-        _LATEST[path] = digest
-        _CONTENTS.update({name: content for name, content in _modules_of(path).items() if name not in _CONTENTS})
+    _LATEST.setdefault(path, source_digest(path))
+    _CONTENTS.update({name: content for name, content in _modules_of(path).items() if name not in _CONTENTS})
 
 
 def _modules_of(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from experiments.records.identity import FINGERPRINT, fingerprint_of_run
 from experiments.records.reading import RECORDS, DamagedError, read_config, read_meta, read_rounds, read_summary
 from experiments.sweep.spec import Cell, label
 from fl_sim.atomic_files import write_whole, writing
@@ -108,6 +109,7 @@ def read_study(folder: Path) -> Study:
             flats[place] = result_keys(read_config(place))
         except DamagedError:
             continue
+    _tell_apart_by_data(flats)
     common, axes = _split(list(flats.values()))
 
     def cell(place: Path) -> Cell:
@@ -115,6 +117,17 @@ def read_study(folder: Path) -> Study:
         return Cell({key: flat.get(key) for key in axes}, {key: label(flat.get(key, "")) for key in axes}) if flat else Cell({}, {})
 
     return Study(folder.resolve().name, common, tuple(map(cell, folders)), tuple(str(place.relative_to(folder)) for place in folders))
+
+
+def _tell_apart_by_data(flats: Mapping[Path, dict[str, Any]]) -> None:
+    """Add the fingerprint of the data to the keys of all runs if runs of the same keys are of different data."""
+    digests = {place: fingerprint_of_run(place)[:16] for place in flats}
+    by_keys: dict[str, set[str]] = {}
+    for place, flat in flats.items():
+        by_keys.setdefault(json.dumps(flat, sort_keys=True), set()).add(digests[place])
+    if any(len(different) > 1 for different in by_keys.values()):
+        for place, flat in flats.items():
+            flat[FINGERPRINT] = digests[place]
 
 
 def complete_runs(folder: Path, study: Study) -> StudyRuns:

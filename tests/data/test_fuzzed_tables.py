@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import math
 import tempfile
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
@@ -301,3 +304,96 @@ def test_a_table_is_read_as_it_is_or_refused(drawn: dict[str, Any]) -> None:
         assert halves[0].inputs.shape[1:] == (1, 1, len(parts[0].names))
         missing = set(range(dataset.num_classes)) - set(halves[0].labels.tolist())
         assert bool(missing) == any("have no row in the training part" in note for note in dataset.notes)
+
+
+Kind = tuple[Any, st.SearchStrategy[Any]]  # an Arrow type, and values of it
+GOOD: dict[str, Kind] = {
+    "int8": (pa.int8(), st.integers(-128, 127)),
+    "uint64": (pa.uint64(), st.integers(0, 2**64 - 1)),
+    "float32": (pa.float32(), st.floats(-100, 100, width=32)),
+    "float64": (pa.float64(), st.floats(-1e6, 1e6)),
+    "bool": (pa.bool_(), st.booleans()),
+    "decimal": (pa.decimal128(12, 2), st.decimals(-1000, 1000, places=2)),
+    "dictionary": (pa.dictionary(pa.int8(), pa.int64()), st.integers(0, 5)),
+    "text of a number": (pa.string(), st.integers(0, 99).map(str)),
+}
+BAD: dict[str, Kind] = {
+    "date": (pa.date32(), st.dates()),
+    "timestamp": (pa.timestamp("us"), st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2030, 1, 1))),
+    "duration": (pa.duration("s"), st.timedeltas(datetime.timedelta(0), datetime.timedelta(9))),
+    "time": (pa.time64("us"), st.times()),
+    "list": (pa.list_(pa.int64()), st.lists(st.integers(0, 9), max_size=2)),
+    "struct": (pa.struct([("a", pa.int64())]), st.just({"a": 1})),
+    "binary": (pa.binary(), st.binary(max_size=3)),
+    "null": (pa.null(), st.none()),
+    "text": (pa.string(), st.just("old")),
+    "missing": (pa.int64(), st.none()),
+    "NaN": (pa.float64(), st.just(math.nan)),
+    "infinity": (pa.float64(), st.just(math.inf)),
+}
+LABELS: dict[str, Kind] = {
+    "int": (pa.int32(), st.integers(0, 3)),
+    "float": (pa.float64(), st.integers(0, 3).map(float)),
+    "bool": (pa.bool_(), st.booleans()),
+    "text": (pa.string(), st.sampled_from(["b", "a", "ä"])),
+    "dictionary": (pa.dictionary(pa.int8(), pa.string()), st.sampled_from(["b", "a"])),
+    "date": (pa.date32(), st.sampled_from([datetime.date(2024, 1, 2), datetime.date(2023, 1, 2)])),
+}
+
+
+@st.composite
+def arrow_tables(draw: st.DrawFn) -> tuple[dict[str, tuple[str, list[Any]]], str, list[Any], str, bool]:
+    """Columns with their kinds, the kind of the labels and the labels, the name of a bad column, and whether pandas' index is one of them."""
+    count = draw(st.integers(5, 9))
+
+    def column(kinds: dict[str, Kind]) -> tuple[str, list[Any]]:
+        kind = draw(st.sampled_from(sorted(kinds)))
+        return kind, draw(st.lists(kinds[kind][1], min_size=count, max_size=count))
+
+    columns = {f"c{number}": column(GOOD) for number in range(draw(st.integers(1, 4)))}
+    bad = draw(st.sampled_from(["", "", "odd"]))
+    if bad:
+        columns[bad] = column(BAD)
+    kind, labels = column(LABELS)
+    return columns, kind, labels, bad, draw(st.booleans())
+
+
+@fuzzing
+@given(arrow_tables())
+def test_a_parquet_file_is_read_as_it_is_or_refused(drawn: Any) -> None:
+    columns, kind, labels, bad, indexed = drawn
+    arrays = {name: pa.array(values, ({**GOOD, **BAD})[of][0]) for name, (of, values) in columns.items()}
+    table = pa.table({**arrays, "label": pa.array(labels, LABELS[kind][0])})
+    event(f"{kind} labels")
+    if bad:
+        event(columns[bad][0])
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "all.parquet"
+        if indexed and not bad:  # written by pandas with a column as its index
+            table.to_pandas().set_index("c0").to_parquet(path)
+        else:
+            pq.write_table(table, path)
+        refusal = ""
+        try:
+            with limited():
+                dataset = load_dataset("table", path, cache_dir=Path(place) / "cache")
+        except DataMissing as error:
+            refusal = str(error)
+        if bad:
+            assert str(path) in refusal
+            assert f"column {bad!r}" in refusal
+            return
+        assert refusal == ""
+        halves = [dataset.train, dataset.test]
+        texts = sorted(set(map(str, labels)))
+        numbers = [int(label) if kind in ("int", "float", "bool") else texts.index(str(label)) for label in labels]
+        size = round(0.2 * len(labels))
+        rows = np.concatenate([half.labels.numpy() for half in halves])
+        assert sorted(rows.tolist()) == sorted(numbers)
+        assert len(halves[1].labels) == size
+        for feature, name in enumerate(columns):
+            values = sorted(map(float, columns[name][1]))
+            together = np.sort(np.concatenate([half.inputs[:, 0, 0, feature].numpy() for half in halves]).astype(np.float64))
+            if np.ptp(together):  # standardising keeps the order and the ratios of distances
+                scaled = (np.array(values) - values[0]) / (values[-1] - values[0])
+                assert np.allclose((together - together[0]) / np.ptp(together), scaled, atol=1e-5)
