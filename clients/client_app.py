@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ from clients.coalition import coalition_turn
 from clients.honest import BlockResults, RoundInputs, compute_blocks
 from fl_sim.config.resolve import from_json, start_digest
 from fl_sim.data.federation import load_federation
+from fl_sim.data.outside import DataError
 from fl_sim.device import device_of
 from fl_sim.grid.faults import kill_worker, with_fault
 from fl_sim.grid.transports import from_content, to_content
@@ -43,6 +45,11 @@ def answer(order: Order) -> Reply:
         torch.set_num_threads(config.client.threads)
     kill_worker(config.fault, order.round, order.attempt, [position for position, _ in order.blocks])
     federation = load_federation(config)
+    if order.data and order.data != (here := federation.dataset.fingerprint):
+        raise DataError(
+            f"expected the server's data (fingerprint {order.data[:16]}), got other data under data.root = {config.data.root!r} "
+            f"on {platform.node()} (fingerprint {here[:16]}): it differs between machines, or has changed since the run began"
+        )
     content = models.content(config.model.name), start_digest(config), federation.dataset.fingerprint
     inputs = RoundInputs(
         config=config,

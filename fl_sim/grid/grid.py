@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import to_flat, to_json
+from fl_sim.data.federation import data_fingerprint
 from fl_sim.device import device_of
 from fl_sim.grid.merging import MergedRound, Result
 from fl_sim.grid.reply_checks import reply_problem
@@ -75,6 +76,7 @@ class ClientGrid(Grid):
         self._transport, self._config, self._buffers, self._malicious = transport, config, buffers.cpu(), malicious
         self._json = to_json({**to_flat(config), "output-dir": "", "cells": "", "search": "", "device": device_of(config).type})
         self._accumulate, self._max_messages, self._waves = accumulate, max_messages or transport.num_workers, waves
+        self._data = data_fingerprint(config)
         self.attack_state = AttackState()
 
     def play(self, messages: Iterable[Message], rule: PublicRule) -> tuple[list[Message], RoundOutcome]:
@@ -106,6 +108,7 @@ class ClientGrid(Grid):
             stacked=cast(bool, settings["stacked"]),
             before=Clip(norm, cast(float, settings["clip-bound"])) if norm else None,
             weighted=rule.weighted,
+            data=self._data,
         )
         if not members:
             return order

@@ -57,8 +57,11 @@ class CoalitionOrder:
 
 @dataclass(frozen=True)
 class Order:
-    """One message to one worker: the model theta (d,), batch-norm buffers (s,), and blocks of clients to compute. weighted: whether updates
-    have the weights of `client.weight`, or all the weight 1, because the server's rule ignores weights."""
+    """One message to one worker: the model theta (d,), batch-norm buffers (s,), and blocks of clients to compute.
+
+    weighted: whether updates have the weights of `client.weight`, or all the weight 1, because the server's rule ignores weights. data: the
+    fingerprint of the server's data set, which the worker's must have (empty: not checked).
+    """
 
     theta: Tensor
     buffers: Tensor
@@ -71,6 +74,7 @@ class Order:
     attempt: int = 0
     coalition: CoalitionOrder | None = None
     weighted: bool = True
+    data: str = ""
 
     def on(self, device: torch.device) -> Order:
         """The same order with its tensors on a device."""
