@@ -66,5 +66,5 @@ def _entry(folder: Path) -> tuple[str, str, Path] | None:
 
 
 def _plain_keys(flat: dict[str, Any]) -> str:
-    """The keys of a `config.json` that can change a result, as text."""
-    return json.dumps({key: value for key, value in flat.items() if not key.startswith((*NOT_HASHED, "data.root"))}, sort_keys=True)
+    """The keys of a `config.json` that can change a result, and `data.root`, as text."""
+    return json.dumps({key: value for key, value in flat.items() if not key.startswith(NOT_HASHED)}, sort_keys=True)
