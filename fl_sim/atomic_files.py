@@ -56,7 +56,7 @@ def whole_file(path: Path) -> Generator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises CannotWriteError."""
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may hold bytes that are no text
 
 
 def remove_parts(path: Path) -> None:

@@ -14,7 +14,7 @@ from experiments.sweep.numbers import published_numbers
 from experiments.sweep.toml_specs import FlatTable, Spec, flat_table, parse_spec, spec_path
 from fl_sim.config.keys import Config, Section
 from fl_sim.config.options import OPTIONS, options_as_json, options_text
-from fl_sim.config.resolve import ConfigError, default_flat, load_toml, read_toml
+from fl_sim.config.resolve import ConfigError, as_plain, default_flat, load_toml, read_toml
 
 PRESETS = Path(__file__).parent.parent / "presets"
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -114,7 +114,7 @@ def sweep_of(name: str, spec: Mapping[str, Any], scale: str = "", path: Path | N
     cells: list[Cell] = []
     for combination in itertools.product(*choices):
         flat = {key: item for _, _, part in combination for key, item in part.items()}
-        cells.append(Cell(flat, {axis: text for axis, text, _ in combination}))
+        cells.append(Cell(as_plain(flat), {axis: text for axis, text, _ in combination}))
     return Sweep(name, common, _without(where, cells, parsed.exclude), parsed.published)
 
 
