@@ -12,11 +12,12 @@ from fl_sim.wire.messages import AttackState
 
 class Action(NamedTuple):
     """The result of an attack in a round: updates (m, d) in gradient units, one per sampled member in the order of `Knowledge.members`;
-    its state for the next round; figures for the round's record.
+    its state for the next round; figures for the round's record; and if the attack could not act in this round, why (for the record).
 
-    `metrics["fired"]`: 1 if this was the trigger, else 0. Without it the schedule decides.
+    `metrics["fired"]`: 1 if this was the trigger, else 0. Without it the schedule decides; with a `reason` it is 0.
     """
 
     updates: Tensor
     state: AttackState = AttackState()
     metrics: Mapping[str, float] = {}
+    reason: str = ""

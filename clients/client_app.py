@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from clients.coalition import coalition_turn
 from clients.honest import BlockResults, RoundInputs, compute_blocks
+from fl_sim.config.keys import Config
 from fl_sim.config.resolve import from_json, start_digest
 from fl_sim.data.federation import load_federation
 from fl_sim.data.outside import DataError
@@ -22,6 +23,7 @@ from fl_sim.grid.transports import from_content, to_content
 from fl_sim.model.architectures import models
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
+from fl_sim.outside_code import OutsideCodeError, error_report, settings_kept
 from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, Order, Reply, rows_sum
 from fl_sim.wire.reduction import reduce_tree, root
 
@@ -43,6 +45,11 @@ def answer(order: Order) -> Reply:
     order = order.on(device_of(config))
     if torch.get_num_threads() != config.client.threads:
         torch.set_num_threads(config.client.threads)
+    with settings_kept():  # a model from outside may change them in any call
+        return _answer(config, order, start)
+
+
+def _answer(config: Config, order: Order, start: float) -> Reply:
     kill_worker(config.fault, order.round, order.attempt, [position for position, _ in order.blocks])
     federation = load_federation(config)
     if order.data and order.data != (here := federation.dataset.fingerprint):
@@ -70,14 +77,19 @@ def answer(order: Order) -> Reply:
 
 
 def _turn(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionReply:
-    """The coalition's part of the reply. If the attack raises, its members count as failed; the honest clients are not affected."""
+    """The coalition's part of the reply. If the attack raises, its members count as failed; the honest clients are not affected. With
+    `attack.on-error = "stop"` the reply also has the traceback, and the server ends the run."""
     try:
         return coalition_turn(inputs, _with_honest_sum(inputs, order, coalition, results))
-    except Exception as error:  # an attack may raise anything: it becomes the reason in the round's record
-        reason = f"{type(error).__name__}: {error}"
-        reports = tuple(ClientReport(client, 0.0, float("nan"), reason) for client in coalition.members)
-        zeros = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
-        return CoalitionReply(zeros, reports, coalition.state, {})
+    except OutsideCodeError as error:
+        report = str(error)
+    except Exception as error:  # one of our attacks, or what it uses of ByzFL
+        report = error_report(error)
+    reason = report.partition("\n")[0]
+    reports = tuple(ClientReport(client, 0.0, float("nan"), reason) for client in coalition.members)
+    zeros = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
+    stops = inputs.config.attack.on_error == "stop"
+    return CoalitionReply(zeros, reports, coalition.state, {}, error=report if stops else "")
 
 
 def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from clients.accumulative.offset import within_budget
-from clients.action import Action
-from clients.catalogue import attacks
 from clients.honest import RoundInputs, failing_clients
 from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
+from clients.outside_attack import checked_action
 from fl_sim.config.keys import Config
-from fl_sim.config.options import parse_options
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.rng.streams import stream
 from fl_sim.training.local import block_updates, weighted_sum, weights_of
-from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, PublicRule
+from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, PublicRule
 
 
 def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply:
@@ -38,6 +36,7 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
     action = checked_action(knowledge, order.state, inputs.config)
     updates_sent, shift = within_budget(knowledge, action.updates)
     finite = torch.isfinite(updates_sent).all(dim=1)
+    figures = _figures(knowledge, updates_sent[finite], shift)
     if not bool(finite.all()):
         updates_sent = updates_sent[finite]
     weights = weights_of(batches)
@@ -46,25 +45,26 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
     summed = weighted_sum(updates_sent, sender_weights, inputs.before)
     reports = [ClientReport(client, w, norm) for client, w, norm in zip(senders, sender_weights, summed.norms, strict=True)]
     reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in senders]
-    longest = float(torch.linalg.vector_norm(updates_sent, dim=1).max()) if senders else 0.0
-    metrics = {"fired": float(order.phase == "trigger"), **action.metrics, "shift_norm": shift, "malicious_norm": longest}
+    fires = order.phase == "trigger" and not action.reason
+    metrics = {"fired": float(fires), **action.metrics, **figures}
     if not senders:
         metrics["fired"] = 0.0
     updates = updates_sent if inputs.stacked else summed.total.unsqueeze(0)
-    return CoalitionReply(updates, (*reports, *failures), action.state if senders else order.state, metrics)
+    return CoalitionReply(updates, (*reports, *failures), action.state if senders else order.state, metrics, action.reason)
 
 
-def checked_action(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
-    """The action of the attack `attack.name` in a round. Raises TypeError or ValueError if the attack returns something else."""
-    name = config.attack.name
-    action = attacks.find(name)(knowledge, state, **parse_options(config.attack.options))
-    if not isinstance(action, Action):  # pyright: ignore[reportUnnecessaryIsInstance] - it may be anybody's function
-        raise TypeError(f"expected {name} to return a fl_sim.Action, got {type(action).__name__}")
-    expected, updates = tuple(knowledge.updates.shape), action.updates
-    if not isinstance(updates, Tensor) or tuple(updates.shape) != expected:  # pyright: ignore[reportUnnecessaryIsInstance]
-        got = tuple(updates.shape) if isinstance(updates, Tensor) else type(updates).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"expected {name} to return updates of shape {expected}, one row per sampled member, got {got}")
-    return action._replace(updates=updates.detach().to(knowledge.updates))
+def _figures(knowledge: Knowledge, sent: Tensor, shift: float) -> dict[str, float]:
+    """Figures of a round that do not depend on the attack: how long the updates sent (k, d) are, beside what the members would honestly
+    send; whether they differ from that; and the shift that the attack wanted."""
+    lengths = torch.linalg.vector_norm(sent, dim=1, dtype=torch.float64)  # the square of a long update is beyond float32
+    honest = torch.linalg.vector_norm(knowledge.updates, dim=1, dtype=torch.float64)
+    return {
+        "acted": float(len(sent) != len(knowledge.updates) or not torch.equal(sent, knowledge.updates)) if len(sent) else 0.0,
+        "shift_norm": shift,
+        "malicious_norm": float(lengths.max()) if len(sent) else 0.0,
+        "malicious_median": float(lengths.quantile(0.5)) if len(sent) else 0.0,
+        "honest_norm": float(honest.quantile(0.5)),
+    }
 
 
 def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -> Knowledge:

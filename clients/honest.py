@@ -13,8 +13,9 @@ from torch import Tensor
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import CohortBatches
 from fl_sim.data.federation import Federation
-from fl_sim.grid.faults import has_nan_client, raise_if_faulty
+from fl_sim.grid.faults import ClientFaultError, has_nan_client, raise_if_faulty
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.outside_code import OutsideCodeError, error_words, is_interrupt
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import BlockSum, block_sum, block_updates, weights_of
 from fl_sim.wire.messages import Blocks, ClientReport
@@ -60,9 +61,11 @@ def compute_blocks(inputs: RoundInputs, blocks: Blocks, *, last_attempt: bool) -
         clients, reasons = list(members), dict[int, str]()
         try:
             value = _compute(inputs, clients, batches)
-        except Exception as error:  # whatever a client raises becomes the reason in the round's record
+        except BaseException as error:  # whatever a client raises becomes the reason in the round's record
+            if is_interrupt(error):
+                raise
             if not last_attempt:
-                results.retry[position] = str(error)
+                results.retry[position] = reason_of(error)
                 continue
             reasons = failing_clients(inputs, clients)
             healthy = [client for client in clients if client not in reasons]
@@ -126,6 +129,13 @@ def failing_clients(inputs: RoundInputs, clients: list[int]) -> dict[int, str]:
     for client in clients:
         try:
             _compute(inputs, [client])
-        except Exception as error:
-            reasons[client] = str(error)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            reasons[client] = reason_of(error)
     return reasons
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a client failed; with the file and the line if a model from outside raised."""
+    return str(error) if isinstance(error, ClientFaultError | NotFiniteError | OutsideCodeError) else error_words(error)

@@ -80,6 +80,13 @@ class Knowledge:
         return self.rule.before if self.rule else None
 
     @property
+    def limits(self) -> tuple[Clip, ...]:
+        """What bounds each update of a member, as far as the coalition knows: a clip per client, and eta with `attack.budget = "client"`.
+        An update within the first stays within it when it is scaled down to the second."""
+        budget = (Clip("l2", self.settings.norm_bound),) if self.settings.budget == "client" else ()
+        return ((self.bound,) if self.bound else ()) + budget
+
+    @property
     def honest_sum(self) -> Tensor:
         """The honest clients' weighted sum (d,): known, or estimated as if every honest client sent the mean of the members' updates."""
         return self.seen.total if self.seen else self._members_sum / self.weights.sum() * self.honest_weight

@@ -14,7 +14,6 @@ import inspect
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Generic, TypeVar
 
+from fl_sim.outside_code import error_words, outside_call
 from fl_sim.signals import time_limit
 from fl_sim.sources import local_sources, object_digest, source_digest
 
@@ -59,9 +59,9 @@ class Registry(Generic[T]):
 
     Args: kind, in words ("attack"); key, of the configuration; table, our own names; group, of entry points; extras, the optional package
     that a name of the table needs, which is also the name of fl-sim's extra; least_members, the fewest malicious clients of an attack;
-    arguments, how many positional ones we pass (the others are options); options_taker, which part of an entry takes the options; family,
-    a check of names that follow a pattern instead of standing in the table (`flwr.*`): it returns what is wrong, empty if nothing, and
-    None for a name without the pattern; family_names, those names, for messages.
+    arguments, how many positional ones we pass (the others are options); callable, whether each of its things is called; options_taker,
+    which part of an entry takes the options; family, a check of names that follow a pattern instead of standing in the table (`flwr.*`): it
+    returns what is wrong, empty if nothing, and None for a name without the pattern; family_names, those names, for messages.
     """
 
     kind: str
@@ -71,6 +71,7 @@ class Registry(Generic[T]):
     extras: Mapping[str, str] = field(default_factory=dict[str, str])
     least_members: Mapping[str, int] = field(default_factory=dict[str, int])
     arguments: int = 0
+    callable: bool = True
     options_taker: Callable[[Any], Any] = lambda thing: thing
     family: Callable[[str], str | None] | None = None
     family_names: tuple[str, ...] = ()
@@ -94,9 +95,11 @@ class Registry(Generic[T]):
             hint = f"; did you mean {near[0]!r}?" if near else ""
             return f"expected {self.key} to be one of {', '.join(names)}, or file.py:name or package.module:name, got {name!r}{hint}"
         try:
-            self.find(name)
+            thing = self.find(name)
         except OutsideError as error:
             return f"cannot load {self.key} = {name!r}: {error}"
+        if self.callable and not callable(thing):
+            return f"expected {self.key} = {name!r} to be something that can be called, got {type(thing).__name__}"
         return ""
 
     def outside(self, name: str) -> bool:
@@ -156,15 +159,10 @@ def load_outside(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     if place == "object":
         raise OutsideError(f"{name!r} is an object of another process: put it into a file and name it file.py:name")
-    try:
-        with _LOADING, time_limit(LOAD_LIMIT, f"its import took more than {LOAD_LIMIT:.0f} s"):
-            module = _file_module(place) if place.endswith(".py") else _imported_module(place)
-    except OutsideError:
-        raise
-    except BaseException as error:  # a file from outside may raise anything, SystemExit too
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise OutsideError(f"{_where(error, place)}{type(error).__name__}: {error}") from error
+    path = _path(place) if place.endswith(".py") else None
+    limit = time_limit(LOAD_LIMIT, f"its import took more than {LOAD_LIMIT:.0f} s")
+    with _LOADING, outside_call(lambda error: OutsideError(error_words(error))), limit:
+        module = _file_module(path) if path else _imported_module(place)
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -196,10 +194,9 @@ def _path(place: str) -> Path:
     return path
 
 
-def _file_module(place: str) -> ModuleType:
+def _file_module(path: Path) -> ModuleType:
     """The module of a file. It is executed once per process, and again if its content, or that of a local file that it imports, has
     changed."""
-    path = _path(place)
     digest = hashlib.sha256(f"{path} {source_digest(path)}".encode()).hexdigest()[:16]
     name = f"{OUTSIDE}{digest}"  # a name that no other module has
     _forget_changed(path)
@@ -268,14 +265,6 @@ def _modules_of(path: Path) -> dict[str, str]:
         if os.path.basename(file) in names and not name.startswith(OUTSIDE) and (real := os.path.realpath(file)) in contents:
             modules[name] = contents[real]
     return modules
-
-
-def _where(error: BaseException, place: str) -> str:
-    """The file and the line of the outside code that raised, for a message; empty if unknown."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}: "
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == Path(place).name]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
 
 
 def _source(thing: object, place: str) -> Path:

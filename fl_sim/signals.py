@@ -10,6 +10,10 @@ from types import FrameType
 from typing import Any
 
 
+class EndedBySignalError(SystemExit):
+    """SIGTERM or SIGHUP came. Code from outside may not swallow it."""
+
+
 @contextmanager
 def signals_raise() -> Generator[Callable[[], None]]:
     """Inside the block SIGTERM and SIGHUP raise SystemExit. Yields a function that makes the process ignore them, and SIGINT, until the
@@ -20,7 +24,7 @@ def signals_raise() -> Generator[Callable[[], None]]:
         return
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise EndedBySignalError(128 + number)
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     signal.signal(signal.SIGTERM, leave)

@@ -20,7 +20,9 @@ from fl_sim.data.batches import Batch
 from fl_sim.data.federation import Federation
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.outside_code import OutsideCodeError, error_words, outside_call
 from fl_sim.registry import Registry
+from fl_sim.rng.streams import seeded_global_generators
 from fl_sim.training.clipping import clip_of
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
 from strategies.dgc.guard import Guard
@@ -100,7 +102,7 @@ def instance_of(config: Config, probe: Callable[[], Batch], own_update: Callable
         after = clip_of(config.strategy.norm, config.strategy.bound) if config.strategy.scope == "aggregate" else None
         return Rule(after=after)
     if strategies.outside(name):
-        return _from_outside(name, options, probe)
+        return _from_outside(name, options, probe, config.seed)
     package, rest = name.split(".", 1)
     if package == "byzfl":
         return Rule(combine=byzfl_combine(rest, options, config.seed, own_update or _no_update))
@@ -110,13 +112,15 @@ def instance_of(config: Config, probe: Callable[[], Batch], own_update: Callable
     return getattr(flower, rest)(**options)
 
 
-def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Batch]) -> Rule | Strategy:
-    """A user's Flower strategy, `Rule`, or plain function `(updates, weights, **options) -> (d,)`. Raises TypeError for anything else."""
+def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Batch], seed: int) -> Rule | Strategy:
+    """A user's Flower strategy, `Rule`, or plain function `(updates, weights, **options) -> (d,)`. Raises TypeError for anything else, and
+    OutsideCodeError if a strategy cannot be made."""
     thing = strategies.find(name)
     if isinstance(thing, type) and issubclass(thing, Strategy):
-        return thing(**options)
+        with seeded_global_generators(seed, "strategy"), outside_call(lambda error: OutsideCodeError(error_words(error, thing))):
+            return thing(**options)
     if isinstance(thing, Rule):
-        return replace(thing, combine=OwnCombine(name, thing.combine, options, probe)) if thing.combine else thing
+        return replace(thing, combine=OwnCombine(name, thing.combine, options, probe, seed)) if thing.combine else thing
     if isinstance(thing, type) or not callable(thing):
         raise TypeError(
             "expected a subclass of flwr.serverapp.strategy.Strategy, a fl_sim.Rule, or a function (updates, weights, **options), "
@@ -124,7 +128,7 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
         )
     own = {key: value for key, value in options.items() if key not in OPTIONAL}
     inspect.signature(thing).bind(None, None, **dict.fromkeys(optional_parameters(thing)), **own)
-    return Rule(combine=OwnCombine(name, thing, options, probe))
+    return Rule(combine=OwnCombine(name, thing, options, probe, seed))
 
 
 def no_probe() -> Batch:
@@ -159,6 +163,7 @@ strategies: Registry[Any] = Registry(
     "strategy.name",
     {**RULES, "dgc": Rule},
     "fl_sim.strategies",
+    callable=False,  # a `Rule` is not
     family=_family_problem,
     family_names=(*(f"flwr.{name}" for name in FLOWER), *(f"byzfl.{name}" for name in AGGREGATORS)),
 )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fl_sim.config.keys import Config
 from fl_sim.grid.server_strategy import Needs
+from fl_sim.outside_code import OutsideCodeError, defined_at, error_report, outside_call, with_place
 from fl_sim.rng.streams import seeded_global_generators
 from fl_sim.wire.arrays import TensorArray, from_record, to_record
 from fl_sim.wire.messages import PublicRule
@@ -88,7 +89,8 @@ class FlowerHost(Strategy):
         """The strategy's messages, as one packed message for the `ClientGrid` with the flat model; the updates must be `stacked`."""
         offer = _Offer(grid, [client + 1 for client in self._sample(server_round)])
         with self._flower_context("configure", server_round):
-            messages = list(self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offer))
+            made = self.inner.configure_train(server_round, self._layers(self.theta), ConfigRecord(dict(config)), offer)
+            messages = _checked_messages(self.inner, made, offer)
         self._messages = {message.metadata.dst_node_id: message for message in messages}
         if not messages:
             self.skipped = f"{type(self.inner).__name__} asked no client"
@@ -121,14 +123,14 @@ class FlowerHost(Strategy):
         ]
         clipped = self._clipped(rows)  # now, because an adaptive wrapper changes its bound
         with self._flower_context("aggregate", server_round):
-            arrays, metrics = self.inner.aggregate_train(server_round, ordinary)
+            arrays, metrics = _checked_aggregate(self.inner, self.inner.aggregate_train(server_round, ordinary))
         self.skipped, length = "", 0.0
         if arrays is None:
             self.skipped = f"{type(self.inner).__name__} returned no model from {len(ordinary)} replies"
         else:
             length = self._step(self._flat(arrays))
         if not bool(torch.isfinite(self.theta).all()):
-            raise RuntimeError(f"round {server_round}: {type(self.inner).__name__} made a model that is not finite from finite updates")
+            raise RuntimeError(f"round {server_round}: {_whose(self.inner)} made a model that is not finite from finite updates")
         figures: dict[str, Any] = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
         figures |= {**clipped, "combined_norm": length, "applied_norm": length}
         return to_record({"theta": self.theta}), MetricRecord(figures)
@@ -198,20 +200,58 @@ class FlowerHost(Strategy):
         """Named parameters as one vector (d,) in float64. Raises RuntimeError if one is missing."""
         missing = [name for name in self._layout if name not in arrays]
         if missing:
-            raise RuntimeError(f"{type(self.inner).__name__} returned a model without {', '.join(missing)}")
+            raise RuntimeError(f"{_whose(self.inner)} returned a model without {', '.join(missing)}")
+        for name, shape in self._layout.items():
+            if tuple(arrays[name].numpy().shape) != tuple(shape):
+                got = tuple(arrays[name].numpy().shape)
+                raise RuntimeError(f"expected {_whose(self.inner)} to return {name} with shape {tuple(shape)}, got {got}")
         return torch.cat([torch.from_numpy(np.array(arrays[name].numpy(), dtype=np.float64)).flatten() for name in self._layout])
 
     @contextlib.contextmanager
     def _flower_context(self, what: str, round_: int) -> Generator[None]:
-        """Inside the block global generators are seeded from the run's seed, and Flower logs warnings only."""
-        logger = logging.getLogger("flwr")
-        with seeded_global_generators(self._seed, "strategy", what, round_):
+        """Inside the block global generators are seeded from the run's seed, and Flower logs warnings only. What a strategy of the user
+        raises becomes OutsideCodeError."""
+        logger, is_own = logging.getLogger("flwr"), bool(defined_at(type(self.inner)))
+        guard = outside_call(self._failure) if is_own else contextlib.nullcontext()
+        with seeded_global_generators(self._seed, "strategy", what, round_), guard:
             level = logger.level
             logger.setLevel(logging.WARNING)
             try:
                 yield
             finally:
                 logger.setLevel(level)
+
+    def _failure(self, error: BaseException) -> Exception:
+        return OutsideCodeError(f"strategy.name = {self._name!r}: {error_report(error, type(self.inner))}")
+
+
+def _whose(strategy: Strategy) -> str:
+    return with_place(type(strategy).__name__, type(strategy))
+
+
+def _checked_messages(strategy: Strategy, messages: Any, offer: _Offer) -> list[Message]:
+    """What `configure_train` returned. Raises RuntimeError unless it is messages, at most one for each client of the round."""
+    expected = f"expected configure_train of {_whose(strategy)} to return"
+    if not isinstance(messages, Iterable):
+        raise RuntimeError(f"{expected} messages, got {type(messages).__name__}")
+    made: list[Any] = list(messages)
+    if strange := [type(message).__name__ for message in made if not isinstance(message, Message)]:
+        raise RuntimeError(f"{expected} messages, got {strange[0]}")
+    nodes = [message.metadata.dst_node_id for message in made]
+    if beyond := set(nodes) - set(offer.nodes):
+        raise RuntimeError(f"{expected} messages to nodes of the grid, got one to node {min(beyond)}")
+    if len(set(nodes)) < len(nodes):
+        raise RuntimeError(f"{expected} one message to a client, got {len(nodes)} to {len(set(nodes))} clients")
+    return made
+
+
+def _checked_aggregate(strategy: Strategy, result: Any) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    """What `aggregate_train` returned. Raises RuntimeError unless it is a pair of records or None."""
+    pair = result if isinstance(result, tuple) and len(result) == 2 else (result, "")
+    if not isinstance(pair[0], ArrayRecord | None) or not isinstance(pair[1], MetricRecord | None):
+        got = ", ".join(type(part).__name__ for part in result) if isinstance(result, tuple) else type(result).__name__
+        raise RuntimeError(f"expected aggregate_train of {_whose(strategy)} to return an ArrayRecord or None and a MetricRecord, got {got}")
+    return pair[0], pair[1]
 
 
 def core_of(strategy: Strategy) -> Strategy:
@@ -242,13 +282,13 @@ class _Offer(Grid):
     """The grid that a Flower strategy gets in a round: it has the sampled nodes only."""
 
     def __init__(self, grid: Grid, nodes: list[int]) -> None:
-        self._grid, self._nodes, self._looks = grid, nodes, 0
+        self._grid, self.nodes, self._looks = grid, nodes, 0
 
     def get_node_ids(self) -> list[int]:
         self._looks += 1
         if self._looks > PATIENCE:  # Flower's sample_nodes would ask once per second for ever
-            raise RuntimeError(f"the strategy waits for more nodes than the {len(self._nodes)} clients of a round")
-        return list(self._nodes)
+            raise RuntimeError(f"the strategy waits for more nodes than the {len(self.nodes)} clients of a round")
+        return list(self.nodes)
 
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)

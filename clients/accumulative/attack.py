@@ -13,7 +13,7 @@ from clients.accumulative.adaptive import aligned, history_of, remember
 from clients.accumulative.appraisal import appraise, first_look
 from clients.accumulative.objectives import direction, objectives
 from clients.accumulative.offset import send
-from clients.accumulative.trigger import rehearse, trigger_vector
+from clients.accumulative.trigger import NO_GRADIENT, rehearse, trigger_vector
 from clients.action import Action
 from clients.knowledge import Knowledge
 from fl_sim.training.clipping import Clip, clip
@@ -40,6 +40,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     history = history_of(knowledge, state)
     next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state), scalars)
     metrics = {"own_loss": own.loss, "own_accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
+    if metrics["fired"] and not bool(vector.any()):
+        return Action(knowledge.updates, next_state, metrics | {"fired": 0.0}, NO_GRADIENT)
     if metrics["fired"]:
         return Action(trigger_updates, next_state, metrics)
     gamma = settings.stealth_gamma if knowledge.phase == "accumulate" else float("inf")
@@ -53,7 +55,9 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
             metrics["fired"] = 1.0
             return Action(trigger_updates, next_state, metrics)
     if h is None:
-        return Action(knowledge.updates, next_state, metrics)
+        return Action(knowledge.updates, next_state, metrics, "stealth control pauses the accumulation" if knowledge.accumulate else "")
+    if not bool(h.any()):
+        return Action(knowledge.updates, next_state, metrics, f"the gradient of attack.objective = {settings.objective!r} is zero")
     push = scale * scaled_direction(h, knowledge, scalars["honest_norm"])
     metrics["scale"], metrics["push_norm"] = scale, float(torch.linalg.vector_norm(push))
     target = knowledge.honest_mean + push if settings.keep_honest else push
@@ -67,7 +71,8 @@ def _send(knowledge: Knowledge, target: Tensor, previous_theta: Tensor | None) -
     if knowledge.settings.alignment == 0.0:
         return updates
     momentum = knowledge.honest_mean if previous_theta is None else previous_theta - knowledge.theta
-    bound = knowledge.bound or Clip("l2", float(torch.linalg.vector_norm(knowledge.updates, dim=1).median()))
+    median = float(torch.linalg.vector_norm(knowledge.updates, dim=1).median())
+    bound = knowledge.bound or Clip("l2", max(median, torch.finfo(updates.dtype).tiny))  # a bound is above 0
     return clip(aligned(updates, momentum, knowledge.settings.alignment), bound)[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from clients.accumulative.adaptive import discrepancy
 from clients.knowledge import Knowledge
 from fl_sim.data.batches import Batch
+from fl_sim.outside_code import OutsideCodeError, defined_at, error_report, outside_call, with_place
 from fl_sim.registry import Registry
 
 
@@ -76,13 +77,48 @@ objectives: Registry[Objective] = Registry("objective", "attack.objective", OBJE
 
 def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> tuple[Tensor, float | None]:
     """h_t (d,): the gradient with respect to theta of the objective plus, if there is a `history` (r, e, c), `attack.discrepancy-weight`
-    times the discrepancy against it (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of the objective's `Aim`."""
-    leaf = knowledge.theta.detach().requires_grad_(True)
-    value, rehearsed = objective(knowledge, leaf, trigger)
+    times the discrepancy against it (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of the objective's `Aim`.
+
+    Raises OutsideCodeError if an objective from outside does not return an Aim whose value depends on theta.
+    """
+    leaf = knowledge.theta.detach().clone().requires_grad_(True)
+    if defined_at(objective):
+        with outside_call(lambda error: _failure(objective, error)):
+            aim = objective(knowledge, leaf, trigger.clone())
+        value, rehearsed = _checked_aim(objective, aim)
+    else:
+        value, rehearsed = objective(knowledge, leaf, trigger)
     if history is not None:
         value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
-    (gradient,) = torch.autograd.grad(value, leaf)
+    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    if gradient is None:  # pyright: ignore[reportUnnecessaryComparison] - typed without allow_unused
+        raise OutsideCodeError(f"{_expected(objective)} whose value depends on theta, got one that does not")
     return gradient, rehearsed
+
+
+def _checked_aim(objective: Objective, aim: Any) -> Aim:
+    """What an objective returned. Raises OutsideCodeError unless it is an Aim with one number that has a gradient."""
+    if not isinstance(aim, Aim):
+        raise OutsideCodeError(f"{_expected(objective)}, got {type(aim).__name__}")
+    value: Any = aim.value
+    if not isinstance(value, Tensor):
+        raise OutsideCodeError(f"{_expected(objective)} whose value is a tensor, got {type(value).__name__}")
+    if value.numel() != 1 or value.is_complex():
+        raise OutsideCodeError(f"{_expected(objective)} whose value is one real number, got shape {tuple(value.shape)} and {value.dtype}")
+    if not value.requires_grad:
+        raise OutsideCodeError(f"{_expected(objective)} whose value depends on theta, got one that does not")
+    rehearsed: Any = aim.rehearsed
+    if rehearsed is not None and not isinstance(rehearsed, int | float):
+        raise OutsideCodeError(f"{_expected(objective)} whose rehearsed accuracy is a number or None, got {type(rehearsed).__name__}")
+    return Aim(value.reshape(()), rehearsed)
+
+
+def _failure(objective: Objective, error: BaseException) -> Exception:
+    return error if isinstance(error, OutsideCodeError) else OutsideCodeError(f"attack.objective: {error_report(error, objective)}")
+
+
+def _expected(objective: Objective) -> str:
+    return f"attack.objective: expected {with_place(getattr(objective, '__name__', repr(objective)), objective)} to return a fl_sim.Aim"
 
 
 def _differentiable_gradient(knowledge: Knowledge, theta: Tensor, batch: Batch) -> Tensor:

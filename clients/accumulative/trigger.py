@@ -11,6 +11,7 @@ from clients.accumulative.appraisal import Appraisal
 from clients.knowledge import Knowledge
 from fl_sim.training.clipping import Clip, clip
 
+NO_GRADIENT = "the gradient of the trigger batch is zero"
 SLACK = 10.0  # points: about two standard deviations of an accuracy on 100 examples
 
 
@@ -35,7 +36,11 @@ def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
         step = -gradient if previous is None else previous - settings.alpha * gradient
         return project(step, settings.norm_bound)
     length = torch.linalg.vector_norm(gradient)
-    scale = settings.trigger_scale or float(settings.norm_bound / length.clamp(min=torch.finfo(gradient.dtype).tiny))
+    if settings.trigger_scale:
+        scale = settings.trigger_scale
+    else:  # 0 for a gradient so small that the factor would be infinite
+        usable = float(length) > settings.norm_bound / torch.finfo(gradient.dtype).max
+        scale = float(settings.norm_bound / length) if usable else 0.0
     return project(-scale * gradient, settings.norm_bound)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clients.accumulative.offset import send
-from clients.accumulative.trigger import trigger_vector
+from clients.accumulative.trigger import NO_GRADIENT, trigger_vector
 from clients.action import Action
 from clients.knowledge import Knowledge
 from fl_sim.wire.messages import AttackState
@@ -16,4 +16,7 @@ def trigger_only(knowledge: Knowledge, state: AttackState) -> Action:
     """
     if knowledge.phase != "trigger":
         return Action(knowledge.updates)
-    return Action(send(knowledge, trigger_vector(knowledge, None)))
+    vector = trigger_vector(knowledge, None)
+    if not bool(vector.any()):
+        return Action(knowledge.updates, reason=NO_GRADIENT)
+    return Action(send(knowledge, vector))

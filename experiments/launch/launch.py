@@ -24,11 +24,14 @@ from fl_sim.config.resolve import ConfigError, resolve_cells
 from fl_sim.device import cpu_cores
 from fl_sim.grid.ray_runtime import cluster_address, ray_running
 from fl_sim.grid.transports import claim_identity
+from fl_sim.outside_code import OutsideCodeError, is_interrupt
 from fl_sim.waits import ProcessError
 
 LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
 NOTE = "fl-sim: "  # begins a line that the user should see at once
 LOG_TAIL = 40  # last lines of a failed run's log that are shown
+LOG_KEPT = 1000  # lines of a run's log in memory
+LINE_LENGTH = 10_000  # characters of a line that are kept: code from outside may print a megabyte
 
 OnLine = Callable[[str], None]
 
@@ -43,10 +46,12 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
             code = 0
         except RunFailedError:
             code = 1
-        except (CannotWriteError, ConfigError, ProcessError) as error:
+        except (CannotWriteError, ConfigError, OutsideCodeError, ProcessError) as error:
             on_line(str(error))
             code = 1
-        except Exception:
+        except BaseException as error:  # code from outside may also raise SystemExit
+            if is_interrupt(error):
+                raise
             for line in traceback.format_exc().splitlines():
                 on_line(line)
             code = 1
@@ -109,6 +114,7 @@ def display(console: Console, title: str, lines: list[str]) -> Any:
             event = parse(line)
             if event is None:
                 lines.append(line)
+                del lines[:-LOG_KEPT]
                 if line.startswith(NOTE):
                     console.print(Text.assemble(("warning: ", "yellow"), line.removeprefix(NOTE)), highlight=False, soft_wrap=True)
                 return
@@ -129,7 +135,13 @@ class _Lines(io.TextIOBase):
 
     def write(self, text: str) -> int:
         with self._lock:
-            *lines, self._rest = (self._rest + text).split("\n")
+            *lines, rest = text.split("\n")
+            if lines:
+                lines[0], self._rest = self._rest + lines[0], ""
+            self._rest = (self._rest + rest)[:LINE_LENGTH]
             for line in lines:
-                self._on_line(line)
+                self._on_line(line[:LINE_LENGTH])
         return len(text)
+
+    def close(self) -> None:
+        """Nothing: code from outside may close `sys.stdout`, and the run goes on."""

@@ -24,6 +24,7 @@ from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.device import device_of
 from fl_sim.grid.transports import CellTransport, FlowerTransport, InlineTransport, Transport, WorkerDiedError
+from fl_sim.outside_code import is_interrupt
 
 WORKER = "clients.client_app:answer"
 REMOTE_CELL = "experiments.launch.remote_cell:run_remotely"
@@ -89,11 +90,11 @@ class _Cells:
             if not is_complete(folder):
                 self._execute(cell, self._progress.of_run(folder.name))
                 played_rounds = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
-        except Exception as error:
-            if self._total == 1 or isinstance(error, CannotWriteError):  # the other cells could not write either
+        except BaseException as error:  # code from outside may also raise SystemExit
+            if self._total == 1 or isinstance(error, CannotWriteError) or is_interrupt(error):  # the other cells could not write either
                 raise
             traceback.print_exc()
-            failure = f"{folder.name}: {type(error).__name__}: {error}"
+            failure = f"{folder.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         self._progress.finish(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
         return failure
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import names_in, to_flat, to_json
+from fl_sim.outside_code import OutsideCodeError, error_report, outside_call, place_of, type_and_text, with_place
 from fl_sim.registry import Registry
 
 PROJECT = "fl-sim"  # of W&B, the experiment of MLflow
@@ -133,29 +134,50 @@ class Trackers:
     """All trackers in `tracking`. If one raises, a line says so and it is not called again: the run and its records go on."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        """Raises what the constructor of a tracker raises, because nothing was computed yet."""
+        """Raises what the constructor of a tracker raises (OutsideCodeError for one from outside), because nothing was computed yet."""
         keys = json.loads(to_json(to_flat(config)))
-        names = [name for name in names_in("tracking", config.tracking) if name != "none"]
-        self._open = {name: trackers.find(name)(folder, dict(keys)) for name in names}
+        self._open = dict[str, Tracker]()
+        for name in names_in("tracking", config.tracking):
+            if name != "none":
+                self._open[name] = _made(name, folder, dict(keys))
 
     def on_round(self, line: Mapping[str, Any]) -> None:
         """Pass a line of `rounds.jsonl` to each tracker."""
-        self._call_each(lambda tracker: tracker.on_round(dict(line)))
+        self._call_each(lambda tracker: tracker.on_round(copy.deepcopy(dict(line))))
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Close each tracker, once."""
-        self._call_each(lambda tracker: tracker.close(dict(summary)))
+        self._call_each(lambda tracker: tracker.close(copy.deepcopy(dict(summary))))
         self._open.clear()
 
     def _call_each(self, what: Callable[[Tracker], object]) -> None:
         for name, tracker in list(self._open.items()):
             try:
-                what(tracker)
-            except Exception as error:  # user code, or a network error
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                words = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+                with outside_call(lambda error, tracker=tracker: OutsideCodeError(_words(error, tracker))):
+                    what(tracker)
+            except OutsideCodeError as words:  # user code, or a network error
                 print(f"fl-sim: tracking = {name!r} failed and is not called again: {words}", flush=True)
                 del self._open[name]
+
+
+def _words(error: BaseException, tracker: Tracker) -> str:
+    place = place_of(error, tracker)
+    return f"{type_and_text(error)} ({place})" if place else type_and_text(error)
+
+
+def _made(name: str, folder: Path, keys: dict[str, Any]) -> Tracker:
+    """A new tracker. Raises what its constructor raises: OutsideCodeError for one from outside."""
+    make = trackers.find(name)
+    if name in TRACKERS:
+        return make(folder, keys)
+    with outside_call(lambda error: OutsideCodeError(f"tracking = {name!r}: {error_report(error, make)}")):
+        tracker = make(folder, keys)
+    if missing := [method for method in ("on_round", "close") if not callable(getattr(tracker, method, None))]:
+        whose = with_place(f"tracking = {name!r}", make)
+        raise OutsideCodeError(
+            f"expected {whose} to return an object with on_round and close, got {type(tracker).__name__} without {missing[0]}"
+        )
+    return tracker
 
 
 def _without_content(folder: Path) -> Path:

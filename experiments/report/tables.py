@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
+from rich.text import Text
 
 from experiments.records.folder import is_complete
 from experiments.records.reading import DamagedError, read_config, read_summary
@@ -29,7 +30,7 @@ TAIL = 1 << 16  # bytes: the longest line of a rounds.jsonl is far shorter
 def run_table(summary: Mapping[str, Any]) -> Table:
     """What a single run's command prints."""
     accuracy, twin, control = summary["accuracy"], summary["clean_twin"] or {}, summary["control"] or {}
-    table = Table(title=f"test accuracy (%), trigger in round {summary['trigger_round'] or '-'}", title_justify="left")
+    table = Table(title=Text(f"test accuracy (%), {_trigger(summary)}"), title_justify="left")
     for column in ("", "before trigger", "after trigger", "final"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("attacked", *_shown(accuracy["before_trigger"], accuracy["after_trigger"], accuracy["final"]))
@@ -39,7 +40,7 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         f"burn-in {_shown(accuracy['burn_in'])[0]} · drop {_shown(summary['drop'])[0]} · gain over control {_shown(summary['gain'])[0]} · "
         f"stealth gap {_shown(summary['stealth_gap'])[0]} · {summary['client_failures']} client failures, "
         f"{summary['retries']} retries · "
-        f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s"
+        f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s{_coalition(summary)}"
     )
     if summary.get("worst_class"):
         table.caption += f" · {_class_words('worst class', summary['worst_class'])}"
@@ -52,6 +53,26 @@ def run_table(summary: Mapping[str, Any]) -> Table:
 
 def _class_words(what: str, one: Mapping[str, Any]) -> str:
     return f"{what} {one['class']}: {_shown(one['burn_in'])[0]} to {_shown(one['final'])[0]}"
+
+
+def _trigger(summary: Mapping[str, Any]) -> str:
+    """In which round the trigger fired, or why none did."""
+    if summary["trigger_round"] is not None:
+        return f"trigger in round {summary['trigger_round']}"
+    return f"no trigger fired: {summary.get('no_trigger') or 'this version did not record why'}"
+
+
+def _coalition(summary: Mapping[str, Any]) -> str:
+    """What the coalition did, and how long its updates were; empty without one."""
+    rounds, norm, honest = summary.get("coalition"), summary.get("malicious_norm"), summary.get("honest_norm")
+    if not rounds:
+        return ""
+    text = f"\ncoalition: acted in {rounds['acted']} of {sum(rounds.values())} rounds before the recovery"
+    others = {"idle": "honest", "failed": "failed", "absent": "not sampled"}
+    text += "".join(f", {word} in {rounds[name]}" for name, word in others.items() if rounds[name])
+    if norm and honest:
+        text += f" · norm of its updates: median {norm['median']:.3g}, largest {norm['largest']:.3g}, honest {honest['median']:.3g}"
+    return text
 
 
 class RunList(NamedTuple):

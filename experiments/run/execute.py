@@ -22,6 +22,7 @@ from fl_sim.data.federation import load_federation
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import burn_in
 from fl_sim.model.saved import final_record, named_state
+from fl_sim.outside_code import settings_kept
 from fl_sim.waits import ProcessError, locked
 from fl_sim.wire.object_state import UnsavableError
 from strategies.calibration import calibrate
@@ -43,7 +44,7 @@ def execute_run(
     per worker); twins, a folder for clean twins that other runs may use too.
     """
     folder = run_folder(output_dir, config)
-    with run_lock(folder, Path(config.data.cache_dir).expanduser()):
+    with run_lock(folder, Path(config.data.cache_dir).expanduser()), settings_kept():  # a model from outside may change them
         if not is_complete(folder):  # another process may have completed it during the wait for the lock
             _Run(config, folder, transport, progress, max_messages).execute(twins)
     return folder

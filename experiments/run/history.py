@@ -43,6 +43,16 @@ class TrackHistory:
         return tuple(line["round"] for line in self.lines if line.get("attack", {}).get("fired"))
 
     @cached_property
+    def missed(self) -> dict[int, str]:
+        """The rounds in which a trigger that was due was given up, and why."""
+        return {line["round"]: line["missed_trigger"] for line in self.lines if "missed_trigger" in line}
+
+    @property
+    def spent(self) -> tuple[int, ...]:
+        """The rounds in which a trigger fired or was given up."""
+        return tuple(sorted({*self.fired, *self.missed}))
+
+    @cached_property
     def evaluated(self) -> dict[int, float]:
         """Accuracy by round."""
         return {line["round"]: line["accuracy"] for line in self.lines if "accuracy" in line}

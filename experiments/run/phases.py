@@ -1,35 +1,51 @@
-"""The phases of a run, a pure function of the round and of the rounds in which a trigger fired."""
+"""The phases of a run, a pure function of the round and of the rounds in which a trigger was due and was had or given up."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from fl_sim.config.keys import Config
-from fl_sim.data.sampling import malicious_clients
+from fl_sim.data.sampling import malicious_clients, sample_clients
 
 Phase = Literal["accumulate", "trigger", "between", "recover", "end"]
 
-PATIENCE = 1000  # most rounds that a due trigger waits for a sampled malicious client; then the run ends
 
-
-def phase_of(config: Config, round_: int, fired: tuple[int, ...], *, attacked: bool) -> Phase:
-    """The phase of `round_` (from 1), given the rounds in which a trigger fired before it.
+def phase_of(config: Config, round_: int, spent: tuple[int, ...], *, attacked: bool) -> Phase:
+    """The phase of `round_` (from 1), given the rounds before it in which a trigger fired or was given up.
 
     accumulate: rounds 1..T (none with `attack.name = "trigger-only"`), in which the coalition may fire early. trigger: a trigger is due,
-    until a malicious client is sampled. between: before the next of several triggers. recover: the coalition behaves honestly. Without
-    malicious clients (`attacked` false) the triggers count as fired on time.
+    until it fires or is given up (`given_up`). between: before the next of several triggers. recover: the coalition behaves honestly.
+    Without malicious clients (`attacked` false) the triggers count as fired on time.
     """
     schedule, last = config.schedule, accumulate_rounds(config)
     if not attacked:
         return "end" if round_ > planned_rounds(config) else "accumulate" if round_ <= last else "recover"
     if schedule.triggers == 0:
         return "accumulate" if round_ <= last else "recover" if round_ <= last + schedule.recovery_rounds else "end"
-    if not fired:
-        return "accumulate" if round_ <= last else "trigger" if round_ <= last + PATIENCE else "end"
-    if len(fired) < schedule.triggers:
-        due = fired[-1] + schedule.trigger_every
-        return "between" if round_ < due else "trigger" if round_ < due + PATIENCE else "end"
-    return "recover" if round_ <= fired[-1] + schedule.recovery_rounds else "end"
+    if len(spent) < schedule.triggers:
+        if round_ >= due_round(config, spent):
+            return "trigger"
+        return "between" if spent else "accumulate"
+    return "recover" if round_ <= spent[-1] + schedule.recovery_rounds else "end"
+
+
+def due_round(config: Config, spent: tuple[int, ...]) -> int:
+    """The round for which the next trigger is planned."""
+    return spent[-1] + config.schedule.trigger_every if spent else accumulate_rounds(config) + 1
+
+
+def given_up(config: Config, round_: int, spent: tuple[int, ...], malicious: Collection[int]) -> str:
+    """Why a trigger that is due does not wait after a round in which no malicious client was sampled; empty if it waits.
+
+    It waits if a later round can sample one, at most `schedule.trigger-wait` rounds after it was due.
+    """
+    due = due_round(config, spent)
+    last = due + config.schedule.trigger_wait
+    if any(not set(malicious).isdisjoint(sample_clients(config, later)) for later in range(round_ + 1, last + 1)):
+        return ""
+    rounds = f"round {round_}" if round_ == due else f"rounds {due} to {round_}"
+    return f"no malicious client was sampled in {rounds}, and none is until round {last} (schedule.trigger-wait)"
 
 
 def accumulate_rounds(config: Config) -> int:
@@ -55,5 +71,16 @@ def has_control(config: Config) -> bool:
 
 
 def expected_rounds(config: Config) -> int:
-    """The number of rounds of all tracks if triggers fire on time, for a progress bar."""
-    return (1 + (config.twin and is_attacked(config)) + has_control(config)) * planned_rounds(config)
+    """The number of rounds of all tracks if the first trigger fires at the end of the phase, or as soon as a malicious client is sampled
+    then, and the others on time: for a progress bar."""
+    tracks = 1 + (config.twin and is_attacked(config)) + has_control(config)
+    return tracks * (planned_rounds(config) + _first_wait(config))
+
+
+def _first_wait(config: Config) -> int:
+    """The rounds that the first trigger waits for a malicious client; 0 if none is sampled within `schedule.trigger-wait`."""
+    malicious, due = malicious_clients(config), due_round(config, ())
+    if not malicious or not config.schedule.triggers or config.clients_per_round == config.data.num_clients:
+        return 0
+    waits = range(config.schedule.trigger_wait + 1)
+    return next((wait for wait in waits if not malicious.isdisjoint(sample_clients(config, due + wait))), 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from experiments.records.identity import run_hash
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
+from fl_sim.data.sampling import malicious_clients
 from strategies.guarantees import tolerated
 
 
@@ -107,6 +109,37 @@ class Tolerance(Part):
     exceeded: int
 
 
+class CoalitionRounds(Part):
+    """How many rounds of the attacked track, before the recovery, the coalition acted in (it sent something other than its honest updates),
+    was idle in (it sent these), failed in (none of its sampled members sent anything), or was absent from (no member was sampled)."""
+
+    acted: int
+    idle: int
+    failed: int
+    absent: int
+
+
+class MaliciousNorm(Part):
+    """l2 norms of malicious updates, in gradient units: the median over the rounds in which the coalition acted of the median over its
+    members, and the largest of all."""
+
+    median: float
+    largest: float
+
+
+class HonestNorm(Part):
+    """The same median of what the members would honestly have sent in those rounds."""
+
+    median: float
+
+
+class PhaseRounds(Part):
+    """Rounds of the accumulative phase of the attacked track: how many were played, and how many evaluated."""
+
+    played: int
+    evaluated: int
+
+
 class PoisonRatio(Part):
     """Shares from 0 to 1."""
 
@@ -137,8 +170,14 @@ class Summary(Part):
     gain: float | None
     worst_accuracy_in_phase: float | None
     worst_loss_in_phase: float | None
+    phase_rounds: PhaseRounds
     trigger_round: int | None
     triggers: list[int]
+    missed_triggers: list[int]
+    no_trigger: str | None
+    coalition: CoalitionRounds | None
+    malicious_norm: MaliciousNorm | None
+    honest_norm: HonestNorm | None
     after_last_trigger: float | None
     alarms: list[int]
     monitor: MonitorSummary
@@ -162,9 +201,10 @@ class Summary(Part):
 def summarise(config: Config, lines: Iterable[Line]) -> Summary:
     """The summary of a complete run's lines.
 
-    `worst_loss_in_phase`: the accuracy before round 1 minus the worst one in the accumulative phase, on the same examples. Without an
-    attack, `before_trigger` and `after_trigger` are the accuracies around the round in which a trigger would be due. Raises KeyError
-    without a complete attacked track.
+    `worst_loss_in_phase`: how far the accuracy was below the one before round 1 at most, in the evaluated rounds of the accumulative phase
+    (on the same examples) and right before the trigger (both on the whole test set); 0 if it never was. Without an attack,
+    `before_trigger` and `after_trigger` are the accuracies around the round in which a trigger would be due.
+    Raises KeyError without a complete attacked track.
     """
     tracks = history_of(lines)
     attacked, twin, control = tracks["attacked"], tracks.get("twin"), tracks.get("control")
@@ -180,9 +220,15 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),
         worst_accuracy_in_phase=min(in_phase, default=None),
-        worst_loss_in_phase=_minus(start["accuracy"], min(in_phase, default=None)),
+        worst_loss_in_phase=_worst_loss(attacked, in_phase),
+        phase_rounds=PhaseRounds(played=len(attacked.in_phase("accumulate")), evaluated=len(in_phase)),
         trigger_round=attacked.fired[0] if attacked.fired else None,
         triggers=list(attacked.fired),
+        missed_triggers=list(attacked.missed),
+        no_trigger=_no_trigger(config, attacked),
+        coalition=_coalition(config, attacked),
+        malicious_norm=_malicious_norm(attacked),
+        honest_norm=_honest_norm(attacked),
         after_last_trigger=attacked.after_last_trigger,
         alarms=[line["round"] for line in attacked.lines if line.get("alarm")],
         monitor=_monitor(config, attacked),
@@ -262,6 +308,61 @@ def _tolerance(config: Config, track: TrackHistory) -> Tolerance | None:
     promised = [(tolerated(name, options, line["clients"]), line) for line in track.lines]
     acting = [(f, round(line["poison_ratio"] * line["clients"]) if "attack" in line else 0) for f, line in promised if f is not None]
     return Tolerance(f=min(f for f, _ in acting), exceeded=sum(m > f for f, m in acting)) if acting else None
+
+
+def _worst_loss(track: TrackHistory, in_phase: list[float]) -> float | None:
+    start, before = track.start, track.before_trigger
+    losses = [start["accuracy"] - accuracy for accuracy in in_phase]
+    losses += [start["whole_accuracy"] - before] if before is not None and track.in_phase("accumulate") else []
+    return max(0.0, *losses) if losses else None
+
+
+def _no_trigger(config: Config, track: TrackHistory) -> str | None:
+    """Why no trigger fired; None if one did."""
+    if track.fired:
+        return None
+    if config.attack.name == "none":
+        return "no attack (attack.name = 'none')"
+    if not malicious_clients(config):
+        key = "malicious-fraction" if config.attack.poison_ratio < 0.0 else "poison-ratio"
+        return f"no client is malicious (attack.{key} = 0)"
+    if not config.schedule.triggers:
+        return "none is planned (schedule.triggers = 0)"
+    if reasons := [f"round {round_}: {reason}" for round_, reason in track.missed.items()]:
+        return "; ".join(reasons[:1] + [f"and {len(reasons) - 1} more"] * (len(reasons) > 1))
+    return f"the run ended in round {track.rounds} (monitor.action = {config.monitor.action!r})"
+
+
+def _coalition(config: Config, track: TrackHistory) -> CoalitionRounds | None:
+    members = {str(client) for client in malicious_clients(config)}
+    if not members:
+        return None
+    counts = Counter(_role(line, members) for line in track.lines if line["phase"] != "recover")
+    return CoalitionRounds(acted=counts["acted"], idle=counts["idle"], failed=counts["failed"], absent=counts["absent"])
+
+
+def _role(line: Line, members: set[str]) -> str:
+    """What the coalition did in a round."""
+    if line["poison_ratio"] > 0.0:
+        return "acted" if line.get("attack", {}).get("acted") else "idle"
+    return "failed" if members & set(line.get("failures", {})) else "absent"
+
+
+def _acting(track: TrackHistory) -> list[Mapping[str, float]]:
+    return [line["attack"] for line in track.lines if line.get("attack", {}).get("acted")]
+
+
+def _malicious_norm(track: TrackHistory) -> MaliciousNorm | None:
+    rounds = _acting(track)
+    if not rounds:
+        return None
+    median = statistics.median(figures["malicious_median"] for figures in rounds)
+    return MaliciousNorm(median=median, largest=max(figures["malicious_norm"] for figures in rounds))
+
+
+def _honest_norm(track: TrackHistory) -> HonestNorm | None:
+    rounds = _acting(track)
+    return HonestNorm(median=statistics.median(figures["honest_norm"] for figures in rounds)) if rounds else None
 
 
 def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:

@@ -12,7 +12,7 @@ from torch import Tensor
 from experiments.run.evaluator import Evaluator, Score
 from experiments.run.history import Line, TrackHistory, TrackName
 from experiments.run.monitor import Monitor
-from experiments.run.phases import accumulate_rounds, phase_of
+from experiments.run.phases import accumulate_rounds, given_up, phase_of
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import Federation
 from fl_sim.data.sampling import malicious_clients, sample_clients
@@ -20,6 +20,7 @@ from fl_sim.grid.grid import ClientGrid, RoundOutcome, RoundResult, play_round
 from fl_sim.grid.server_strategy import ServerStrategy
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import StartModel
+from fl_sim.outside_code import OutsideCodeError
 from fl_sim.wire.messages import AttackState
 from fl_sim.wire.object_state import State, UnsavableError
 from strategies.catalogue import build_strategy
@@ -94,7 +95,7 @@ class TrackRun:
         )
         self._monitor = Monitor(config.monitor, inputs.evaluator.probe(inputs.start.theta))
         self._by_class = config.evaluate.by_class
-        self._round, self._fired = (earlier.rounds, earlier.fired) if earlier else (0, ())
+        self._round, self._fired, self._spent = (earlier.rounds, earlier.fired, earlier.spent) if earlier else (0, (), ())
         self._load_checked = False  # whether it was checked that a new strategy can load the saved state of this one
         try:
             self._rollback = self._strategy.save() if config.monitor.action == "rollback" else None
@@ -133,7 +134,7 @@ class TrackRun:
         """The phase of a round; "end" after the last."""
         if self._reference and round_ > self._reference.rounds:
             return "end"
-        phase = phase_of(self._inputs.config, round_, self._fired, attacked=bool(self._malicious))
+        phase = phase_of(self._inputs.config, round_, self._spent, attacked=bool(self._malicious))
         return "recover" if self._reference and phase == "end" else phase
 
     def _one_round(self, phase: str) -> tuple[Line, bool]:
@@ -142,16 +143,22 @@ class TrackRun:
         before = self._strategy.theta
         try:
             result = play_round(self._strategy, self._grid, self._round, phase)
+        except OutsideCodeError as error:
+            raise OutsideCodeError(f"round {self._round} of the {self.name} track: {error}") from error
         except RuntimeError as error:
             raise RuntimeError(f"round {self._round} of the {self.name} track: {error}") from error
         clock = time.perf_counter()
         fired = bool(result.outcome.metrics.get("fired"))
+        missed = "" if fired or phase != "trigger" else self._missed_trigger(result.outcome)
         self._fired += (self._round,) if fired else ()
+        self._spent += (self._round,) if fired or missed else ()
         alarm, rolled_back = self._watch()
         last = (alarm and self._inputs.config.monitor.action == "stop") or self._phase(self._round + 1) == "end"
         line: dict[str, Any] = {"track": self.name, "round": self._round, "phase": "trigger" if fired else phase}
         if self._round == 1:
             line["start"] = self._start()
+        if missed:
+            line["missed_trigger"] = missed
         if alarm:
             line["alarm"] = True
         if rolled_back:
@@ -163,6 +170,15 @@ class TrackRun:
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
         line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)
         return line, last
+
+    def _missed_trigger(self, outcome: RoundOutcome) -> str:
+        """Why the trigger that was due in this round is given up; empty if it waits for a malicious client to be sampled."""
+        members = [report for report in outcome.reports if report.client in self._malicious]
+        if not members:
+            return given_up(self._inputs.config, self._round, self._spent, self._malicious)
+        if all(report.failure for report in members):
+            return "every malicious client failed: " + "; ".join(sorted({report.failure for report in members}))
+        return outcome.idle or "the attack did not fire"
 
     def _watch(self) -> tuple[bool, bool]:
         """Let the monitor check the model. Returns whether there is an alarm, and whether the model was rolled back."""
@@ -217,6 +233,8 @@ def _figures(outcome: RoundOutcome, metrics: dict[str, float]) -> dict[str, Any]
     line["honest_norm"] = outcome.honest_norm
     if outcome.metrics:
         line["attack"] = dict(outcome.metrics)
+    if outcome.idle:
+        line["idle"] = outcome.idle
     failures = {str(report.client): report.failure for report in outcome.reports if report.failure}
     if failures:
         line["failures"] = failures

@@ -128,6 +128,9 @@ class Strategy(Section):
 class Attack(Section):
     name: str = Field("accumulative", description="what the coalition does: one of `ATTACKS` (docs/attacks.md), or your own")
     options: str = Field("", description="arguments of an own attack, as a JSON object or as TOML keys")
+    on_error: Literal["stop", "record"] = Field(
+        "stop", description="when the attack raises: end the run with its traceback, or go on and record the coalition's members as failed"
+    )
     malicious_fraction: Share = Field(
         0.01, description="share of the N clients that are malicious; the share among the sampled ones varies"
     )
@@ -156,7 +159,11 @@ class Attack(Section):
     )
     alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
     norm_bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
-        10.0, description="eta: how far the coalition may move the combined update, l2 (inf: no limit)"
+        10.0, description="eta, l2 (inf: no limit): what it bounds, says attack.budget"
+    )
+    budget: Literal["combined", "client"] = Field(
+        "combined",
+        description="what norm-bound bounds: how far the coalition may move the combined update, or the length of each malicious update",
     )
     keep_honest: bool = Field(
         True, description="accumulate on top of the honest mean (Pang et al. 2021, Eq. 12); false: in its place (their released code)"
@@ -189,6 +196,9 @@ class Schedule(Section):
     recovery_rounds: CountOrZero = Field(20, description="clean rounds after the last trigger")
     triggers: CountOrZero = Field(1, description="trigger rounds (0: never fire)")
     trigger_every: Count = Field(1, description="rounds from one trigger to the next")
+    trigger_wait: CountOrZero = Field(
+        100, description="rounds that a due trigger waits at most for a malicious client to be sampled; then the run goes on without it"
+    )
 
 
 class Evaluate(Section):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from fl_sim.data.images.pixels import eight_bits, with_alpha
 from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, require_memory
+from fl_sim.outside_code import end_if_forked, error_words, is_interrupt, outside_call, placed, with_place
 from fl_sim.rng.streams import seeded_global_generators
 
 MOST_CLASSES = 2**16  # a larger label is taken for a mistake
@@ -29,26 +28,15 @@ def read_outside(thing: Callable[..., Any], request: Request, **options: Any) ->
     """The two data sets that `thing(root, **options)` returns, decoded example by example. Meanwhile Python's, NumPy's and PyTorch's global
     generators are seeded from a fixed stream, so that the same code gives the same data. Raises DataError.
     """
-    with seeded_global_generators(0, "dataset"):
-        try:
-            parts = thing(request.root, **options)
-        except Exception as error:
-            raise DataError(error_words(error, thing)) from error
-        if not isinstance(parts, Sequence) or len(parts) != 2:
-            raise DataError(f"expected two data sets, (train, test), got {_kind(parts)}")
+    with seeded_global_generators(0, "dataset"), outside_call(lambda error: _data_error(error, thing)):
+        parts = thing(request.root, **options)
+        if not isinstance(parts, Sequence) or isinstance(parts, str) or len(parts) != 2:
+            raise DataError(with_place(f"expected two data sets, (train, test), got {_kind(parts)}", thing))
         return decode_parts(parts[0], parts[1], request.progress, thing)
 
 
-def error_words(error: BaseException, thing: Any) -> str:
-    """Type and first line of an error of outside code, after the file and the line in `thing`'s source that raised it."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    try:
-        source = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
-    except TypeError:  # written in C, or an instance
-        source = None
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if source and Path(frame.filename) == source]
-    place = f"{source}, line {lines[-1].lineno}: " if lines else ""
-    return f"{place}{type(error).__name__}: {first}"
+def _data_error(error: BaseException, thing: Any) -> Exception:
+    return DataError(placed(str(error), thing) if isinstance(error, DataError) else error_words(error, thing))
 
 
 def files_below(root: Path, cache_dir: Path | None = None) -> Origin:
@@ -99,7 +87,7 @@ def _length(dataset: Any, part: str, thing: Any) -> int:
         raise DataError(f"expected the {part} part to be a torch.utils.data.Dataset with __len__ and __getitem__, got {_kind(dataset)}")
     try:
         size = len(dataset)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"the length of the {part} part: {error_words(error, thing)}") from error
     if not size:
         raise DataError(f"expected examples in the {part} part, got none")
@@ -108,10 +96,15 @@ def _length(dataset: Any, part: str, thing: Any) -> int:
 
 def _example(dataset: Any, row: int, where: str, thing: Any) -> tuple[Inputs, int]:
     """One example as an array (C, H, W) and its label."""
+    process = os.getpid()
     try:
         pair = dataset[row]
-    except Exception as error:
+    except BaseException as error:  # it may raise anything
+        if is_interrupt(error):
+            raise
         raise DataError(f"{where}: {error_words(error, thing)}") from error
+    finally:
+        end_if_forked(process)
     if not isinstance(pair, Sequence) or len(pair) != 2:
         raise DataError(f"{where}: expected a pair (image or features, label), got {_kind(pair)}")
     try:

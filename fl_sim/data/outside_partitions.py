@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_sim.data.outside import DataError, error_words
+from fl_sim.data.outside import DataError
+from fl_sim.outside_code import error_words, outside_call
 from fl_sim.registry import OutsideError
 from fl_sim.rng.streams import seeded_global_generators
 
@@ -128,13 +129,12 @@ def shares_of(partition: Callable[..., Any], labels: Integers, num_clients: int,
 
     Raises DataError for any error, with the line of the partition's code.
     """
-    with seeded_global_generators(int(generator.integers(2**31)), "partition"):
-        try:
-            return partition(labels.copy(), num_clients, generator, **options)
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(error_words(error, partition)) from error
+
+    def failure(error: BaseException) -> Exception:
+        return error if isinstance(error, DataError) else DataError(error_words(error, partition))
+
+    with seeded_global_generators(int(generator.integers(2**31)), "partition"), outside_call(failure):
+        return partition(labels.copy(), num_clients, generator, **options)
 
 
 def checked_shares(shares: Any, num_clients: int, size: int) -> list[Integers]:
@@ -162,7 +162,7 @@ def checked_shares(shares: Any, num_clients: int, size: int) -> list[Integers]:
 def _indices(share: Any, client: int) -> Integers:
     try:
         array = np.asarray(share)
-    except ValueError:  # lists of several lengths
+    except Exception:  # lists of several lengths, a tensor on another device, anything
         raise DataError(f"client {client}: expected an array of indices, got {type(share).__name__}") from None
     if not array.size:
         raise DataError(f"client {client}: expected at least one index, got none")

@@ -12,6 +12,7 @@ from fl_sim.config.options import options_text, parse_options
 from fl_sim.data.outside import DataError
 from fl_sim.data.outside_partitions import checked_shares, is_index_file, shares_of
 from fl_sim.data.partitions import KEYED, PARTITIONS, partitions
+from fl_sim.outside_code import placed
 from fl_sim.registry import OutsideError
 from fl_sim.rng.streams import stream
 
@@ -108,7 +109,10 @@ def _outside_positions(train_labels: Integers, rest: Integers, plan: SplitPlan, 
         raise DataError(str(error)) from error
     shares = shares_of(partition, train_labels[rest], plan.num_clients, generator, **parse_options(plan.options))
     if not is_index_file(plan.partition):
-        return checked_shares(shares, plan.num_clients, len(rest))
+        try:
+            return checked_shares(shares, plan.num_clients, len(rest))
+        except DataError as error:
+            raise DataError(placed(str(error), partition)) from error
     numbers = checked_shares(shares, plan.num_clients, len(train_labels))
     place = np.full(len(train_labels), -1)
     place[rest] = np.arange(len(rest))

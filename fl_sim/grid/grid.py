@@ -20,9 +20,10 @@ from fl_sim.grid.merging import MergedRound, Result
 from fl_sim.grid.reply_checks import reply_problem
 from fl_sim.grid.server_strategy import ServerStrategy
 from fl_sim.grid.transports import Answer, Transport
+from fl_sim.outside_code import OutsideCodeError
 from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import from_record, to_record
-from fl_sim.wire.messages import AttackState, Blocks, ClientReport, CoalitionOrder, Order, PublicRule, Reply
+from fl_sim.wire.messages import AttackState, Blocks, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
 
 RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
 
@@ -30,7 +31,8 @@ RESTING = ("", "recover")  # phases in which the malicious clients behave honest
 @dataclass(frozen=True)
 class RoundOutcome:
     """What the grid knows of a round: the reports of all sampled clients in id order, the malicious clients, the attack's figures, the norm
-    of the honest clients' mean, the waves, what was retried, and the seconds of the slowest worker."""
+    of the honest clients' mean, the waves, what was retried, the seconds of the slowest worker, and why the attack did not act (empty if it
+    did)."""
 
     reports: tuple[ClientReport, ...] = ()
     malicious: frozenset[int] = frozenset()
@@ -39,6 +41,7 @@ class RoundOutcome:
     waves: int = 0
     retried: Mapping[str, str] = field(default_factory=dict[str, str])
     seconds: float = 0.0
+    idle: str = ""
 
     @cached_property
     def combined(self) -> tuple[int, ...]:
@@ -134,6 +137,7 @@ class ClientGrid(Grid):
         if coalition and not one_wave:
             merged.add(self._exchange([self._second_wave(order, merged)]))
         if merged.coalition:
+            self._raise_attack_error(merged.coalition)
             self.attack_state = merged.coalition.state
         outcome = RoundOutcome(
             reports=merged.reports(),
@@ -143,8 +147,13 @@ class ClientGrid(Grid):
             waves=1 if one_wave else 2,
             retried=merged.retried,
             seconds=merged.seconds,
+            idle=merged.coalition.reason if merged.coalition else "",
         )
         return merged.content(), outcome
+
+    def _raise_attack_error(self, coalition: CoalitionReply) -> None:
+        if coalition.error:
+            raise OutsideCodeError(f"the attack raised (attack.on-error = 'stop'): {coalition.error}")
 
     def _one_wave(self) -> bool:
         """Whether an omniscient coalition gets the honest sum in a single wave: if one worker has all honest updates anyway, or if a wave
@@ -167,7 +176,10 @@ class ClientGrid(Grid):
 
     def _exchange(self, parts: Sequence[Order]) -> list[Result]:
         """Send orders. If an order fails, or a block because of a client, it is tried once more on another worker: each block and the
-        coalition in an order of its own, so that a second failure affects nothing else."""
+        coalition in an order of its own, so that a second failure affects nothing else.
+
+        Raises OutsideCodeError if a worker dies of the coalition's own order too and `attack.on-error = "stop"`.
+        """
         results: list[Result] = []
         retries: list[tuple[Order, int | None]] = []
         for part, answer in zip(parts, self._send(parts), strict=True):
@@ -184,7 +196,12 @@ class ClientGrid(Grid):
             if reply is None and part.coalition:
                 retries.append((replace(part, blocks=(), attempt=1), answer.worker))
         for part, worker in retries:
-            reply, failure = self._usable_reply(part, self._send([part], avoid=worker)[0])
+            answer = self._send([part], avoid=worker)[0]
+            reply, failure = self._usable_reply(part, answer)
+            if part.coalition and answer.reply is None and answer.worker is None and self._config.attack.on_error == "stop":
+                raise OutsideCodeError(
+                    f"two workers died while they ran attack.name = {self._config.attack.name!r} (attack.on-error = 'stop'; {failure})"
+                )
             results.append((part, reply, failure))
         return results
 

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fl_sim.outside_code import error_words, is_interrupt
 from fl_sim.waits import PATIENCE, ProcessError
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import Order, Reply
@@ -136,8 +137,10 @@ def call_worker(answer: Worker, order: Order, worker: int) -> Answer:
     """Call a worker in this process; an exception becomes the answer's failure."""
     try:
         return Answer(worker, answer(order))
-    except Exception as error:  # a worker may raise anything: it becomes the reason in the round's record
-        return Answer(worker, None, f"{type(error).__name__}: {error}")
+    except BaseException as error:  # a worker may raise anything: it becomes the reason in the round's record
+        if is_interrupt(error):
+            raise
+        return Answer(worker, None, error_words(error))
 
 
 def _answer_of(message: Message | None, worker: int) -> Answer:

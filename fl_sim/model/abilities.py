@@ -46,7 +46,8 @@ def _trial(model: FlatModel, image_shape: tuple[int, ...]) -> Abilities:
     weights = theta.new_full((3, 2), 0.5)
     try:
         results = [model.gradients(place, inputs, labels, weights) for place in (theta, theta.expand(3, -1))]
-    except Exception as error:  # a model may do anything
+    except Exception as raised:  # a model may do anything
+        error = raised.__cause__ or raised
         return Abilities(f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}", separate)
     same = all(_near(gradients, reference, TOLERANCE[model.bfloat16]) for gradients in results)
     return Abilities("" if same else "it gives other gradients", separate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -26,6 +27,7 @@ from fl_sim.model.architectures import MODELS, is_plain
 from fl_sim.model.module import batch_starts, new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
+from fl_sim.outside_code import end_if_forked, is_interrupt
 from fl_sim.rng.streams import seeded_global_generators, stream
 from fl_sim.waits import locked
 
@@ -118,13 +120,16 @@ def _train_epoch(
     augment = partial(cropped_and_flipped, generator=draws) if schedule.burn_in_augmentation == "crop-flip" else None
     for indices in batches:
         batch = federation.batch(federation.dataset.train, indices, augment)
+        process = os.getpid()
         try:
             loss = F.cross_entropy(module(batch.inputs), batch.labels)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used
-        except Exception as error:  # an outside model may raise anything
-            if config.model.name in MODELS:
+        except BaseException as error:  # an outside model may raise anything
+            if config.model.name in MODELS or is_interrupt(error):
                 raise
             raise failure(config.model.name, "failed in the burn-in (train mode)", error) from error
+        finally:
+            end_if_forked(process)
         with torch.no_grad():  # SGD with momentum by hand: torch.optim imports the compiler, 2 to 5 s of start-up
             for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                 velocity.mul_(schedule.burn_in_momentum).add_(gradient).add_(parameter, alpha=schedule.burn_in_weight_decay)

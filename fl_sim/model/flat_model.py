@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
@@ -11,6 +12,7 @@ from torch.func import functional_call, grad  # pyright: ignore[reportUnknownVar
 
 from fl_sim.model.architectures import is_plain
 from fl_sim.model.vectors import load_buffers, trained_parameters
+from fl_sim.outside_code import OutsideCodeError, end_if_forked, error_words, is_interrupt
 
 # Measured: vmap over a model with such an operation (attention on a CPU) still takes only a tenth to a third of a loop's time.
 warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented the batching rule")
@@ -43,7 +45,22 @@ class FlatModel:
         return {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,)."""
+        """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,). Raises OutsideCodeError if a model from outside raises."""
+        if self.plain:
+            return self._logits(theta, inputs)
+        process = os.getpid()
+        try:
+            return self._logits(theta, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except BaseException as error:  # it may raise anything
+            if is_interrupt(error):
+                raise
+            raise OutsideCodeError(f"the model raised: {error_words(error)}") from (None if isinstance(error, StopIteration) else error)
+        finally:
+            end_if_forked(process)
+
+    def _logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         if not self.bfloat16:
             return functional_call(self.module, self._parameters(theta), (inputs,))
         with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # its cache would keep tensors of torch.func alive

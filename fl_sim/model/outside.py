@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import traceback
+import contextlib
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch.func import functional_call  # pyright: ignore[reportUnknownVariableT
 
 from fl_sim.model.architectures import Shape, models
 from fl_sim.model.vectors import trained_parameters
+from fl_sim.outside_code import changed_settings, error_words, outside_call, placed, settings_now, with_place
 from fl_sim.registry import OutsideError
 from fl_sim.rng.streams import seeded_global_generators, torch_stream
 
@@ -34,38 +33,39 @@ def build_outside(name: str, options: Mapping[str, Any], *, image_shape: Shape, 
         thing: Any = models.find(name)  # what it returns is checked below
     except OutsideError as error:
         raise ModelError(f"cannot load model.name = {name!r}: {error}") from error
+
+    def not_built(error: BaseException) -> Exception:
+        return failure(name, "could not be built", error)
+
+    def not_usable(error: BaseException) -> Exception:
+        return ModelError(placed(str(error), thing)) if isinstance(error, ModelError) else failure(name, "cannot be used", error)
+
     with seeded_global_generators(seed, "model"):
-        try:
+        with outside_call(not_built):
             module = thing(image_shape, num_classes, **options)
-        except Exception as error:
-            raise failure(name, "could not be built", error) from error
         if not isinstance(module, nn.Module):
-            raise ModelError(f"expected model.name = {name!r} to make an nn.Module, got {type(module).__name__}")
-        _find_input_form(name, module.eval(), image_shape, num_classes)
-    _check_state(name, module)
-    _check_repeatable(name, module, image_shape)
+            raise ModelError(f"expected {with_place(f'model.name = {name!r}', thing)} to make an nn.Module, got {type(module).__name__}")
+        with outside_call(not_usable):
+            settings = settings_now()
+            _find_input_form(name, module.eval(), image_shape, num_classes)
+            _check_state(name, module)
+            _copy_inputs_if_written(module, image_shape)
+            _check_repeatable(name, module, image_shape)
+            if changed := changed_settings(settings):
+                raise ModelError(f"model.name = {name!r} changes a setting of the whole process when it is called: {', '.join(changed)}")
     return module.train()
 
 
-def failure(name: str, what: str, error: Exception) -> ModelError:
+def failure(name: str, what: str, error: BaseException) -> ModelError:
     """A ModelError that says what a model could not do, and the error that it raised."""
     return ModelError(f"model.name = {name!r} {what}: {_words(name, error)}")
 
 
-def _words(name: str, error: Exception) -> str:
-    """Type and first line of an error, after the file and the line if the model's own source raised it."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    source = _source_file(name)
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if source and Path(frame.filename) == source]
-    place = f"{source}, line {lines[-1].lineno}: " if lines else ""
-    return f"{place}{type(error).__name__}: {first}"
-
-
-def _source_file(name: str) -> Path | None:
-    try:
-        return Path(inspect.getsourcefile(models.find(name)) or "")
-    except (TypeError, KeyError, OutsideError):
-        return None
+def _words(name: str, error: BaseException) -> str:
+    thing = None
+    with contextlib.suppress(KeyError, OutsideError):
+        thing = models.find(name)
+    return error_words(error, thing)
 
 
 def _find_input_form(name: str, module: nn.Module, image_shape: Shape, num_classes: int) -> None:
@@ -95,9 +95,24 @@ def _flatten_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tens
     return (inputs[0].flatten(1), *inputs[1:])
 
 
+def _copy_inputs_if_written(module: nn.Module, image_shape: Shape) -> None:
+    """Add a hook that copies the inputs if the module writes into them: they are the test set, which is used in every evaluation."""
+    inputs = torch.randn(2, *image_shape, generator=torch_stream(0, "trial"))
+    before = inputs.clone()
+    module(inputs)  # with gradients, so that a model shows that it turns them off
+    if not torch.equal(inputs, before):
+        module.register_forward_pre_hook(_copy_inputs, prepend=True)
+
+
+def _copy_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].clone(), *inputs[1:])
+
+
 def _check_state(name: str, module: nn.Module) -> None:
     """Raises ModelError unless all parameters are float32, at least one is trained, and float32 can hold every buffer exactly."""
     for key, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(f"expected the parameters of model.name = {name!r} to have values, got {key!r} on the meta device")
         if parameter.dtype != torch.float32:
             raise ModelError(f"expected the parameters of model.name = {name!r} to be float32, got {parameter.dtype} in {key!r}")
     if not trained_parameters(module):
@@ -125,6 +140,8 @@ def _check_repeatable(name: str, module: nn.Module, image_shape: Shape) -> None:
             first, second = logits(), logits()
     except Exception as error:
         raise failure(name, "failed on a batch of random images", error) from error
+    if not bool(torch.isfinite(first).all()):
+        raise ModelError(f"expected model.name = {name!r} to give finite logits for random images, got NaN or infinity")
     rule = "the federated rounds use eval mode and must be repeatable"
     for (key, buffer), old in zip(module.named_buffers(), before, strict=True):
         if not torch.equal(buffer, old):

@@ -41,7 +41,7 @@ def torch_stream(seed: int, *key: int | str) -> torch.Generator:
     return generator
 
 
-_GLOBAL = threading.Lock()
+_GLOBAL = threading.RLock()  # outside code may call a rule from outside
 
 
 @contextlib.contextmanager

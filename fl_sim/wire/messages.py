@@ -96,12 +96,18 @@ class ClientReport(NamedTuple):
 
 @dataclass(frozen=True)
 class CoalitionReply:
-    """The coalition's updates, combined (1, d) or stacked (m, d), its new state, and figures for the records."""
+    """The coalition's updates, combined (1, d) or stacked (m, d), its new state, and figures for the records.
+
+    reason: why the attack did not act in this round, empty if it did or says nothing. error: what it raised, with the traceback, if
+    `attack.on-error = "stop"`: the run must end.
+    """
 
     updates: Tensor
     reports: tuple[ClientReport, ...]
     state: AttackState
     metrics: Mapping[str, float]
+    reason: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
