@@ -246,7 +246,7 @@ def test_paths_of_python_are_text(tmp_path: Path) -> None:
     assert complete_keys({"data.cache-dir": tmp_path})["data.cache-dir"] == str(tmp_path)
 
 
-@pytest.mark.parametrize("value", [{1}, b"x", object()], ids=str)
+@pytest.mark.parametrize("value", [{1}, b"x", object()], ids=["set", "bytes", "object"])
 def test_values_of_other_types_are_refused(value: Any) -> None:
     for key in ("seed", "attack.rho", "name", "twin", "strategy.options"):
         with pytest.raises(ConfigError, match=f"expected {key} to be"):
