@@ -130,6 +130,49 @@ def test_budget_limits_the_shift_of_the_combined_update_whatever_the_attack_sent
     assert within_budget(k, small)[0] is small
 
 
+def test_the_budget_of_a_client_limits_the_norm_of_each_update() -> None:
+    """Pang et al. 2021, Algorithm 2: `norm(A) <= eta`, also if the honest update is longer; what is inside the ball is untouched."""
+    k = knowledge_of(norm_bound=2.0, budget="client")
+    sent = torch.cat([k.updates[:1] * 0.1, k.updates[1:2] * 1e6, k.updates[2:] * 1e25])
+    kept, shift = within_budget(k, sent)
+    assert torch.equal(kept[0], sent[0])
+    torch.testing.assert_close(kept.norm(dim=1)[1:], torch.full((2,), 2.0, dtype=kept.dtype))
+    torch.testing.assert_close(kept[1] / 2.0, sent[1] / sent[1].norm())
+    assert shift > 1e20
+    small = dataclasses.replace(k, updates=k.updates.float(), weights=k.weights.float())
+    long = within_budget(small, torch.full_like(small.updates, 1e30))[0]
+    torch.testing.assert_close(long.norm(dim=1), torch.full((M,), 2.0))  # although the square is beyond float32
+    assert not within_budget(small, torch.full_like(small.updates, float("inf")))[0].isfinite().any()
+
+
+def test_a_coalition_with_the_budget_of_a_client_sends_the_nearest_updates() -> None:
+    """Along the recovered offset, at the bound, without masks: as against a known clip of each update; the tighter of the two counts."""
+    k = knowledge_of(norm_bound=0.5, budget="client", masks=2.0)
+    target = torch.linspace(-1.0, 1.0, len(k.theta), dtype=torch.float64)
+    offset = k.total_weight * target - k.honest_sum
+    expected = (0.5 * offset / offset.norm()).expand(M, -1)
+    torch.testing.assert_close(send(k, target), expected)
+    torch.testing.assert_close(within_budget(k, send(k, target))[0], expected)
+    torch.testing.assert_close(send(knowing(k, before=Clip("l2", 0.1)), target).norm(dim=1), torch.full((M,), 0.1, dtype=torch.float64))
+    both = send(knowing(k, before=Clip("linf", 0.01)), target)
+    assert float(both.abs().max()) <= 0.01 + 1e-12
+    assert bool((both.norm(dim=1) <= 0.5 + 1e-12).all())
+    free = knowledge_of(budget="client", norm_bound=math.inf)
+    torch.testing.assert_close(combined(free, send(free, target)), target)
+
+
+def test_a_zero_gradient_gives_a_zero_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not NaN: in float32 the factor of a length near 0 is infinite."""
+    k = knowledge_of(norm_bound=10.0)
+    for gradient in (torch.zeros(53), torch.full((53,), 1e-44)):
+        monkeypatch.setattr(FlatModel, "gradient", lambda self, theta, *_, gradient=gradient: gradient)
+        assert torch.equal(trigger_vector(k, None), torch.zeros(53))
+        action = accumulative(dataclasses.replace(k, phase="trigger", theta=k.theta), AttackState())
+        assert action.metrics["fired"] == 0.0
+        assert action.reason == "the gradient of the trigger batch is zero"
+        assert torch.equal(action.updates, k.updates)
+
+
 def test_stealth_is_one_at_the_start_and_zero_after_gamma() -> None:
     assert [stealth(loss, 1.0, 0.5) for loss in (0.5, 1.0, 1.25, 1.5, 9.0)] == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert stealth(9.0, 1.0, math.inf) == 1.0

@@ -18,7 +18,7 @@ import pytest
 import fl_sim
 from fl_sim.config.resolve import ConfigError
 from fl_sim.outside_code import OutsideCodeError, changed_settings, settings_now
-from tests.support.misbehaviour import KINDS, Case, cases, well_behaved
+from tests.support.misbehaviour import KINDS, SMALL, Case, cases, well_behaved
 from tests.support.runs import fingerprint
 
 _active = False  # whether a run of this module is going on
@@ -40,23 +40,6 @@ os.register_at_fork(after_in_child=_tame_child)
 STEP = 1 if os.environ.get("FL_SIM_ALL_FILES") else 23
 LIMIT = 60  # seconds of a run
 ALL = list(cases())
-SMALL: dict[str, Any] = {
-    "data.num-clients": 6,
-    "model.name": "mlp",
-    "client.block": 3,
-    "client.batch-size": 4,
-    "attack.malicious-fraction": 0.34,
-    "attack.set-size": 10,
-    "attack.fire": "schedule",
-    "strategy.name": "mean",
-    "strategy.probe-size": 5,
-    "schedule.burn-in-epochs": 1,
-    "schedule.accumulate-rounds": 2,
-    "schedule.recovery-rounds": 1,
-    "twin": False,
-    "control": False,
-    "checkpoint.every": 1,
-}
 
 
 @contextlib.contextmanager
@@ -73,6 +56,9 @@ def limit() -> Generator[None]:
         yield
     finally:
         _active = False
+        with contextlib.suppress(ChildProcessError):  # the children that were forked
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

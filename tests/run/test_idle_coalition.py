@@ -172,6 +172,15 @@ def test_the_summary_of_a_run_that_fired_has_no_reason(configure: Configure, run
     assert summary["phase_rounds"] == {"played": 3, "evaluated": 3}
 
 
+def test_with_the_budget_of_a_client_no_update_is_longer(configure: Configure, runs_dir: Path) -> None:
+    free, _ = run(configure(**ALONE, strategy__name="mean", attack__norm_bound=0.5), runs_dir)
+    assert free["malicious_norm"]["largest"] > 2.0, "two of twelve move the mean by 0.5"
+    bound, folder = run(configure(**ALONE, strategy__name="mean", attack__norm_bound=0.5, attack__budget="client"), runs_dir)
+    assert bound["malicious_norm"]["largest"] == pytest.approx(0.5)
+    assert all(line["attack"]["malicious_norm"] <= 0.5 * (1 + 1e-6) for line in lines(folder) if "attack" in line)
+    assert bound["trigger_round"] == 4
+
+
 def test_the_worst_loss_is_never_negative_and_counts_the_round_before_the_trigger(configure: Configure, runs_dir: Path) -> None:
     better, _ = run(configure(attack__malicious_fraction=0.0, schedule__burn_in_epochs=0, **ALONE), runs_dir)
     assert better["worst_accuracy_in_phase"] > better["accuracy"]["burn_in"], "the model only learns"

@@ -8,9 +8,28 @@ well-behaved file), `runs` (complete), `interrupt` (KeyboardInterrupt).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HEAD = "import asyncio, logging, os, random, signal, subprocess, sys, threading, time, warnings\nimport numpy as np\nimport torch\n"
+
+
+SMALL: Mapping[str, Any] = {
+    "data.num-clients": 6,
+    "model.name": "mlp",
+    "client.block": 3,
+    "client.batch-size": 4,
+    "attack.malicious-fraction": 0.34,
+    "attack.set-size": 10,
+    "attack.fire": "schedule",
+    "strategy.name": "mean",
+    "strategy.probe-size": 5,
+    "schedule.burn-in-epochs": 1,
+    "schedule.accumulate-rounds": 2,
+    "schedule.recovery-rounds": 1,
+    "twin": False,
+    "control": False,
+    "checkpoint.every": 1,
+}
 
 
 class Kind(NamedTuple):
