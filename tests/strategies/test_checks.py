@@ -117,7 +117,7 @@ def test_what_may_surprise_is_said(configure: Configure, name: str, options: str
 
 def test_that_weights_are_ignored_is_said_where_they_differ(configure: Configure) -> None:
     def said(name: str, **more: Any) -> bool:
-        return any("ignores client.weight" in note for note in notes([configure(strategy__name=name, **more)], []))
+        return any("ignores client.weight" in note for note in notes([configure(strategy__name=name, **more)], [Path("new")]))
 
     uneven = {"client__weight": "share", "data__partition": "quantity-skew"}
     assert said("byzfl.Median", **uneven)

@@ -110,7 +110,7 @@ def test_rounds_in_bfloat16_learn_as_those_in_float32(configure: Configure) -> N
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_worker_computes_in_the_configured_precision(configure: Configure, precision: str) -> None:
     text = to_json(to_flat(configure(client__precision=precision)))
-    assert client_app._model(text, b"").bfloat16 == (precision == "bfloat16")  # pyright: ignore[reportPrivateUsage]
+    assert client_app._model(text, (), b"").bfloat16 == (precision == "bfloat16")  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_data_set_is_in_memory_once_whatever_looks_at_it(configure: Configure) -> None:
