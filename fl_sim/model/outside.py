@@ -33,6 +33,8 @@ def build_outside(name: str, options: Mapping[str, Any], *, image_shape: Shape, 
         thing: Any = models.find(name)  # what it returns is checked below
     except OutsideError as error:
         raise ModelError(f"cannot load model.name = {name!r}: {error}") from error
+    except KeyError:
+        raise ModelError(models.problem(name)) from None
 
     def not_built(error: BaseException) -> Exception:
         return failure(name, "could not be built", error)
