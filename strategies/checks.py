@@ -34,6 +34,8 @@ def strategy_problems(config: Config) -> list[str]:
         superfluous = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
         problems = (superfluous if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
         return problems + _optimiser_problems(config, is_flowers=False)
+    if not strategies.outside(settings.name) and (strategies.family is None or strategies.family(settings.name) is None):
+        return []  # an unknown name: `resolve` says so
     made = f"strategy.name = {settings.name!r} with strategy.options = {settings.options!r}"
     try:
         instance = instance_of(config, no_probe)

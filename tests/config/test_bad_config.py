@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from experiments import cli
 from fl_sim.config.resolve import default_flat, to_json
+from fl_sim.registry import REGISTRIES
 
 KEYS = sorted(set(default_flat()) - {"output-dir", "data.cache-dir", "data.download", "cells", "search"})
 TEXTS = st.one_of(
@@ -100,3 +101,13 @@ def test_any_preset_is_a_run_or_a_clear_error(
     if code == 2:
         flat = " ".join(said.split())
         assert "cannot read" in flat or any(" ".join(key.split()) in flat or repr(key)[1:-1] in flat for key in written), (lines, said)
+
+
+@pytest.mark.parametrize("key", [key for key in REGISTRIES if key != "tracking"])
+@pytest.mark.parametrize("name", ["0", "zzz", "builtin"])
+def test_an_unknown_name_is_one_error(key: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, cache_dir: Path) -> None:
+    words = ["-o", str(tmp_path), "--transport", "inline", "-c", f"data.cache-dir={cache_dir}", "-c", f'{key}="{name}"']
+    assert cli.main(["run", "digits", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1
+    assert f"expected {key} to be one of" in said
