@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,3 +68,14 @@ def test_server_sgd_is_the_oracle() -> None:
     for update in combined:
         state = server_step(state, torch.tensor(update, dtype=torch.float32), 0.05, 0.9)
     np.testing.assert_allclose(state.theta.numpy(), oracles.server_sgd(np.arange(5.0), combined, 0.05, 0.9), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 4, 5])
+def test_the_median_of_the_docs_is_the_median(n: int) -> None:
+    """Also of an even number of updates, of which PyTorch's own median takes the lower middle one."""
+    page = (Path(__file__).parents[2] / "docs" / "defences.md").read_text(encoding="utf-8")
+    ((text,),) = [re.findall(r"`\"median\": (lambda settings: .*)`, with updates", page)]
+    rule = eval(text, {"Rule": Rule})(None)  # noqa: S307 - our own docs
+    rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
+    combined = stacked_mean(rule, rows, torch.ones(n), torch.arange(n))
+    np.testing.assert_allclose(combined.numpy(), np.median(rows.numpy(), axis=0), rtol=1e-6)
