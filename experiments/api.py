@@ -26,7 +26,7 @@ from experiments.launch.launch import display, error_console, start
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
 from experiments.records.folder import is_complete, run_folder
-from experiments.records.reading import DamagedError, read_config, read_lines, read_summary
+from experiments.records.reading import DamagedError, first_problem, read_config, read_lines, read_summary
 from experiments.run.summary import Summary
 from experiments.sweep.spec import Sweep, preset_path, read_sweep, sweep_of
 from experiments.sweep.study import Run as StudyRun
@@ -100,9 +100,7 @@ class Run:
         try:
             return Summary.model_validate(read_summary(self.folder))
         except ValidationError as error:
-            detail = error.errors()[0]
-            place = ".".join(map(str, detail["loc"]))
-            raise DamagedError(f"{self.folder / 'summary.json'} is damaged, or of another version ({place}: {detail['msg']})") from None
+            raise DamagedError(f"{self.folder / 'summary.json'} is damaged, or of another version ({first_problem(error)})") from None
 
     @cached_property
     def rounds(self) -> pandas.DataFrame:

@@ -136,7 +136,7 @@ def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
         try:
             _Line.model_validate(line)
         except ValidationError as error:
-            raise DamagedError(f"{path}, line {number} is damaged: {_first(error)}") from None
+            raise DamagedError(f"{path}, line {number} is damaged: {first_problem(error)}") from None
         tracks.setdefault(line["track"], []).append(line)
     if "attacked" not in tracks:
         raise DamagedError(f"{path} is damaged (it has no round)")
@@ -149,7 +149,7 @@ def _checked(path: Path, model: type[_Part]) -> dict[str, Any]:
     try:
         return {**record, **model.model_validate(record).model_dump()}
     except ValidationError as error:
-        raise DamagedError(f"{path} is damaged, or of another version ({_first(error)})") from None
+        raise DamagedError(f"{path} is damaged, or of another version ({first_problem(error)})") from None
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _small(text: str) -> int:
     return int(text)
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first problem that pydantic has with a record, in words."""
     detail: Mapping[str, Any] = dict(error.errors()[0])
     place = ".".join(map(str, detail["loc"]))

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from experiments.records.reading import DamagedError, read_config, read_rounds
 from experiments.run.history import TrackHistory
 from fl_sim.atomic_files import writing
+from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_of
 from fl_sim.data.sampling import malicious_clients
 
@@ -44,6 +46,18 @@ def draw_figures(folder: Path) -> list[Path]:
     `attack.png` where there was a coalition; `guard.png` where the strategy scored candidate models against thresholds. Returns their
     paths. Raises DamagedError."""
     config, tracks = config_of(read_config(folder)), read_rounds(folder)
+    try:
+        figures = _figures(config, tracks)
+        for name, draw in figures.items():
+            with writing(folder / name):
+                draw(folder / name)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # what a line holds is not what a round has
+        raise DamagedError(f"{folder / 'rounds.jsonl'} is damaged, or of another version ({type(error).__name__}: {error})") from error
+    return [folder / name for name in figures]
+
+
+def _figures(config: Config, tracks: Mapping[str, Lines]) -> dict[str, Callable[[Path], None]]:
+    """What draws each of a run's figures, given its path."""
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
     if tracks["attacked"][0].get("start", {}).get("by_class"):
@@ -53,13 +67,15 @@ def draw_figures(folder: Path) -> list[Path]:
         figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
     if scores := guard_scores(tracks):
         figures["guard.png"] = lambda path: guard_figure(path, tracks, title, scores)
-    for name, draw in figures.items():
-        try:
-            with writing(folder / name):
-                draw(folder / name)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # what a line holds is not what a round has
-            raise DamagedError(f"{folder / 'rounds.jsonl'} is damaged, or of another version ({name}: {error})") from error
-    return [folder / name for name in figures]
+    return figures
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure. A dollar in a label is a dollar, not the begin of mathematics (as in the labels of a logarithmic axis)."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "mathdefault" not in text.get_text():
+            text.set_parse_math(False)
+    figure.savefig(path, **options)
 
 
 def guard_scores(tracks: Mapping[str, Lines]) -> list[str]:
@@ -81,7 +97,7 @@ def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(list(unique.values()), list(unique), loc="lower center", ncols=3, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    save(figure, path, dpi=160)
 
 
 def classes_figure(path: Path, lines: Lines, title: str) -> None:
@@ -109,7 +125,7 @@ def classes_figure(path: Path, lines: Lines, title: str) -> None:
     axes.set(xlabel="round (dotted: trigger)", ylabel="test accuracy of a class (%)")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), title="lost most")
-    figure.savefig(path, dpi=160)
+    save(figure, path, dpi=160)
 
 
 def confusion_figure(path: Path, lines: Lines, title: str) -> None:
@@ -135,7 +151,7 @@ def confusion_figure(path: Path, lines: Lines, title: str) -> None:
     figure.colorbar(image, cax=bar).set_label("% of the class", fontsize=8)  # pyright: ignore[reportPossiblyUnboundVariable]
     bar.tick_params(labelsize=6)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=160)
+    save(figure, path, dpi=160)
 
 
 def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: float) -> None:
@@ -165,8 +181,8 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
         if len(axes.get_lines()) > 1:
             axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows[-1].set_xlabel("round (dotted: trigger)")
-    rows[0].set_title(title, fontsize=10, parse_math=False)
-    figure.savefig(path, dpi=160)
+    rows[0].set_title(title, fontsize=10)
+    save(figure, path, dpi=160)
 
 
 def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Sequence[str]) -> None:
@@ -198,8 +214,8 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
         axes.spines[["top", "right"]].set_visible(False)
     rows[0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     rows[-1].set_xlabel("round")
-    rows[0].set_title(title, fontsize=10, parse_math=False)
-    figure.savefig(path, dpi=160)
+    rows[0].set_title(title, fontsize=10)
+    save(figure, path, dpi=160)
 
 
 def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.5) -> tuple[Figure, list[Axes]]:
@@ -270,7 +286,7 @@ def shade_phase(axes: Axes, name: str, start: int, end: int) -> None:
 def finish_axes(axes: Axes, title: str) -> None:
     """Labels and limits that all accuracy axes share."""
     axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
-    axes.set_title(title, parse_math=False)
+    axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

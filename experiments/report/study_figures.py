@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import ScalarFormatter
 
-from experiments.report.run_figures import PALETTE, finish_axes, shade_phase
+from experiments.report.run_figures import PALETTE, finish_axes, save, shade_phase
 from experiments.report.views import RATIOS, Matrix, RoundPanels
 from experiments.sweep.published import Pair
 from experiments.sweep.search import STEALTH_LIMIT, left_after, stealth_cost
@@ -170,8 +169,6 @@ def legend_columns(names: Sequence[str], inches: float) -> int:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar in a label is a dollar
     with writing(path.with_suffix(".png")):
-        figure.savefig(path.with_suffix(".png"), dpi=160)
-        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # the same records give the same bytes
+        save(figure, path.with_suffix(".png"), dpi=160)
+        save(figure, path.with_suffix(".pdf"), metadata={"CreationDate": None})  # the same records give the same bytes

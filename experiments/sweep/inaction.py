@@ -18,7 +18,7 @@ def defence_text(summary: Mapping[str, Any]) -> str:
         share = f", {100.0 * clipped['updates']:.1f} % of the updates" if clipped["updates"] is not None else ""
         parts.append(f"clipped in {clipped['rounds']} of {rounds} rounds{share}")
     if summary.get("judged"):
-        parts.append(f"{summary['refused']['attacked']} rounds refused, {summary['drifted']['attacked']} drifts")
+        parts.append(f"{_rounds(summary, 'refused')} rounds refused, {_rounds(summary, 'drifted')} drifts")
     if exceeded := _exceeded(summary):
         parts.append(f"more malicious clients than f = {summary['tolerance']['f']} in {exceeded} of {rounds} rounds")
     return " · ".join(parts)
@@ -29,7 +29,7 @@ def inaction_notes(runs: Sequence[Run]) -> list[str]:
     strategy and kind, with the number of its runs."""
     counts, totals = dict[tuple[str, str], int](), dict[str, int]()
     for run in runs:
-        if run.summary["poison_ratio"]["configured"] or _skipped(run.summary):
+        if (run.summary["poison_ratio"] or {}).get("configured") or _skipped(run.summary):
             strategy = _strategy(run)
             totals[strategy] = totals.get(strategy, 0) + 1
             for text in _inactions(run.summary):
@@ -44,15 +44,20 @@ def _inactions(summary: Mapping[str, Any]) -> list[str]:
         texts.append(f"rounds were skipped: {summary['skipped']['reason']}")
     if (clipped := summary.get("clipped")) and not clipped["rounds"]:
         texts.append("no update was longer than the bound of the clip")
-    if summary.get("judged") and not summary["refused"]["attacked"] and not summary["drifted"]["attacked"]:
+    if summary.get("judged") and not _rounds(summary, "refused") and not _rounds(summary, "drifted"):
         texts.append("the guard refused nothing and saw no drift")
     if _exceeded(summary):
         texts.append(f"more malicious clients acted than f = {summary['tolerance']['f']}, for which it is made")
     return texts
 
 
+def _rounds(summary: Mapping[str, Any], name: str) -> int:
+    """The attacked track's count of rounds of a kind; 0 in records without it."""
+    return (summary.get(name) or {}).get("attacked") or 0
+
+
 def _skipped(summary: Mapping[str, Any]) -> int:
-    return (summary.get("skipped") or {}).get("attacked", 0)
+    return _rounds(summary, "skipped")
 
 
 def _exceeded(summary: Mapping[str, Any]) -> int:

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, create_model
 
 from experiments.records.identity import FINGERPRINT, fingerprint_of_run
-from experiments.records.reading import RECORDS, DamagedError, read_config, read_meta, read_rounds, read_summary
+from experiments.records.reading import RECORDS, DamagedError, first_problem, read_config, read_meta, read_rounds, read_summary
+from experiments.run.summary import Part, Summary
 from experiments.sweep.spec import Cell, label
 from fl_sim.atomic_files import write_whole, writing
 from fl_sim.config.resolve import NOT_HASHED, ConfigError, default_flat, to_json
@@ -146,9 +147,22 @@ def complete_runs(folder: Path, study: Study) -> StudyRuns:
     return StudyRuns(runs, problems)
 
 
+def _any_version(model: type[Part]) -> Any:
+    """A model of which each figure may be absent (then it is None); one that is there has its type."""
+    fields: dict[str, Any] = {name: (Union[field.annotation, None], None) for name, field in model.model_fields.items()}  # noqa: UP007
+    return create_model(f"Any{model.__name__}", __base__=Part, **fields)
+
+
+_AnySummary = _any_version(Summary)
+
+
 def read_run(folder: Path, cell: Cell | None = None) -> Run:
-    """A complete run. Raises DamagedError."""
-    summary, lines = read_summary(folder), read_rounds(folder)["attacked"]
+    """A complete run. Figures that records of an older version do not have are None. Raises DamagedError."""
+    record, lines = read_summary(folder), read_rounds(folder)["attacked"]
+    try:
+        summary = {**record, **_AnySummary.model_validate(record, strict=True).model_dump()}
+    except ValidationError as error:
+        raise DamagedError(f"{folder / 'summary.json'} is damaged, or of another version ({first_problem(error)})") from None
     curve = {line["round"]: line["accuracy"] for line in lines if line.get("accuracy") is not None}
     return Run(cell or Cell({}, {}), folder, summary, read_config(folder), read_meta(folder), curve)
 

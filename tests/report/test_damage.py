@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import fl_sim
+from clients.client_app import answer
 from experiments import cli
+from experiments.api import Run
 from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import RECORDS, DamagedError
 from experiments.report.outputs import write_outputs
@@ -21,7 +24,7 @@ from experiments.report.tables import runs_table
 from experiments.run.execute import execute_run
 from experiments.sweep.search import evaluated
 from experiments.sweep.study import complete_runs, read_study, run_folders
-from fl_sim.config.resolve import ConfigError
+from fl_sim.config.resolve import ConfigError, resolve
 from fl_sim.grid.transports import InlineTransport
 from tests.support.small_run import ALONE, SETTINGS, SMALL, words
 from tests.support.small_study import write_study_records
@@ -36,10 +39,14 @@ def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of twelve runs."""
+def records(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """A study of twelve runs. The records of the one that is spoilt are those of a real run under DGC, with twin and control."""
     folder = tmp_path_factory.mktemp("records")
     write_study_records(folder)
+    dgc = {"strategy.name": "dgc", "strategy.calibration-rounds": 10, "strategy.probation": 2, "data.cache-dir": str(cache_dir)}
+    real = execute_run(resolve({**SETTINGS, **dgc}), tmp_path_factory.mktemp("real"), InlineTransport(answer), lambda *_: None)
+    for name in RECORDS:
+        shutil.copy(real / name, one_run(folder) / name)
     return folder
 
 
@@ -208,8 +215,6 @@ def test_a_study_of_a_later_version(study: Path) -> None:
 
 def test_a_folder_that_may_not_be_read_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions do not bind the user of these tests if that is root."""
-    import os
-
     closed = one_run(study)
     walk = os.walk
 
@@ -232,8 +237,6 @@ def test_python_names_the_file(study: Path) -> None:
     with pytest.warns(UserWarning, match="the run is left out"):
         assert len(fl_sim.open_study(study).frame()) == 11
     run = next(run for run in (fl_sim.open_study(path.parent.parent)).record.folders if run == path.parent.name)
-    from experiments.api import Run
-
     with pytest.raises(DamagedError, match=r"summary\.json is damaged"):
         _ = Run(study / run).summary
     (path.parent / "config.json").write_text("{}")
@@ -276,17 +279,12 @@ def test_a_run_goes_on_although_its_meta_is_damaged(finished: Path, tmp_path: Pa
     (folder,) = out.iterdir()
     (folder / "summary.json").unlink()
     (folder / "meta.json").write_text("{")
-    from clients.client_app import answer
-    from experiments.api import Run
-
     execute_run(Run(folder).config, out, InlineTransport(answer), lambda *_: None)
     assert is_complete(folder)
     assert f"fl-sim: {folder / 'meta.json'} is damaged" in capsys.readouterr().out
 
 
 def test_a_search_leaves_out_a_damaged_run(finished: Path, tmp_path: Path, cache_dir: Path) -> None:
-    from fl_sim.config.resolve import resolve
-
     common = {**SETTINGS, **ALONE, "name": "digits", "data.cache-dir": str(cache_dir)}
     (folder,) = finished.iterdir()
     assert run_folder(finished, resolve(common)).name == folder.name

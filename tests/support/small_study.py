@@ -72,7 +72,10 @@ def write_run(folder: Path, flat: dict[str, Any]) -> Path:
         "control": None,
         "poison_ratio": {"configured": config.attack.poison_ratio, "realised_mean": config.attack.poison_ratio},
         "rounds": 10,
-        "seconds": {"total": 1.5},
+        "seconds": {
+            **dict.fromkeys(["attacked_round", "aggregation", "honest_round"]),
+            **{"total": 1.5, "burn_in": 0.5, "rounds": 1.0},
+        },
     }
     (place / "summary.json").write_text(json.dumps(summary))
     return place
