@@ -12,8 +12,10 @@ import importlib
 import importlib.util
 import inspect
 import os
+import secrets
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,9 +25,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Generic, TypeVar
 
+from fl_sim.object_identity import UnidentifiedError, object_digest
 from fl_sim.outside_code import error_words, outside_call
 from fl_sim.signals import time_limit
-from fl_sim.sources import local_sources, object_digest, source_digest
+from fl_sim.sources import local_sources, source_digest
 
 T = TypeVar("T")
 
@@ -145,9 +148,17 @@ def registry(key: str) -> Registry[Any]:
 
 
 def offer(thing: object) -> str:
-    """A name for an object of this process, valid wherever a name is, with `grid.transport = "inline"` alone. Equal source, equal name."""
+    """A name for an object of this process, valid wherever a name is, with `grid.transport = "inline"` alone.
+
+    Equal content, equal name. An object whose content cannot be read gets a new name each time, with a warning: no old run is opened.
+    """
     label = getattr(thing, "__name__", type(thing).__name__)
-    name = f"object:{label}-{object_digest(thing)}"
+    try:
+        digest = object_digest(thing)
+    except UnidentifiedError as error:
+        digest = secrets.token_hex(6)
+        warnings.warn(f"{label} cannot be identified ({error}): each call makes a new run, and none is opened or continued", stacklevel=2)
+    name = f"object:{label}-{digest}"
     _OFFERED[name] = thing
     return name
 

@@ -170,7 +170,7 @@ def _sentence(key: str, detail: dict[str, Any]) -> str:
         "int_type": lambda: "to be a whole number",
         "float_type": lambda: "to be a number",
         "bool_type": lambda: "to be true or false",
-        "string_type": lambda: "to be text (in a TOML file: in quotes)",
+        "string_type": lambda: "to be text (in a TOML file: in quotes)" + (", a function by its place: file.py:name" * callable(got)),
         "finite_number": lambda: "to be a finite number",
         "greater_than": lambda: f"> {context['gt']}",
         "greater_than_equal": lambda: f">= {context['ge']}",
