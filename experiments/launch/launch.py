@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 import time
 import traceback
@@ -28,7 +29,7 @@ from fl_sim.outside_code import OutsideCodeError, is_interrupt
 from fl_sim.waits import ProcessError
 
 LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
-NOTE = "fl-sim: "  # begins a line that the user should see at once
+NOTE = re.compile(r"(?:[A-Z]+ *: *)?fl-sim: ")  # begins a line that the user should see at once; Flower's log puts its level before it
 LOG_TAIL = 40  # last lines of a failed run's log that are shown
 LOG_KEPT = 1000  # lines of a run's log in memory
 LINE_LENGTH = 10_000  # characters of a line that are kept: code from outside may print a megabyte
@@ -103,7 +104,8 @@ def _first(flat: Mapping[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def display(console: Console, title: str, lines: list[str]) -> Any:
-    """Shows a progress bar. Yields a function to call with each line of a run: lines other than progress are added to `lines`."""
+    """Shows a progress bar. Yields a function to call with each line of a run: notes are shown at once, and lines other than these and
+    progress are added to `lines`."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     last_line_at = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -113,10 +115,11 @@ def display(console: Console, title: str, lines: list[str]) -> Any:
             nonlocal last_line_at
             event = parse(line)
             if event is None:
-                lines.append(line)
-                del lines[:-LOG_KEPT]
-                if line.startswith(NOTE):
-                    console.print(Text.assemble(("warning: ", "yellow"), line.removeprefix(NOTE)), highlight=False, soft_wrap=True)
+                if mark := NOTE.match(line):
+                    console.print(Text.assemble(("warning: ", "yellow"), line[mark.end() :]), highlight=False, soft_wrap=True)
+                else:
+                    lines.append(line)
+                    del lines[:-LOG_KEPT]
                 return
             progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
             if not console.is_terminal and (event.done == event.total or time.monotonic() - last_line_at >= LINE_EVERY):

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from experiments.launch.name_checks import name_problems
 from experiments.launch.progress import ProgressLines
+from experiments.launch.remote_cell import PRINTED
 from experiments.records.folder import is_complete, run_folder
 from experiments.run.execute import Progress, execute_run
 from experiments.run.phases import expected_rounds
@@ -114,7 +115,10 @@ class _Cells:
             try:
                 for steps in transport.run_cell(REMOTE_CELL, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
                     for step in steps:
-                        progress(*step)
+                        if step[0] == PRINTED:
+                            print(step[2], flush=True)
+                        else:
+                            progress(*step)
                 return
             except WorkerDiedError:
                 if last:
