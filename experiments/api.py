@@ -29,12 +29,12 @@ from experiments.objects import OBJECTS, Options, expect_known, flat_settings, n
 from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import DamagedError, read_config, read_lines, read_summary
 from experiments.run.summary import Summary
-from experiments.sweep.spec import Sweep, preset_path, read_sweep, sweep_of
+from experiments.sweep.spec import Sweep, read_preset, read_sweep, sweep_of
 from experiments.sweep.study import Run as StudyRun
 from experiments.sweep.study import Study as StudyRecord
 from experiments.sweep.study import complete_runs, read_study, write_study
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, config_of, read_toml, resolve
+from fl_sim.config.resolve import ConfigError, config_of, resolve
 from fl_sim.model.saved import load_model
 from fl_sim.training.clipping import Clip
 from fl_sim.wire.messages import AttackState
@@ -131,13 +131,13 @@ class Study:
 def run(base: str | Path = "digits", settings: Mapping[str, Any] | None = None, /, **options: Unpack[Options]) -> Run:
     """Run one configuration, or open it if it is complete already.
 
-    Args: base, a preset's name or a TOML file; settings, keys over it (`{"strategy.name": "mean", "seed": 3}`); output_dir (`runs`); transport, `inline` (the default here: no
-    other process), `ray` or `flower`; workers, of `ray` and `flower`; progress, false for a silent run. Attack, objective, strategy, model,
-    data, partition, tracking: names, or with `inline` the objects themselves.
+    Args: base, a preset's name or a TOML file; settings, keys over it (`{"strategy.name": "mean", "seed": 3}`); output_dir (`runs`);
+    transport, `inline` (the default here: no other process), `ray` or `flower`; workers, of `ray` and `flower`; progress, false for a
+    silent run. Attack, objective, strategy, model, data, partition, tracking: names, or with `inline` the objects themselves.
     Raises ConfigError with every problem of the configuration, TypeError for another argument, RuntimeError when the run fails.
     """
     expect_known("fl_sim.run", options)
-    flat = _keys(read_toml(preset_path(str(base))), settings or {}, options)
+    flat = _keys(read_preset(base), settings or {}, options)
     (config,) = checked([flat], _console(options))
     folder = run_folder(Path(config.output_dir), config)
     _warn([config], [folder])

@@ -183,11 +183,11 @@ def _class(kind: type) -> Any:
 
 def _instance(thing: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     """The class and the state of an instance: its attributes, or what it would be pickled as."""
-    kind = cast(type, type(thing))
+    kind = type(thing)
     if _is_users(kind.__module__):
         slots = [slot for base in kind.__mro__ for slot in _slots(base) if hasattr(thing, slot)]
         items = next((plain(thing) for plain in (list, tuple, dict, set, frozenset) if isinstance(thing, plain)), None)
-        value = next((plain(thing) for plain in (int, float, complex, str, bytes) if isinstance(thing, plain)), None)
+        value = next((cast(Any, plain).__repr__(thing) for plain in (int, float, complex, str, bytes) if isinstance(thing, plain)), None)
         return [kind, getattr(thing, "__dict__", {}), {slot: getattr(thing, slot) for slot in slots}, items, value]
     try:
         reduced = thing.__reduce_ex__(4)
@@ -195,7 +195,7 @@ def _instance(thing: Any, seen: dict[int, tuple[int, Any]]) -> Any:
         raise UnidentifiedError(f"the content of {_shown(thing)} cannot be read") from error
     if isinstance(reduced, str):
         return [kind, reduced, getattr(thing, "__dict__", {})]  # a wrapper such as lru_cache's has `__wrapped__`
-    return [kind, *(list(cast(Any, part)) if number > 2 and part is not None else part for number, part in enumerate(reduced))]
+    return [kind, *(list(part) if number > 2 and part is not None else part for number, part in enumerate(reduced))]
 
 
 def _slots(kind: type) -> list[str]:

@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader
@@ -94,11 +94,11 @@ class Registry(Generic[T]):
             return text
         if not self.outside(name):
             names = self.names()
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if (near := _nearest(name, names)) else ""
             return f"expected {self.key} to be one of {', '.join(names)}, or file.py:name or package.module:name, got {name!r}{hint}"
         try:
             thing = self.find(name)
+            self.content(name)
         except OutsideError as error:
             return f"cannot load {self.key} = {name!r}: {error}"
         if self.callable and not callable(thing):
@@ -139,6 +139,17 @@ class Registry(Generic[T]):
             return ""
         point = _entry_points(self.group).get(name)
         return outside_digest(point.value if point else name)
+
+
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
+    """The names that are spelt nearly so, or whose part after the package is (`krum` for `flwr.Krum`)."""
+    lasts = {known: known.rpartition(".")[2].lower() for known in names}
+    if same := [known for known, last in lasts.items() if last == name.lower()]:
+        return same
+    if near := difflib.get_close_matches(name, names, n=1):
+        return near
+    close = difflib.get_close_matches(name.lower(), set(lasts.values()), n=1)
+    return [known for known, last in lasts.items() if last in close]
 
 
 def registry(key: str) -> Registry[Any]:
@@ -281,6 +292,9 @@ def _modules_of(path: Path) -> dict[str, str]:
 def _source(thing: object, place: str) -> Path:
     module = sys.modules[place]
     try:
-        return Path(inspect.getsourcefile(module) or "")
-    except TypeError:
-        raise OutsideError(f"{place} has no source file") from None
+        file = inspect.getsourcefile(module)
+    except TypeError:  # built in
+        file = None
+    if not file:
+        raise OutsideError(f"{place} has no source file")
+    return Path(file)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from experiments.launch.app_folder import app_folder
-from experiments.launch.progress import parse
+from experiments.launch.progress import CellsFailedError, parse
 from experiments.launch.superlink import run_in_flower
 from experiments.sweep.search import Search
 from fl_sim.atomic_files import CannotWriteError
@@ -40,15 +40,18 @@ OnLine = Callable[[str], None]
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
     """Run flat keys and return an exit code. Shows a progress bar (without a terminal: a line every `LINE_EVERY` seconds), and on failure
     the last lines of the log."""
-    lines: list[str] = []
+    lines, sentence = list[str](), "the run failed; its log ends above"
     with display(console, title, lines) as on_line:
         try:
             start(flat, workers, on_line)
             code = 0
         except RunFailedError:
             code = 1
+        except CellsFailedError:
+            return 1  # each was printed when it failed, and has a `failure.txt`
         except (CannotWriteError, ConfigError, OutsideCodeError, ProcessError) as error:
-            on_line(str(error))
+            sentence, *report = str(error).splitlines() or [type(error).__name__]
+            lines[:] = report  # where the user's code raised
             code = 1
         except BaseException as error:  # code from outside may also raise SystemExit
             if is_interrupt(error):
@@ -57,8 +60,9 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
                 on_line(line)
             code = 1
     if code:
-        console.print("\n".join(lines[-LOG_TAIL:]), markup=False, highlight=False, soft_wrap=True)
-        console.print(Text.assemble(("error: ", "red"), "the run failed; its log ends above"))
+        if lines:
+            console.print("\n".join(lines[-LOG_TAIL:]), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("error: ", "red"), sentence), soft_wrap=True)
     return code
 
 
