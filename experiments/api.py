@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -25,17 +25,18 @@ from experiments.launch.cells import checked_cells
 from experiments.launch.launch import display, error_console, start
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
+from experiments.objects import OBJECTS, Options, expect_known, flat_settings, named
 from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import DamagedError, first_problem, read_config, read_lines, read_summary
 from experiments.run.summary import Summary
-from experiments.sweep.spec import Sweep, preset_path, read_sweep, sweep_of
+from experiments.sweep.spec import Sweep, read_preset, read_sweep, sweep_of
 from experiments.sweep.study import Run as StudyRun
 from experiments.sweep.study import Study as StudyRecord
 from experiments.sweep.study import complete_runs, read_study, write_study
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, config_of, read_toml, resolve
+from fl_sim.config.resolve import ConfigError, config_of, resolve
 from fl_sim.model.saved import load_model
-from fl_sim.registry import offer
+from fl_sim.training.clipping import Clip
 from fl_sim.wire.messages import AttackState
 from strategies.dgc.discrepancy import memorization_discrepancy
 from strategies.rule import Rule
@@ -44,43 +45,11 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "Action", "Aim", "AttackState", "Config", "Knowledge", "Rule", "Run", "Study", "load_model", "memorization_discrepancy", "open_study",
-    "resolve", "run", "sweep",
+    "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "Run", "Study", "load_model", "memorization_discrepancy",
+    "open_study", "resolve", "run", "sweep",
 ]  # fmt: skip
 
-OBJECTS = {
-    "attack": "attack.name",
-    "objective": "attack.objective",
-    "strategy": "strategy.name",
-    "model": "model.name",
-    "data": "data.name",
-    "partition": "data.partition",
-    "tracking": "tracking",
-}
-
-
 SETTINGS = {"output_dir": "output-dir", "transport": "grid.transport", "workers": "ray.num-workers"}
-
-
-class Things(TypedDict, total=False):
-    """What may be given as an object or as a name, in the forms of docs/contributing.md."""
-
-    attack: str | Callable[..., Action]
-    objective: str | Callable[..., Aim]
-    strategy: str | Rule | type | Callable[..., Any]
-    model: str | Callable[..., nn.Module]
-    data: str | Callable[..., Any]
-    partition: str | Callable[..., Any]
-    tracking: str | Callable[..., Any]
-
-
-class Options(Things, total=False):
-    """And how a run is run."""
-
-    output_dir: str | Path
-    transport: str
-    workers: int
-    progress: bool
 
 
 @dataclass(frozen=True)
@@ -121,12 +90,16 @@ class Run:
         return draw_figures(self.folder)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """The complete runs of a sweep, of a search, or below any folder."""
 
     folder: Path
     record: StudyRecord
+
+    def __repr__(self) -> str:
+        complete = sum(is_complete(self.folder / name) for name in self.record.folders)
+        return f"Study({str(self.folder)!r}, {len(self.record.folders)} runs, {complete} complete)"
 
     @property
     def runs(self) -> list[Run]:
@@ -139,11 +112,11 @@ class Study:
 
         return study_frame(self._complete())
 
-    def report(self) -> list[Path]:
-        """Write table, figures and report.html into the folder; their paths."""
+    def report(self, *, latex: bool = False, parquet: bool = False) -> list[Path]:
+        """Write table, figures and report.html into the folder; their paths. latex: also results.tex; parquet: also results.parquet."""
         from experiments.report.outputs import write_outputs
 
-        return write_outputs(self.folder, self.record, self._complete())
+        return write_outputs(self.folder, self.record, self._complete(), parquet=parquet, latex=latex)
 
     def _complete(self) -> list[StudyRun]:
         """The complete runs; a warning for each that is damaged."""
@@ -156,12 +129,13 @@ class Study:
 def run(base: str | Path = "digits", settings: Mapping[str, Any] | None = None, /, **options: Unpack[Options]) -> Run:
     """Run one configuration, or open it if it is complete already.
 
-    Args: base, a preset's name or a TOML file; settings, flat keys over it; output_dir (`runs`); transport, `inline` (the default here: no
-    other process), `ray` or `flower`; workers, of `ray` and `flower`; progress, false for a silent run. Attack, objective, strategy, model,
-    data, partition, tracking: names, or with `inline` the objects themselves.
-    Raises ConfigError with every problem of the configuration, RuntimeError when the run fails.
+    Args: base, a preset's name or a TOML file; settings, keys over it (`{"strategy.name": "mean", "seed": 3}`); output_dir (`runs`);
+    transport, `inline` (the default here: no other process), `ray` or `flower`; workers, of `ray` and `flower`; progress, false for a
+    silent run. Attack, objective, strategy, model, data, partition, tracking: names, or with `inline` the objects themselves.
+    Raises ConfigError with every problem of the configuration, TypeError for another argument, RuntimeError when the run fails.
     """
-    flat = _keys(read_toml(preset_path(str(base))), settings or {}, options)
+    expect_known("fl_sim.run", options)
+    flat = _keys(read_preset(base), settings or {}, options)
     (config,) = checked([flat], _console(options))
     folder = run_folder(Path(config.output_dir), config)
     _warn([config], [folder])
@@ -176,9 +150,10 @@ def sweep(
     """Run all cells of a sweep that are not complete yet.
 
     Args: spec, a study's name, a TOML file, or its tables as a mapping (`{"base": …, "set": {…}, "axes": {…}, "name": …}`); settings,
-    flat keys over all cells; scale, one of the spec's; the rest as in `run`.
-    Raises ConfigError, and RuntimeError after all other cells when one failed.
+    keys over all cells; scale, one of the spec's; the rest as in `run`.
+    Raises ConfigError, TypeError, and RuntimeError after all other cells when one failed.
     """
+    expect_known("fl_sim.sweep", options, "scale")
     plan = _plan(spec, scale)
     cells = checked_cells(plan, _keys(plan.common, settings or {}, options), _console(options))
     _warn(cells.configs, cells.folders)
@@ -205,11 +180,9 @@ def _keys(base: Mapping[str, Any], settings: Mapping[str, Any], options: Options
     """The flat keys of a call."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     given = dict[str, Any](options)
-    things = {key: given[name] for name, key in OBJECTS.items() if name in given}
-    named = {key: thing if isinstance(thing, str) else offer(thing) for key, thing in things.items()}
     explicit = {key: str(given[name]) if key == "output-dir" else given[name] for name, key in SETTINGS.items() if name in given}
-    flat = complete_keys(base, {"grid.transport": "inline", "output-dir": "runs"}, settings, named, explicit)
-    objects = [key for key, thing in things.items() if not isinstance(thing, str)]
+    flat = complete_keys(base, {"grid.transport": "inline", "output-dir": "runs"}, flat_settings(settings), named(given), explicit)
+    objects = [OBJECTS[name] for name, thing in given.items() if name in OBJECTS and not isinstance(thing, str)]
     if objects and (transport := flat["grid.transport"]) != "inline":
         what = f"with transport {transport!r}, got an object: put it into a file and name it file.py:name"
         raise ConfigError([f"expected {key} to be a name {what}" for key in objects])

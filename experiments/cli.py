@@ -21,16 +21,16 @@ from experiments.launch.cells import Cells, checked_cells
 from experiments.launch.launch import error_console, launch
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
-from experiments.records.folder import is_complete, run_folder
+from experiments.records.folder import failure_of, is_complete, run_folder
 from experiments.records.reading import DamagedError, read_summary
 from experiments.run.checkpoint import latest_checkpoint
 from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
-from experiments.sweep.spec import Cell, label, preset_path, read_sweep
+from experiments.sweep.spec import Cell, label, read_preset, read_sweep
 from experiments.sweep.study import Study, complete_runs, read_run, read_study, write_study
 from fl_sim.atomic_files import CannotWriteError, writing
 from fl_sim.config.keys import Config
-from fl_sim.config.resolve import ConfigError, parse_assignment, read_toml, resolve
+from fl_sim.config.resolve import ConfigError, default_flat, parse_assignment, resolve
 from fl_sim.device import cpu_cores
 from fl_sim.waits import ProcessError
 
@@ -38,6 +38,12 @@ from fl_sim.waits import ProcessError
 
 BAD_INPUT = 2
 BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
+OPTION_KEYS = {
+    "transport": "grid.transport",
+    "workers": "ray.num-workers",
+    "parallel": "ray.parallel",
+    "gpus_per_worker": "ray.gpus-per-worker",
+}
 FILE_WIDTH = 160  # characters that a table in a file may have at least
 LONGEST = 10_000  # characters that it may have at most
 
@@ -46,8 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and return the exit code: 0 done, 1 the run failed, 2 bad input, 141 the reader of the output left."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     _print_anything()
-    arguments = _parser().parse_args(argv)
+    arguments, others = _parser().parse_known_args(argv)
     console = error_console()
+    if others:
+        for sentence in _unknown_words(others):
+            _error(sentence, console)
+        return BAD_INPUT
     try:
         code = arguments.command(arguments, console)
         with writing(Path("standard output")):
@@ -106,10 +116,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _unknown_words(words: Sequence[str]) -> list[str]:
+    """Sentences about words that the command line does not know; for an option that is part of a key, how it is set."""
+    sentences: list[str] = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.lstrip("-").partition("=")
+        keys = [key for key in default_flat() if key in (name, f"{name}.name") or key.endswith(f".{name}")]
+        value = value if equals else after if not after.startswith("-") else ""
+        if word.startswith("-") or not sentences:
+            hint = f"; set keys with -c: -c {keys[0]}={value or '...'}" if keys and word.startswith("-") else ""
+            sentences.append(f"unknown argument {word!r}{hint}")
+    return sentences
+
+
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     presets: dict[str, Any] = {}
+    if words := [word for word in arguments.presets if "=" in word and not word.endswith(".toml")]:
+        raise ConfigError([f"expected a preset, got {word!r}; set keys with -c: -c {word}" for word in words])
     for preset in arguments.presets or ["digits"]:
-        presets |= read_toml(preset_path(preset))
+        presets |= read_preset(preset)
     flat = complete_keys(presets, _overrides(arguments))
     offer_own_modules([flat])
     (config,) = checked([flat], console)
@@ -128,7 +153,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from experiments.report.tables import run_table
 
     run = read_run(folder)
-    _print_table(run_table(run.summary))
+    _print_table(run_table(run.summary, run.config))
     _say(inaction_notes([run]), console)
     _print(f"records: {folder}")
     for figure in draw_figures(folder):
@@ -149,6 +174,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     code = 0 if cells.complete else launch(cells.keys, arguments.workers, console, title=f"{sweep.name}: {len(cells.folders)} runs")
     if any(map(is_complete, cells.folders)):
         _show(cells.output_dir, cells.study, console)
+    _say_failures(cells.folders, console)
     return code
 
 
@@ -213,6 +239,7 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     if nonsense := [text for settings, _ in trials if (text := contradiction(common, settings))]:
         console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {nonsense[0]}", highlight=False, soft_wrap=True)
     _say(_damages(missing), console)
+    _say_failures(missing, console)
     tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
     if not tried:
         return code or 1
@@ -222,6 +249,12 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     write_study(output_dir, study)
     _show(output_dir, study, console)
     return code
+
+
+def _say_failures(folders: Sequence[Path], console: Console) -> None:
+    for folder in folders:
+        if reason := failure_of(folder):
+            _error(f"{folder.name} failed: {reason}", console)
 
 
 def _damages(folders: Sequence[Path]) -> list[str]:
@@ -341,12 +374,12 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     flat.setdefault("output-dir", str(arguments.output_dir))
     if arguments.ray_address:
         os.environ["RAY_ADDRESS"] = arguments.ray_address
-    if arguments.transport:
-        flat["grid.transport"] = arguments.transport
-    if arguments.workers is not None:
-        flat["ray.num-workers"] = arguments.workers
-    if getattr(arguments, "parallel", None) is not None:
-        flat["ray.parallel"] = arguments.parallel
-    if arguments.gpus_per_worker is not None:
-        flat["ray.gpus-per-worker"] = arguments.gpus_per_worker
+    for option, key in OPTION_KEYS.items():
+        if (value := getattr(arguments, option, None)) is None:
+            continue
+        if flat.get(key, value) != value:
+            problems.append(f"{key} is set twice: {flat[key]!r} with -c, {value!r} with --{option.replace('_', '-')}")
+        flat[key] = value
+    if problems:
+        raise ConfigError(problems)
     return flat

@@ -1,8 +1,8 @@
 """fl-sim: poisoned federated learning, simulated on Flower, Ray and PyTorch.
 
-The face for Python: `run`, `sweep`, `open_study`, `load_model`, `resolve`, `Config`; what attacks and rules are written with: `Action`,
-`Aim`, `AttackState`, `Knowledge`, `Rule`; and `memorization_discrepancy`. They are loaded from `experiments.api` on first use, so that
-the packages above this one may import it.
+The API for Python: `run`, `sweep`, `open_study`, `load_model`, `resolve`, `Config`; what attacks and rules are written with: `Action`,
+`Aim`, `AttackState`, `Clip`, `Knowledge`, `Rule`; and `memorization_discrepancy`. They are loaded from `experiments.api` on first use, so
+that the packages above this one may import it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     )
     from experiments.api import (
         AttackState as AttackState,
+    )
+    from experiments.api import (
+        Clip as Clip,
     )
     from experiments.api import (
         Config as Config,
@@ -51,8 +54,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Action", "Aim", "AttackState", "Config", "Knowledge", "Rule", "load_model", "memorization_discrepancy", "open_study", "resolve", "run",
-    "sweep",
+    "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "load_model", "memorization_discrepancy", "open_study",
+    "resolve", "run", "sweep",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -51,7 +51,9 @@ def error_words(error: BaseException, thing: Any = None) -> str:
 def error_report(error: BaseException, thing: Any = None) -> str:
     """`error_words`, and below it the traceback from the first line outside our packages on."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = next((number for number, frame in enumerate(frames) if not frame.filename.startswith(OURS)), 0)
+    own = next((number for number, frame in enumerate(frames) if not frame.filename.startswith(OURS)), None)
+    if own is None:  # a call with wrong arguments
+        return error_words(error, thing)
     lines = traceback.format_list(frames[own:])
     if len(lines) > MOST_FRAMES:
         half = MOST_FRAMES // 2

@@ -12,9 +12,11 @@ import importlib
 import importlib.util
 import inspect
 import os
+import secrets
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader
@@ -23,9 +25,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Generic, TypeVar
 
+from fl_sim.object_identity import UnidentifiedError, object_digest
 from fl_sim.outside_code import error_words, outside_call
 from fl_sim.signals import time_limit
-from fl_sim.sources import local_sources, object_digest, source_digest
+from fl_sim.sources import local_sources, source_digest
 
 T = TypeVar("T")
 
@@ -91,11 +94,11 @@ class Registry(Generic[T]):
             return text
         if not self.outside(name):
             names = self.names()
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if (near := _nearest(name, names)) else ""
             return f"expected {self.key} to be one of {', '.join(names)}, or file.py:name or package.module:name, got {name!r}{hint}"
         try:
             thing = self.find(name)
+            self.content(name)
         except OutsideError as error:
             return f"cannot load {self.key} = {name!r}: {error}"
         if self.callable and not callable(thing):
@@ -138,6 +141,17 @@ class Registry(Generic[T]):
         return outside_digest(point.value if point else name)
 
 
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
+    """The names that are spelt nearly so, or whose part after the package is (`krum` for `flwr.Krum`)."""
+    lasts = {known: known.rpartition(".")[2].lower() for known in names}
+    if same := [known for known, last in lasts.items() if last == name.lower()]:
+        return same
+    if near := difflib.get_close_matches(name, names, n=1):
+        return near
+    close = difflib.get_close_matches(name.lower(), set(lasts.values()), n=1)
+    return [known for known, last in lasts.items() if last in close]
+
+
 def registry(key: str) -> Registry[Any]:
     """The registry of a key of `REGISTRIES`."""
     module, _, name = REGISTRIES[key].partition(":")
@@ -145,9 +159,17 @@ def registry(key: str) -> Registry[Any]:
 
 
 def offer(thing: object) -> str:
-    """A name for an object of this process, valid wherever a name is, with `grid.transport = "inline"` alone. Equal source, equal name."""
+    """A name for an object of this process, valid wherever a name is, with `grid.transport = "inline"` alone.
+
+    Equal content, equal name. An object whose content cannot be read gets a new name each time, with a warning: no old run is opened.
+    """
     label = getattr(thing, "__name__", type(thing).__name__)
-    name = f"object:{label}-{object_digest(thing)}"
+    try:
+        digest = object_digest(thing)
+    except UnidentifiedError as error:
+        digest = secrets.token_hex(6)
+        warnings.warn(f"{label} cannot be identified ({error}): each call makes a new run, and none is opened or continued", stacklevel=2)
+    name = f"object:{label}-{digest}"
     _OFFERED[name] = thing
     return name
 
@@ -270,6 +292,9 @@ def _modules_of(path: Path) -> dict[str, str]:
 def _source(thing: object, place: str) -> Path:
     module = sys.modules[place]
     try:
-        return Path(inspect.getsourcefile(module) or "")
-    except TypeError:
-        raise OutsideError(f"{place} has no source file") from None
+        file = inspect.getsourcefile(module)
+    except TypeError:  # built in
+        file = None
+    if not file:
+        raise OutsideError(f"{place} has no source file")
+    return Path(file)

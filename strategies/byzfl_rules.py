@@ -105,12 +105,14 @@ def byzfl_combine(name: str, options: Mapping[str, Any], seed: int, own_update: 
             raise ValueError(f"expected one of {', '.join(names)}, got {part!r}")
     if last == TRUSTING and "idx" in options:
         raise ValueError(f"{name} takes no option idx here: it trusts the server's own update, and no client's")
-    unknown, stages = set(options), list[tuple[str, Callable[[Tensor], Tensor]]]()
+    takes, unknown, stages = dict[str, None](), set(options), list[tuple[str, Callable[[Tensor], Tensor]]]()
     for part in name.split("+"):
         part_class = getattr(byzfl, part)
-        own_options = {key: value for key, value in options.items() if key in inspect.signature(part_class.__init__).parameters}
+        parameters = [parameter for parameter in inspect.signature(part_class.__init__).parameters if parameter != "self"]
+        own_options = {key: value for key, value in options.items() if key in parameters}
+        takes |= dict.fromkeys(parameters)
         unknown -= set(own_options)
         stages.append((part, part_class(**own_options)))
     if unknown:
-        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}")
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {', '.join(takes) or 'none'}")
     return ByzflCombine(name, dict(options), stages, seed, own_update if last == TRUSTING else None)

@@ -23,7 +23,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.outside_code import OutsideCodeError, error_words, outside_call
 from fl_sim.registry import Registry
 from fl_sim.rng.streams import seeded_global_generators
-from fl_sim.training.clipping import clip_of
+from fl_sim.training.clipping import Clip, clip_of
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
 from strategies.dgc.guard import Guard
 from strategies.dgc.thresholds import Calibration
@@ -109,6 +109,9 @@ def instance_of(config: Config, probe: Callable[[], Batch], own_update: Callable
     if rest.startswith("DifferentialPrivacy"):
         inner = getattr(flower, str(options.get("strategy", "FedAvg")))()
         options = {"num_sampled_clients": config.clients_per_round, **options, "strategy": inner}
+    takes = [option for option in inspect.signature(getattr(flower, rest)).parameters if option != "strategy"]
+    if strange := [option for option in options if option not in takes and option != "strategy"]:
+        raise TypeError(f"it has no option {', '.join(strange)}; it takes {', '.join(takes)}")
     return getattr(flower, rest)(**options)
 
 
@@ -120,6 +123,9 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
         with seeded_global_generators(seed, "strategy"), outside_call(lambda error: OutsideCodeError(error_words(error, thing))):
             return thing(**options)
     if isinstance(thing, Rule):
+        for slot, clip in (("before", thing.before), ("after", thing.after)):
+            if clip is not None and not isinstance(clip, Clip):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's
+                raise TypeError(f"expected Rule.{slot} to be a fl_sim.Clip(norm, bound) or None, got {type(clip).__name__}")
         return replace(thing, combine=OwnCombine(name, thing.combine, options, probe, seed)) if thing.combine else thing
     if isinstance(thing, type) or not callable(thing):
         raise TypeError(
@@ -127,7 +133,13 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
             f"got {thing!r}"
         )
     own = {key: value for key, value in options.items() if key not in OPTIONAL}
-    inspect.signature(thing).bind(None, None, **dict.fromkeys(optional_parameters(thing)), **own)
+    try:
+        inspect.signature(thing).bind(None, None, **dict.fromkeys(optional_parameters(thing)), **own)
+    except TypeError as error:
+        takes = f"{getattr(thing, '__name__', 'it')}{inspect.signature(thing)}"
+        raise TypeError(
+            f"expected a function (updates, weights, **options), a fl_sim.Rule or a Flower Strategy, got {takes}: {error}"
+        ) from None
     return Rule(combine=OwnCombine(name, thing, options, probe, seed))
 
 

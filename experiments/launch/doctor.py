@@ -6,7 +6,8 @@ import importlib
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fl_sim.config.resolve import resolve
 from fl_sim.device import cpu_cores
 
 OPTIONAL = ("byzfl", "tensorboard", "wandb", "mlflow", "pyarrow", "datasets")
+EXTRAS = {"pyarrow": "parquet"}  # of fl-sim, where it is not the module's name
 
 
 def doctor(console: Console) -> int:
@@ -41,9 +43,17 @@ def _packages() -> str:
 
 
 def _optional() -> str:
-    versions = [f"{name} {version(name)}" for name in OPTIONAL if find_spec(name)]
-    missing = [f"no {name} (pip install 'fl-sim[{name}]')" for name in OPTIONAL if not find_spec(name)]
+    versions = [f"{name} {_version(name)}" for name in OPTIONAL if find_spec(name)]
+    missing = [f"no {name} (pip install 'fl-sim[{EXTRAS.get(name, name)}]')" for name in OPTIONAL if not find_spec(name)]
     return ", ".join(versions + missing)
+
+
+def _version(module: str) -> str:
+    """The version of the distribution that holds a module: `mlflow` is also in mlflow-skinny."""
+    for name in dict.fromkeys([module, *packages_distributions().get(module, [])]):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "of an unknown version"
 
 
 def _vision() -> str:

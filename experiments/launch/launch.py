@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import threading
 import time
 import traceback
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from experiments.launch.app_folder import app_folder
-from experiments.launch.progress import parse
+from experiments.launch.progress import CellsFailedError, parse
 from experiments.launch.superlink import run_in_flower
 from experiments.sweep.search import Search
 from fl_sim.atomic_files import CannotWriteError
@@ -28,7 +29,7 @@ from fl_sim.outside_code import OutsideCodeError, is_interrupt
 from fl_sim.waits import ProcessError
 
 LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
-NOTE = "fl-sim: "  # begins a line that the user should see at once
+NOTE = re.compile(r"(?:[A-Z]+ *: *)?fl-sim: ")  # begins a line that the user should see at once; Flower's log puts its level before it
 LOG_TAIL = 40  # last lines of a failed run's log that are shown
 LOG_KEPT = 1000  # lines of a run's log in memory
 LINE_LENGTH = 10_000  # characters of a line that are kept: code from outside may print a megabyte
@@ -39,15 +40,18 @@ OnLine = Callable[[str], None]
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
     """Run flat keys and return an exit code. Shows a progress bar (without a terminal: a line every `LINE_EVERY` seconds), and on failure
     the last lines of the log."""
-    lines: list[str] = []
+    lines, sentence = list[str](), "the run failed; its log ends above"
     with display(console, title, lines) as on_line:
         try:
             start(flat, workers, on_line)
             code = 0
         except RunFailedError:
             code = 1
+        except CellsFailedError:
+            return 1  # each was printed when it failed, and has a `failure.txt`
         except (CannotWriteError, ConfigError, OutsideCodeError, ProcessError) as error:
-            on_line(str(error))
+            sentence, *report = str(error).splitlines() or [type(error).__name__]
+            lines[:] = report  # where the user's code raised
             code = 1
         except BaseException as error:  # code from outside may also raise SystemExit
             if is_interrupt(error):
@@ -56,8 +60,9 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
                 on_line(line)
             code = 1
     if code:
-        console.print("\n".join(lines[-LOG_TAIL:]), markup=False, highlight=False, soft_wrap=True)
-        console.print(Text.assemble(("error: ", "red"), "the run failed; its log ends above"))
+        if lines:
+            console.print("\n".join(lines[-LOG_TAIL:]), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("error: ", "red"), sentence), soft_wrap=True)
     return code
 
 
@@ -103,7 +108,8 @@ def _first(flat: Mapping[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def display(console: Console, title: str, lines: list[str]) -> Any:
-    """Shows a progress bar. Yields a function to call with each line of a run: lines other than progress are added to `lines`."""
+    """Shows a progress bar. Yields a function to call with each line of a run: notes are shown at once, and lines other than these and
+    progress are added to `lines`."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     last_line_at = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -113,10 +119,11 @@ def display(console: Console, title: str, lines: list[str]) -> Any:
             nonlocal last_line_at
             event = parse(line)
             if event is None:
-                lines.append(line)
-                del lines[:-LOG_KEPT]
-                if line.startswith(NOTE):
-                    console.print(Text.assemble(("warning: ", "yellow"), line.removeprefix(NOTE)), highlight=False, soft_wrap=True)
+                if mark := NOTE.match(line):
+                    console.print(Text.assemble(("warning: ", "yellow"), line[mark.end() :]), highlight=False, soft_wrap=True)
+                else:
+                    lines.append(line)
+                    del lines[:-LOG_KEPT]
                 return
             progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
             if not console.is_terminal and (event.done == event.total or time.monotonic() - last_line_at >= LINE_EVERY):

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from clients.catalogue import attacks
 from fl_sim.config.keys import Config
-from fl_sim.config.options import parse_options
+from fl_sim.config.options import OPTIONS_OF, parse_options
 from fl_sim.config.resolve import to_flat
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.registry import registry
 from strategies.checks import strategy_problems
 
-OPTIONS = {
-    "attack.options": "attack.name",
-    "model.options": "model.name",
-    "data.options": "data.name",
-    "data.partition-options": "data.partition",
-}
+OPTIONS = {options: key for key, options in OPTIONS_OF.items() if key != "strategy.name"}  # of strategies: strategy_problems
 
 
 def name_problems(config: Config) -> list[str]:
@@ -23,7 +18,8 @@ def name_problems(config: Config) -> list[str]:
     flat, name, problems = to_flat(config), config.attack.name, strategy_problems(config)
     for key, owner in OPTIONS.items():
         if (options := parse_options(str(flat[key]))) and (text := registry(owner).options_problem(str(flat[owner]), options, key)):
-            problems.append(text)
+            own_objective = owner == "attack.name" and ":" in config.attack.objective
+            problems.append(text + "; an objective takes no options: it reads knowledge.settings" * own_objective)
     least = attacks.least_members.get(name, 1)
     if 0 < (members := len(malicious_clients(config))) < least:
         problems.append(

@@ -15,9 +15,11 @@ from rich.text import Text
 from experiments.launch.name_checks import name_problems
 from experiments.records.identity import same_keys_other_data
 from fl_sim.atomic_files import CannotWriteError
+from fl_sim.config.idle_keys import idle_key_notes
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
 from fl_sim.data.federation import Federation, load_federation, read_federation
+from fl_sim.data.sampling import malicious_clients
 from fl_sim.device import cpu_cores
 from fl_sim.grid.gpu_shares import gpu_problem
 from fl_sim.grid.ray_runtime import cluster_address, cluster_problem, short_folder
@@ -61,7 +63,9 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
             for key, folder in (("output-dir", config.output_dir), ("data.cache-dir", config.data.cache_dir))
             if (text := _place_problem(key, folder))
         ]
-        problems |= dict.fromkeys([*name_problems(config), *(unwritable or _data_problems(config, console))])
+        of_names = name_problems(config)
+        built = not unwritable and not any(text.startswith(("data.", "model.")) for text in of_names)  # else it is the same problem again
+        problems |= dict.fromkeys([*of_names, *unwritable, *(_data_problems(config, console) if built else [])])
     problems |= dict.fromkeys(_process_problems(configs[0]))
     if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
         problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
@@ -71,11 +75,25 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
 
 def notes(configs: Sequence[Config], folders: Sequence[Path]) -> list[str]:
     """Warnings about valid configurations that may not do what the user expects, one sentence each. folders: of their runs."""
-    sentences = dict.fromkeys(same_keys_other_data(folders, configs))
+    sentences = dict.fromkeys([*same_keys_other_data(folders, configs), *idle_key_notes(configs), *_nobody_malicious(configs)])
     for config in configs:
         federation = load_federation(config.model_copy(update={"device": "cpu"}))
         sentences |= dict.fromkeys([*federation.dataset.notes, *strategy_notes(config), *_weight_notes(config, federation)])
     return list(sentences)
+
+
+def _nobody_malicious(configs: Sequence[Config]) -> list[str]:
+    """That no configuration with an attack has a malicious client."""
+    attacked = [config for config in configs if config.attack.name != "none"]
+    if not attacked or any(malicious_clients(config) for config in attacked):
+        return []
+    share = attacked[0].attack
+    what = (
+        f"attack.poison-ratio = {share.poison_ratio}"
+        if share.poison_ratio >= 0
+        else f"attack.malicious-fraction = {share.malicious_fraction}"
+    )
+    return [f"no client is malicious ({what}): attack.name = {share.name!r} does nothing"]
 
 
 def _weight_notes(config: Config, federation: Federation) -> list[str]:

@@ -12,6 +12,10 @@ PREFIX = "fl-sim |"
 TRACKS = ("attacked", "twin", "control")  # their rounds are counted; epochs of a burn-in and rounds of a calibration are not
 
 
+class CellsFailedError(RuntimeError):
+    """Cells of a sweep or a search failed; the message names each. The others have ended."""
+
+
 class Event(NamedTuple):
     """One progress line: rounds done, rounds in total, the name of the run, and what it is doing."""
 

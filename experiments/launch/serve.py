@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ import torch
 from flwr.serverapp import Grid
 
 from experiments.launch.name_checks import name_problems
-from experiments.launch.progress import ProgressLines
-from experiments.records.folder import is_complete, run_folder
+from experiments.launch.progress import CellsFailedError, ProgressLines
+from experiments.launch.remote_cell import PRINTED
+from experiments.records.folder import is_complete, run_folder, write_failure
 from experiments.run.execute import Progress, execute_run
 from experiments.run.phases import expected_rounds
 from experiments.sweep.search import Search, evaluated, explore
@@ -24,7 +26,8 @@ from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.device import device_of
 from fl_sim.grid.transports import CellTransport, FlowerTransport, InlineTransport, Transport, WorkerDiedError
-from fl_sim.outside_code import is_interrupt
+from fl_sim.outside_code import OutsideCodeError, is_interrupt
+from fl_sim.waits import ProcessError
 
 WORKER = "clients.client_app:answer"
 REMOTE_CELL = "experiments.launch.remote_cell:run_remotely"
@@ -56,7 +59,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
         transport.close()
         runner.close()
     if runner.failures:
-        raise RuntimeError("failed: " + "; ".join(runner.failures))
+        raise CellsFailedError("failed: " + "; ".join(runner.failures))
     print(f"results are in {runner.output_dir}", flush=True)
 
 
@@ -91,10 +94,17 @@ class _Cells:
                 self._execute(cell, self._progress.of_run(folder.name))
                 played_rounds = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
         except BaseException as error:  # code from outside may also raise SystemExit
+            sentence, users = str(error).partition("\n")[0], isinstance(error, OutsideCodeError)
+            reason = sentence if users else f"{type(error).__name__}: {sentence}"
+            if folder.parent == self.output_dir and not isinstance(error, CannotWriteError | ProcessError) and not is_interrupt(error):
+                write_failure(folder, reason)
             if self._total == 1 or isinstance(error, CannotWriteError) or is_interrupt(error):  # the other cells could not write either
                 raise
-            traceback.print_exc()
-            failure = f"{folder.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if users:
+                print(error, file=sys.stderr)
+            else:
+                traceback.print_exc()
+            failure = f"{folder.name}: {reason}"
         self._progress.finish(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
         return failure
 
@@ -114,7 +124,10 @@ class _Cells:
             try:
                 for steps in transport.run_cell(REMOTE_CELL, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
                     for step in steps:
-                        progress(*step)
+                        if step[0] == PRINTED:
+                            print(step[2], flush=True)
+                        else:
+                            progress(*step)
                 return
             except WorkerDiedError:
                 if last:

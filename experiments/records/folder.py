@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from fl_sim.data.federation import load_federation
 from fl_sim.device import device_of
 
 GIT_LIMIT = 10.0  # seconds in which git must answer
+FAILURE = "failure.txt"
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "ray")
 
 
@@ -41,6 +43,21 @@ def run_folder(output_dir: Path, config: Config) -> Path:
 def is_complete(folder: Path) -> bool:
     """Whether a run is complete: whether it has a summary, be it damaged."""
     return os.path.isfile(folder / "summary.json")
+
+
+def write_failure(folder: Path, sentence: str) -> None:
+    """Write `failure.txt`, why a run failed: it is there until the run goes on. What cannot be written is left out."""
+    with suppress(OSError):  # CannotWriteError is one
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FAILURE, sentence + "\n")
+
+
+def failure_of(folder: Path) -> str:
+    """Why a run failed; empty if it is complete, if it was interrupted, or if it goes on."""
+    try:
+        return "" if is_complete(folder) else (folder / FAILURE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 class ResumePoint(NamedTuple):
@@ -63,14 +80,15 @@ class RunRecords:
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
+            (folder / FAILURE).unlink(missing_ok=True)
             if resume.size is not None:
                 os.truncate(folder / "rounds.jsonl", resume.size)
         self.folder = folder
         self._sessions.append(_session(config, resume))
         write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
-        self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
         self._trackers = Trackers(folder, config)
+        self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
         for line in self.lines():
             self._trackers.on_round(line)
 

@@ -170,7 +170,7 @@ def _made(name: str, folder: Path, keys: dict[str, Any]) -> Tracker:
     make = trackers.find(name)
     if name in TRACKERS:
         return make(folder, keys)
-    with outside_call(lambda error: OutsideCodeError(f"tracking = {name!r}: {error_report(error, make)}")):
+    with outside_call(lambda error: OutsideCodeError(f"tracking = {name!r} could not be made: {error_report(error, make)}")):
         tracker = make(folder, keys)
     if missing := [method for method in ("on_round", "close") if not callable(getattr(tracker, method, None))]:
         whose = with_place(f"tracking = {name!r}", make)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from experiments.records.folder import is_complete
+from experiments.records.folder import failure_of, is_complete
 from experiments.records.reading import DamagedError, read_config, read_summary
 from experiments.report.seeds import over_seeds
 from experiments.sweep.inaction import defence_text
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 TAIL = 1 << 16  # bytes: the longest line of a rounds.jsonl is far shorter
 
 
-def run_table(summary: Mapping[str, Any]) -> Table:
-    """What a single run's command prints."""
+def run_table(summary: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Table:
+    """What a single run's command prints. Args: config, the run's flat keys."""
     accuracy, twin, control = summary["accuracy"], summary["clean_twin"] or {}, summary["control"] or {}
     table = Table(title=Text(f"test accuracy (%), {_trigger(summary)}"), title_justify="left")
     for column in ("", "before trigger", "after trigger", "final"):
@@ -40,13 +40,16 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         f"burn-in {_shown(accuracy['burn_in'])[0]} · drop {_shown(summary['drop'])[0]} · gain over control {_shown(summary['gain'])[0]} · "
         f"stealth gap {_shown(summary['stealth_gap'])[0]} · {summary['client_failures']} client failures, "
         f"{summary['retries']} retries · "
-        f"{summary['rounds']} rounds in {summary['seconds']['total']:.0f} s{_coalition(summary)}"
+        f"{summary['rounds']} rounds of the attacked run; all in {summary['seconds']['total']:.0f} s{_coalition(summary)}"
     )
     if summary.get("worst_class"):
         table.caption += f" · {_class_words('worst class', summary['worst_class'])}"
         table.caption += f" · {_class_words('most harmed', summary['most_harmed_class'])}"
     if text := defence_text(summary):
         table.caption += f"\nstrategy: {text}"
+    alarms = summary.get("alarms") or [0]
+    if (config or {}).get("monitor.action") == "stop" and alarms[-1] == summary["rounds"]:
+        table.caption += f"\nthe monitor ended the run in round {alarms[-1]}"
     table.caption_justify = "left"
     return table
 
@@ -97,9 +100,16 @@ def runs_table(root: Path) -> RunList:
             problems.append(f"{error}; the run is left out")
             continue
         complete += is_complete(folder)
-        table.add_row(str(folder.relative_to(root)), config["strategy.name"], config["attack.name"], str(config["seed"]), *ended)
+        names = (_short(config["strategy.name"]), _short(config["attack.name"]))
+        table.add_row(str(folder.relative_to(root)), *names, str(config["seed"]), *ended)
     table.caption = f"{table.row_count} runs, {complete} complete" + (f", {len(problems)} damaged" if problems else "")
     return RunList(table, problems)
+
+
+def _short(name: str) -> str:
+    """A name without the folder of its file."""
+    place, mark, rest = name.rpartition(".py:")
+    return f"{Path(place).name}.py:{rest}" if mark else name
 
 
 def _ended(folder: Path) -> list[str]:
@@ -108,7 +118,7 @@ def _ended(folder: Path) -> list[str]:
     try:
         if not os.path.lexists(folder / "summary.json"):
             done = rounds.read_bytes().count(b"\n")  # the last line may be half of one
-            return [f"{done} so far", "-", "-", "incomplete"]
+            return [f"{done} so far", "-", "-", "failed" if failure_of(folder) else "incomplete"]
         with rounds.open("rb") as file:
             file.seek(max(rounds.stat().st_size - TAIL, 0))
             tail = file.read()

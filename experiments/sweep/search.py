@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, Validat
 from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import DamagedError, read_summary
 from experiments.sweep.spec import common_keys, option_value
-from experiments.sweep.toml_specs import FlatTable, Spec, parse_spec, spec_path
+from experiments.sweep.toml_specs import FlatTable, Spec, expect_kind, parse_spec, spec_path
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, default_flat, load_toml, resolve
 
@@ -124,7 +124,9 @@ def read_search(name: str | Path) -> Search:
     and `trials`, `batch`, `stealth-limit`, `seed`. Raises ConfigError naming the file and what is wrong.
     """
     path = spec_path(name, SEARCHES, "a search")
-    return search_of(path.stem, load_toml(path), path)
+    spec = load_toml(path)
+    expect_kind(spec, name, "a search")
+    return search_of(path.stem, spec, path)
 
 
 def search_of(name: str, spec: Mapping[str, Any], path: Path | None = None) -> Search:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import BeforeValidator, Field
 
 from experiments.sweep.numbers import published_numbers
-from experiments.sweep.toml_specs import FlatTable, Spec, flat_table, parse_spec, spec_path
+from experiments.sweep.toml_specs import FlatTable, Spec, expect_kind, flat_table, parse_spec, spec_path
 from fl_sim.config.keys import Config, Section
 from fl_sim.config.options import OPTIONS, options_as_json, options_text
 from fl_sim.config.resolve import ConfigError, as_plain, default_flat, load_toml, read_toml
@@ -81,6 +81,13 @@ def preset_path(name: str, folder: Path | None = None) -> Path:
     return spec_path(folder / name if folder and beside else name, PRESETS, "a preset")
 
 
+def read_preset(name: str | Path) -> dict[str, Any]:
+    """The flat keys of a preset that comes with fl-sim by its name, or of a TOML file. Raises ConfigError."""
+    path = preset_path(str(name))
+    expect_kind(load_toml(path), name, "a preset")
+    return read_toml(path)
+
+
 def read_sweep(name: str | Path, scale: str = "") -> Sweep:
     """The sweep of a spec, a study that comes with fl-sim by its name or a TOML file by its path, at one of its scales if one is named.
 
@@ -91,7 +98,9 @@ def read_sweep(name: str | Path, scale: str = "") -> Sweep:
     Raises ConfigError naming the file and what is wrong.
     """
     path = spec_path(name, STUDIES, "a study")
-    return sweep_of(path.stem, load_toml(path), scale, path)
+    spec = load_toml(path)
+    expect_kind(spec, name, "a study")
+    return sweep_of(path.stem, spec, scale, path)
 
 
 def sweep_of(name: str, spec: Mapping[str, Any], scale: str = "", path: Path | None = None) -> Sweep:

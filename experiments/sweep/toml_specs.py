@@ -22,6 +22,8 @@ class Spec(BaseModel):
     tables: ClassVar[Mapping[str, str]] = {}
 
 
+KINDS = {"a preset": ("presets", "run"), "a study": ("studies", "sweep"), "a search": ("searches", "search")}  # folder and command
+TABLES_OF = {"axes": "a study", "space": "a search"}  # the table that shows what a spec is
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
@@ -47,6 +49,9 @@ def spec_path(name: str | Path, folder: Path, kind: str) -> Path:
         return path
     if str(name) in names:
         return folder / f"{name}.toml"
+    for other, (folder_name, command) in KINDS.items():
+        if (folder.parent / folder_name / f"{name}.toml").is_file():
+            raise ConfigError([f"{str(name)!r} is {other}: fl-sim {command} {name}"])
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError([f"expected {kind} to be one of {', '.join(names)}, or the path of a .toml file, got {str(name)!r}{hint}"])
 
@@ -56,6 +61,14 @@ def _expanded(name: str | Path) -> Path:
         return Path(name).expanduser()
     except RuntimeError:  # ~user of a user who does not exist
         return Path(name)
+
+
+def expect_kind(spec: Mapping[str, Any], name: str | Path, kind: str) -> None:
+    """Raise ConfigError for the tables of a spec of another kind, with the command that takes it."""
+    other_keys = bool(spec) and not {"base", "set"} & set(spec)
+    shown = next((other for table, other in TABLES_OF.items() if table in spec), "a preset" if other_keys else kind)
+    if shown != kind:
+        raise ConfigError([f"{str(name)!r} is {shown}: fl-sim {KINDS[shown][1]} {name}"])
 
 
 def parse_spec(model: type[AnySpec], spec: Mapping[str, Any], where: str, prefix: str = "") -> AnySpec:

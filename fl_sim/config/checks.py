@@ -68,7 +68,7 @@ def _attack(config: Config) -> list[Problem]:
             (
                 ("attack.fire-from", "schedule.accumulate-rounds"),
                 f"expected attack.fire-from <= schedule.accumulate-rounds = {rounds} with attack.fire = 'rehearsed', "
-                f"got {config.attack.fire_from}",
+                f"got {config.attack.fire_from}: lower attack.fire-from, or set attack.fire = 'schedule'",
             )
         )
     return problems

@@ -7,7 +7,14 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, cast
 
-OPTIONS = ("strategy.options", "attack.options", "model.options", "data.options", "data.partition-options")
+OPTIONS_OF = {  # by the key whose thing they are the arguments of
+    "strategy.name": "strategy.options",
+    "attack.name": "attack.options",
+    "model.name": "model.options",
+    "data.name": "data.options",
+    "data.partition": "data.partition-options",
+}
+OPTIONS = tuple(OPTIONS_OF.values())
 
 
 def parse_options(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 import os
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from functools import lru_cache
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from fl_sim.config.checks import cross_checks
 from fl_sim.config.keys import Config, Section
-from fl_sim.config.options import OPTIONS, options_as_json
+from fl_sim.config.options import OPTIONS, OPTIONS_OF, options_as_json
 from fl_sim.registry import REGISTRIES, registry
 
 Scalar = bool | int | float | str
@@ -106,14 +106,24 @@ def resolve(flat: Mapping[str, Any]) -> Config:
         config = Config.model_validate(nest({key: value for key, value in values.items() if key not in bad}))
     problems += [problem for keys, problem in cross_checks(config) if not bad & set(keys)]
     lookups = {key: value for key, value in values.items() if key in REGISTRIES and key not in bad and value != defaults[key]}
-    problems += filter(None, (registry(key).problem(name) for key, value in lookups.items() for name in names_in(key, value)))
+    wrong = {key: [text for name in names_in(key, value) if (text := registry(key).problem(name))] for key, value in lookups.items()}
+    problems += [text for texts in wrong.values() for text in texts]
     try:
         start_digest(config)
     except ConfigError as error:
         problems += error.problems
+        wrong["model.start"] = error.problems
     if problems:
-        raise ConfigError(problems, config)
+        raise ConfigError(problems, _without(config, [key for key, texts in wrong.items() if texts]))
     return config
+
+
+def _without(config: Config, keys: Sequence[str]) -> Config:
+    """A configuration with stand-ins for things that cannot be looked up and without their options, to look for other problems."""
+    defaults = default_flat()
+    stand_ins = {key: "mlp" if key == "model.name" else defaults[key] for key in keys}  # an mlp fits all data
+    options = {OPTIONS_OF[key]: "" for key in keys if key in OPTIONS_OF}
+    return Config.model_validate(nest({**to_flat(config), **stand_ins, **options})) if keys else config
 
 
 def resolve_cells(flat: Mapping[str, Any]) -> list[Config]:
@@ -170,7 +180,7 @@ def _sentence(key: str, detail: dict[str, Any]) -> str:
         "int_type": lambda: "to be a whole number",
         "float_type": lambda: "to be a number",
         "bool_type": lambda: "to be true or false",
-        "string_type": lambda: "to be text (in a TOML file: in quotes)",
+        "string_type": lambda: "to be text (in a TOML file: in quotes)" + (", a function by its place: file.py:name" * callable(got)),
         "finite_number": lambda: "to be a finite number",
         "greater_than": lambda: f"> {context['gt']}",
         "greater_than_equal": lambda: f">= {context['ge']}",

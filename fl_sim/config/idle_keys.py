@@ -1,0 +1,64 @@
+"""Keys that are set and that nothing reads: the numbers of such a run are those of a run without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import default_flat, to_flat
+
+Readers = tuple[str, Callable[[Config], bool]]  # in words, and whether they are among a configuration's things
+
+
+def _attack(*names: str) -> Readers:
+    """Read by these of our attacks; perhaps by one from outside, or by an objective from outside."""
+    return " and ".join(names), lambda config: config.attack.name in names or ":" in config.attack.name + config.attack.objective
+
+
+def _accumulative(words: str, reads: Callable[[Config], bool]) -> Readers:
+    """Read by the accumulative attack under a condition."""
+    _, attacks = _attack("accumulative")
+    return f"accumulative with {words}", lambda config: attacks(config) and (":" in config.attack.name or reads(config))
+
+
+def _strategy(*names: str) -> Readers:
+    return ", ".join(names), lambda config: config.strategy.name in names
+
+
+DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "calibration-rounds", "margin", "drift", "small-bound",
+            "probation")  # fmt: skip
+ALPHA = ("dirichlet", "dirichlet-per-class", "quantity-skew")
+# Certain cases only: a key that is not here may still have no effect.
+READERS: dict[str, Readers] = {
+    "attack.tau": _attack("gaussian", "ipm", "alie"),
+    "attack.perturbation": _attack("min-max", "min-sum"),
+    **{f"attack.{key}": _attack("accumulative") for key in ("objective", "scaling", "stealth-gamma", "keep-honest", "discrepancy-weight")},
+    "attack.rho": _accumulative("attack.scaling = 'relative'", lambda config: config.attack.scaling == "relative"),
+    "attack.floor": _accumulative("attack.scaling = 'relative'", lambda config: config.attack.scaling == "relative"),
+    "attack.lambda": _accumulative("attack.scaling = 'lambda'", lambda config: config.attack.scaling == "lambda"),
+    "attack.fire-from": _accumulative("attack.fire = 'rehearsed'", lambda config: config.attack.fire == "rehearsed"),
+    "attack.discrepancy-lag": _accumulative("attack.discrepancy-weight > 0", lambda config: config.attack.discrepancy_weight > 0.0),
+    "data.dirichlet-alpha": (f"data.partition = {', '.join(ALPHA)}", lambda config: config.data.partition in ALPHA),
+    "data.shards-per-client": ("data.partition = shards", lambda config: config.data.partition == "shards"),
+    "client.learning-rate": (
+        "client.local-steps > 1, and strategies of Flower",
+        lambda config: config.client.local_steps > 1 or _may_be_flowers(config.strategy.name),
+    ),
+    "strategy.norm": _strategy("clip-before", "clip-after", "dgc"),
+    "strategy.bound": _strategy("clip-before", "clip-after", "dgc"),
+    **{f"strategy.{key}": _strategy("dgc") for key in DGC_KEYS},
+}
+
+
+def _may_be_flowers(name: str) -> bool:
+    return not (name in ("mean", "clip-before", "clip-after", "dgc") or name.startswith("byzfl."))
+
+
+def idle_key_notes(configs: Sequence[Config]) -> list[str]:
+    """A sentence for each key that differs from its default and that nothing reads in any of the configurations."""
+    flats, notes = [to_flat(config) for config in configs], list[str]()
+    for key, (words, read) in READERS.items():
+        values = {flat[key]: None for flat in flats if flat[key] != default_flat()[key]}
+        if values and not any(map(read, configs)):
+            notes.append(f"{key} = {', '.join(map(repr, values))} has no effect here: it is read by {words}")
+    return notes
