@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clients.accumulative.offset import within_budget
 from clients.honest import RoundInputs, failing_clients
-from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
+from clients.knowledge import HonestSum, Knowledge, KnownRule, no_share, weighted_mean
 from clients.outside_attack import checked_action
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch, CohortBatches
@@ -95,6 +95,7 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         own_seed=int(stream(config.seed, "coalition", inputs.round).integers(2**31)),
         rule=None if attack.knowledge == "coalition" else known_rule(config, order.rule),
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
+        share=lambda member: member_share(inputs, member),
     )
 
 
@@ -120,6 +121,13 @@ def own_batches(inputs: RoundInputs) -> tuple[Batch, Batch]:
     split = min(attack.batch_size, len(own) // 2) if len(own) > 1 else 0
     trigger = own[:split] if split else own
     return federation.batch(federation.dataset.train, own[split:]), federation.batch(federation.dataset.train, trigger)
+
+
+def member_share(inputs: RoundInputs, member: int) -> Batch:
+    """All examples of a member of the coalition, in the order of its share. Raises LookupError for any other client."""
+    if member not in malicious_clients(inputs.config):
+        return no_share(member)
+    return inputs.federation.batch(inputs.federation.dataset.train, inputs.federation.splits.shares[member])
 
 
 def members_examples(inputs: RoundInputs) -> np.ndarray:

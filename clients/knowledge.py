@@ -30,6 +30,11 @@ def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
     return (weights @ updates) / weights.sum()
 
 
+def no_share(client: int) -> Batch:
+    """The share of a client that the coalition does not know."""
+    raise LookupError(f"client {client} is no member of the coalition, or its share is not known")
+
+
 class HonestSum(NamedTuple):
     """The honest clients' weighted sum (d,) in this round, as the server will combine it, and their total weight."""
 
@@ -68,6 +73,7 @@ class Knowledge:
     own_seed: int  # of the coalition's own randomness in this round
     rule: KnownRule | None = None
     seen: HonestSum | None = None
+    share: Callable[[int], Batch] = no_share  # all examples of a member, by its id; read when it is called
 
     @property
     def validation_draw(self) -> Batch:

@@ -69,11 +69,14 @@ class Control(Part):
 class MonitorSummary(Part):
     """The rounds of the first alarm and of the first damage (accuracy `monitor.drop` points below its best), and the number of rollbacks.
 
+    first_alarm_class: the class whose accuracy raised the first alarm; None if the accuracy on the whole probe did.
+
     in_time: true if the alarm came before the damage, or if rollbacks prevented any damage; false if it came in the same round or later;
     None without an alarm, or if there was neither damage nor a rollback.
     """
 
     first_alarm: int | None
+    first_alarm_class: int | None = None
     first_damage: int | None
     in_time: bool | None
     rollbacks: int
@@ -375,7 +378,8 @@ def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:
     alarm = next((line["round"] for line in track.lines if line.get("alarm")), None)
     rollbacks = sum(bool(line.get("rolled_back")) for line in track.lines)
     in_time = None if alarm is None else alarm < damage if damage else True if rollbacks else None
-    return MonitorSummary(first_alarm=alarm, first_damage=damage, in_time=in_time, rollbacks=rollbacks)
+    alarm_class = next((line.get("alarm_class") for line in track.lines if line.get("alarm")), None)
+    return MonitorSummary(first_alarm=alarm, first_alarm_class=alarm_class, first_damage=damage, in_time=in_time, rollbacks=rollbacks)
 
 
 def _seconds(tracks: dict[str, TrackHistory]) -> Seconds:

@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 LARGEST = 2**63 - 1  # what TOML and Flower's run config can hold
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+ClassOrAny = Annotated[int, Field(ge=-1, le=LARGEST)]
 
 
 def _dashes(name: str) -> str:
@@ -179,6 +180,17 @@ class Attack(Section):
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
+    attacked: ClassOrAny = Field(-1, description="moles: the class that the images should look like (-1: see attack.confounding)")
+    confounding: ClassOrAny = Field(
+        -1, description="moles: the class of the images (-1: the pair with the highest 99th percentile of p(attacked | image))"
+    )
+    moles: CountOrZero = Field(
+        0,
+        description="moles: how many images take turns (0: as many as bring their mean p(attacked | image) down to 0.765 rho + 0.101)",
+    )
+    choice: Literal["moles", "random", "highest-loss"] = Field(
+        "moles", description="moles: the most similar images, or as controls any, or those with the highest loss, of the confounding class"
+    )
 
 
 class Schedule(Section):
@@ -209,6 +221,9 @@ class Evaluate(Section):
 
 class Monitor(Section):
     drop: Positive = Field(5.0, description="points below its best probe accuracy at which the server raises an alarm")
+    class_drop: NonNegative = Field(
+        0.0, description="points below the best accuracy of a class on the probe at which the server raises an alarm (0: off)"
+    )
     patience: Count = Field(1, description="rounds in a row before the alarm")
     action: Literal["none", "log", "stop", "rollback"] = Field(
         "log", description="what an alarm does: it is recorded, ends the run, or rolls back to the last model without a low probe accuracy"
