@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clients.pixels import PixelScale
 from fl_sim.config.keys import Attack, Client
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.model.flat_model import FlatModel
@@ -73,6 +74,8 @@ class Knowledge:
     own_seed: int  # of the coalition's own randomness in this round
     rule: KnownRule | None = None
     seen: HonestSum | None = None
+    pixel_scale: PixelScale | None = None  # pixels of [0, 1] in the units of inputs; None for features
+    expected_trigger: Tensor | None = None  # (d,) the combined update that a trigger is expected to give, if the attack moves images
     share: Callable[[int], Batch] = no_share  # all examples of a member, by its id; read when it is called
 
     @property

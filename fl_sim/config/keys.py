@@ -180,6 +180,28 @@ class Attack(Section):
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
+    surface: Literal["updates", "images"] = Field(
+        "updates",
+        description="what the attack sends: any updates, or true gradients of images moved within epsilon (docs/image_attacks.md)",
+    )
+    epsilon: Share = Field(0.0627, description="images: how far each pixel of [0, 1] may be moved (16/255)")
+    pgd_steps: Count = Field(10, description="images: C, gradient steps on the pixels per round")
+    pgd_step: Share = Field(0.0, description="images: size of a step, in pixels of [0, 1] (0: 2 epsilon / C)")
+    pgd_aim: Literal["residual", "inner-product"] = Field(
+        "residual",
+        description="images: the steps of the phase ascend the inner product of the batch's gradient with what is missing of the wanted "
+        "update, or with all of it (as always in a trigger)",
+    )
+    pgd_difference: NonNegative = Field(
+        0.0, description="images: length of the step along the wanted update in a central difference (0: exact gradient)"
+    )
+    ball: Literal["original", "moving"] = Field(
+        "original", description="images: epsilon of refreshed trigger images, around the original ones or around those of the round before"
+    )
+    trigger_images: Literal["fixed", "refreshed"] = Field(
+        "fixed", description="images: the coalition's trigger images are made in its first round, or improved in every round"
+    )
+    image_fraction: Share = Field(1.0, description="images: share of a member's batch that the attacker supplies")
     attacked: ClassOrAny = Field(-1, description="moles: the class that the images should look like (-1: see attack.confounding)")
     confounding: ClassOrAny = Field(
         -1, description="moles: the class of the images (-1: the pair with the highest 99th percentile of p(attacked | image))"

@@ -62,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dgc": {"strategy__name": "dgc", "strategy__calibration_rounds": 10, "strategy__lag": 2},
     "rollback": {"strategy__name": "mean", "monitor__action": "rollback", "monitor__drop": 0.5, "attack__stealth_gamma": float("inf")},
     "classes": {"monitor__action": "rollback", "monitor__class_drop": 1.0, "strategy__name": "mean"},
+    "images": {"attack__surface": "images", "attack__pgd_steps": 2, "attack__trigger_images": "refreshed", "schedule__triggers": 2},
     "flwr.FedAdam": {"strategy__name": "flwr.FedAdam"},
     "byzfl.CenteredClipping": {"strategy__name": "byzfl.CenteredClipping", "attack__malicious_fraction": 0.25},
     "partial participation": {"server__clients_per_round": 6, "attack__poison_ratio": 0.5, "attack__trigger_refresh": "accumulate"},
