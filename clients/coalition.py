@@ -22,7 +22,7 @@ from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.rng.streams import stream
 from fl_sim.training.local import block_updates, weighted_sum, weights_of
-from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, PublicRule
+from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, PublicRule
 
 
 def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply:
@@ -38,6 +38,8 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
     batches = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
     knowledge = gather(inputs, replace(order, members=tuple(members)), batches)
     action = act(knowledge, order.state, inputs.config)
+    if order.honest_trigger and action.metrics.get("fired", float(order.phase == "trigger")):
+        action = action._replace(updates=knowledge.updates, images=None)
     updates_sent, shift, seen = sent_updates(inputs, knowledge, action)
     finite = torch.isfinite(updates_sent).all(dim=1)
     figures = _figures(knowledge, updates_sent[finite], shift)

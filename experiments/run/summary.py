@@ -66,6 +66,13 @@ class Control(Part):
     trigger_round: int | None
 
 
+class HonestTrigger(Part):
+    """Percent around the round in which the trigger was due; an honest batch took its place."""
+
+    before_trigger: float | None
+    after_trigger: float | None
+
+
 class MonitorSummary(Part):
     """The rounds of the first alarm and of the first damage (accuracy `monitor.drop` points below its best), and the number of rollbacks.
 
@@ -194,6 +201,7 @@ class Summary(Part):
     retries: int
     clean_twin: CleanTwin | None
     control: Control | None
+    honest_trigger: HonestTrigger | None = None
     poison_ratio: PoisonRatio
     rounds: int
     seconds: Seconds
@@ -245,6 +253,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
         clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,
         control=_control(control) if control else None,
+        honest_trigger=_honest_trigger(tracks.get("honest-trigger")),
         poison_ratio=PoisonRatio(
             configured=0.0 if config.attack.name == "none" else ratio,
             realised_mean=sum(line["poison_ratio"] for line in attacked.lines) / attacked.rounds,
@@ -261,6 +270,10 @@ def _control(control: TrackHistory) -> Control:
         after_trigger=control.after_trigger,
         trigger_round=control.fired[0] if control.fired else None,
     )
+
+
+def _honest_trigger(track: TrackHistory | None) -> HonestTrigger | None:
+    return HonestTrigger(before_trigger=track.before_trigger, after_trigger=track.after_trigger) if track else None
 
 
 def _classes(track: TrackHistory) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class TrackRun:
     """Plays a track.
 
     In a twin the coalition is honest. A twin has as many rounds as its `reference`, the attacked track, and measures the accuracies "at the
-    trigger" in the same round. In a control the coalition does everything except accumulate. With a `position`, and the `earlier` lines up
+    trigger" in the same round. In a control the coalition does everything except accumulate; in the
+    honest-trigger track everything except send the trigger, which still counts as fired. With a `position`, and the `earlier` lines up
     to it, the track continues as if it had not been interrupted.
     """
 
@@ -93,6 +94,7 @@ class TrackRun:
             accumulate=name != "control",
             max_messages=inputs.max_messages,
         )
+        self._grid.honest_trigger = name == "honest-trigger"
         self._monitor = Monitor(config.monitor, *self._probe(inputs.start.theta))
         self._by_class = config.evaluate.by_class
         self._round, self._fired, self._spent = (earlier.rounds, earlier.fired, earlier.spent) if earlier else (0, (), ())

@@ -284,6 +284,7 @@ class Config(Section):
     output_dir: str = Field("runs", description="folder of run folders")
     twin: bool = Field(True, description="also run the clean twin")
     control: bool = Field(True, description="also run the control: same trigger, no accumulation")
+    control_honest: bool = Field(False, description="also run the honest-trigger track: same phase, an honest batch in the trigger's place")
     tracking: str = Field("none", description="trackers that also get the rounds, comma-separated: of `TRACKERS`, or your own")
     cells: str = Field("", description="internal: the cells of a sweep, as JSON")
     search: str = Field("", description="internal: an attack search, as JSON")

@@ -71,7 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_path: Path, runs_dir: Path, name: str) -> None:
-    config = configure(checkpoint__every=2, **SETTINGS[name])
+    config = configure(checkpoint__every=2, control_honest=True, **SETTINGS[name])
     execute(config, runs_dir)
     expected = results(run_folder(runs_dir, config))
     rounds = [(line["track"], line["round"]) for line in expected[1]]
