@@ -21,6 +21,7 @@ from fl_sim.training.local import block_updates
 from fl_sim.wire.messages import AttackState
 
 SLOPE, INTERCEPT = 0.765, 0.101  # Wisdom et al. 2023, section 3: the wanted mean of p(a | x) is 0.765 rho + 0.101
+NO_IMAGE = "the coalition has no image of the confounding class"
 
 
 class Pair(NamedTuple):
@@ -40,7 +41,7 @@ def moles(knowledge: Knowledge, state: AttackState) -> Action:
     pools = _pools(knowledge)
     pair = _remembered(state) or _first_pair(knowledge, [pool for _, pool in pools])
     if pair is None:
-        return Action(knowledge.updates, state, {"moles": 0.0})
+        return Action(knowledge.updates, state, {"moles": 0.0}, NO_IMAGE)
     places = mole_places(knowledge.batches, pair.confounding)
     inputs, labels = knowledge.batches.inputs.clone(), knowledge.batches.labels.clone()
     scores: list[Tensor] = []
@@ -58,8 +59,11 @@ def moles(knowledge: Knowledge, state: AttackState) -> Action:
     sent = torch.cat(scores) if scores else knowledge.theta.new_zeros(0)
     figures = {"attacked": float(pair.attacked), "confounding": float(pair.confounding), "moles": float(len(sent))}
     figures |= {"mole_score": float(sent.mean())} if len(sent) else {}
+    remembered = AttackState(scalars=dict(pair._asdict()))
+    if not len(sent):
+        return Action(knowledge.updates, remembered, figures, NO_IMAGE)
     updates = block_updates(knowledge.model, knowledge.theta, knowledge.batches._replace(inputs=inputs, labels=labels), knowledge.client)
-    return Action(updates, AttackState(scalars=dict(pair._asdict())), figures)
+    return Action(updates, remembered, figures)
 
 
 def choose_pair(p: Tensor, labels: Tensor, attacked: int = -1, confounding: int = -1) -> Pair | None:

@@ -46,6 +46,12 @@ class Data(Section):
         "iid", description="how the training part is divided among the clients: one of `PARTITIONS`, a file, or your own (docs/data.md)"
     )
     partition_options: str = Field("", description="arguments of the partition, as a JSON object or as TOML keys")
+    burn_in_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the training part that only the burn-in trains on, and no client (0: it trains on the clients' shares)"
+    )
+    stream: bool = Field(
+        False, description="a client's batches follow one another without repetition in a pass over its share; false: drawn anew each round"
+    )
     dirichlet_alpha: Positive = Field(0.5, description="concentration of the Dirichlet partitions; small is uneven")
     shards_per_client: Count = Field(2, description="label-sorted shards per client in the shards partition")
 
