@@ -6,10 +6,11 @@ Ours: the residual form, v minus the gradient of the moved batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fl_sim.model.flat_model import FlatModel
@@ -59,3 +60,17 @@ def ascend(gradient: Callable[[Tensor], Tensor], images: Tensor, bounds: tuple[T
     for _ in range(steps):
         images = torch.minimum(torch.maximum(images + size.to(images) * gradient(images).sign(), low), high)
     return images
+
+
+def cosine_pull(gradient: Tensor, wanted: Tensor, sizes: Sequence[int]) -> Tensor:
+    """u (d,) with `grad_x <g(x), u> = grad_x sum_t cos(g_t(x), w_t)` over the parameter tensors t:
+    `u_t = (unit(w_t) - cos(g_t, w_t) unit(g_t)) / |g_t|`, the derivative of the cosine with respect to g_t. 0 where g_t is 0.
+
+    Source: Pang et al. 2021, the released code, where every tensor of a gradient has length 1. There the wanted one is the sum of two such
+    gradients; here it is normalised as a whole.
+    """
+    pulls: list[Tensor] = []
+    for g, w in zip(gradient.split(list(sizes)), wanted.split(list(sizes)), strict=True):
+        unit, target = F.normalize(g, dim=0), F.normalize(w, dim=0)
+        pulls.append(((target - torch.dot(unit, target) * unit) / torch.linalg.vector_norm(g)).nan_to_num(0.0, 0.0, 0.0))
+    return torch.cat(pulls)

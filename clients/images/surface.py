@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.accumulative.trigger import trigger_vector
 from clients.action import Action
 from clients.images.enforcement import ball, supplied_places
-from clients.images.pgd import Examples, ascend, product_gradient
+from clients.images.pgd import Examples, ascend, cosine_pull, product_gradient
 from clients.knowledge import Knowledge
 from clients.pixels import PixelScale
 from fl_sim.data.batches import Batch
@@ -60,7 +60,8 @@ def toward(knowledge: Knowledge, scale: PixelScale, wanted: Tensor, *, residual:
     of a client with some of its images supplied is then the same attack as that of as many clients with one image. Without it the mean of
     the supplied images alone is to be the wanted one. v is what is left for the supplied images.
     Inner product: they ascend `<g(x), v>`, so g may become longer than v. Residual: they ascend `<g(x), v - g>` with g of the step before,
-    which descends `|v - g(x)|^2 / 2`. With several local steps the images of each are moved as if it began at theta.
+    which descends `|v - g(x)|^2 / 2`. Cosines: they ascend the sum of the cosines of the parameter tensors of g and v.
+    With several local steps the images of each are moved as if it began at theta.
     """
     batches, settings = knowledge.batches, knowledge.settings
     supplied = supplied_places(batches, settings.image_fraction)
@@ -72,10 +73,18 @@ def toward(knowledge: Knowledge, scale: PixelScale, wanted: Tensor, *, residual:
     examples = Examples(batches.inputs[supplied], batches.labels[supplied], shares[supplied])
     if not len(examples.labels):
         return batches.inputs
-    moved = _move(knowledge, scale, examples, examples.images, lambda gradient: wanted - gradient if residual else wanted)
+    moved = _move(knowledge, scale, examples, examples.images, _aim(knowledge, wanted, residual=residual))
     images = batches.inputs.clone()
     images[supplied] = moved
     return images
+
+
+def _aim(knowledge: Knowledge, wanted: Tensor, *, residual: bool) -> Callable[[Tensor], Tensor]:
+    """What the steps take the inner product with, from the gradient g (d,) of the step before."""
+    if knowledge.settings.pgd_aim == "cosines":
+        sizes = [shape.numel() for shape in knowledge.model.layout.values()]
+        return lambda gradient: cosine_pull(gradient, wanted, sizes)
+    return (lambda gradient: wanted - gradient) if residual else (lambda _: wanted)
 
 
 def _gradient_at(knowledge: Knowledge, places: Tensor, weights: Tensor) -> Tensor:
@@ -100,9 +109,9 @@ def trigger_images(knowledge: Knowledge, earlier: Tensor | None) -> Batch:
         return Batch(earlier, labels)
     start = original if earlier is None else earlier
     examples = Examples(start, labels, torch.full(labels.shape, 1.0 / len(labels), dtype=original.dtype, device=original.device))
-    vector = trigger_vector(knowledge, None)
+    aim = _aim(knowledge, trigger_vector(knowledge, None), residual=False)
     center = start if settings.ball == "moving" else original
-    return Batch(_move(knowledge, _scale(knowledge), examples, center, lambda _: vector), labels)
+    return Batch(_move(knowledge, _scale(knowledge), examples, center, aim), labels)
 
 
 def expected_trigger(knowledge: Knowledge, images: Batch) -> Tensor:

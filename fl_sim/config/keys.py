@@ -193,10 +193,10 @@ class Attack(Section):
     epsilon: Share = Field(0.0627, description="images: how far each pixel of [0, 1] may be moved (16/255)")
     pgd_steps: Count = Field(10, description="images: C, gradient steps on the pixels per round")
     pgd_step: Share = Field(0.0, description="images: size of a step, in pixels of [0, 1] (0: 2 epsilon / C)")
-    pgd_aim: Literal["residual", "inner-product"] = Field(
+    pgd_aim: Literal["residual", "inner-product", "cosines"] = Field(
         "residual",
         description="images: the steps of the phase ascend the inner product of the batch's gradient with what is missing of the wanted "
-        "update, or with all of it (as always in a trigger)",
+        "update (residual), or with all of it (as always in a trigger); cosines: of each parameter tensor, as in Pang's released code",
     )
     pgd_difference: NonNegative = Field(
         0.0, description="images: length of the step along the wanted update in a central difference (0: exact gradient)"

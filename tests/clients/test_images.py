@@ -19,7 +19,7 @@ from clients.accumulative.trigger_only import trigger_only
 from clients.coalition import coalition_turn
 from clients.honest import RoundInputs
 from clients.images.enforcement import ball, enforce, supplied_places
-from clients.images.pgd import Examples, product_gradient
+from clients.images.pgd import Examples, cosine_pull, product_gradient
 from clients.images.surface import TRIGGER_IMAGES, expected_trigger, moved_images, toward, trigger_images
 from clients.knowledge import HonestSum, Knowledge
 from clients.pixels import PixelScale, pixel_scale
@@ -77,6 +77,27 @@ def test_the_gradient_on_pixels_is_a_central_difference_of_the_product(differenc
             products.append(float(k.model.gradient(k.theta, moved, labels, weights) @ constant))
         expected = (products[0] - products[1]) / (2 * step)
         assert float(result[place]) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_cosines_are_those_of_each_parameter_tensor() -> None:
+    """The gradient on pixels is a central difference of the sum of cosines."""
+    k = known()
+    v = torch.randn(len(k.theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sizes = [shape.numel() for shape in k.model.layout.values()]
+    images, labels = k.validation_draw
+    weights = torch.full((len(labels),), 0.1, dtype=torch.float64)
+    result = product_gradient(k.model, k.theta, Examples(images, labels, weights), lambda g: cosine_pull(g, v, sizes), 0.0)
+
+    def cosines(moved: Tensor) -> float:
+        parts = zip(k.model.gradient(k.theta, moved, labels, weights).split(sizes), v.split(sizes), strict=True)
+        return sum(float(g @ w / (g.norm() * w.norm())) for g, w in parts)
+
+    for place in [(0, 0, 0, 0), (3, 0, 1, 2), (9, 0, 0, 1)]:
+        step = torch.zeros_like(images)
+        step[place] = 1e-5
+        expected = (cosines(images + step) - cosines(images - step)) / 2e-5
+        assert float(result[place]) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert not cosine_pull(torch.zeros(3), torch.ones(3), [3]).any()
 
 
 def test_residual_steps_come_nearer_and_inner_products_grow() -> None:
@@ -297,7 +318,10 @@ def test_with_epsilon_0_the_run_is_the_honest_one(configure: Configure, runs_dir
     torch.testing.assert_close(theta(idle), theta(honest))  # its members are summed apart from the others
 
 
-@pytest.mark.parametrize("more", [{}, {"attack__image_fraction": 0.5, "attack__trigger_images": "refreshed", "attack__ball": "moving"}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"attack__image_fraction": 0.5, "attack__trigger_images": "refreshed", "attack__ball": "moving", "attack__pgd_aim": "cosines"}],
+)
 def test_a_run_is_the_same_bytes_wherever_it_is_computed(configure: Configure, tmp_path: Path, more: dict[str, Any]) -> None:
     config = configure(attack__surface="images", attack__epsilon=0.2, attack__malicious_fraction=0.3, attack__pgd_steps=3, **more)
     summary, first = run(config, tmp_path / "one")
@@ -327,7 +351,7 @@ def test_any_attack_on_updates_moves_images(configure: Configure, tmp_path: Path
         ({"attack__epsilon": 1.1}, "expected attack.epsilon <= 1.0, got 1.1"),
         ({"attack__pgd_steps": 0}, "expected attack.pgd-steps >= 1, got 0"),
         ({"attack__pgd_step": -1.0}, "expected attack.pgd-step >= 0.0, got -1.0"),
-        ({"attack__pgd_aim": "x"}, "expected attack.pgd-aim to be one of 'residual', 'inner-product', got 'x'"),
+        ({"attack__pgd_aim": "x"}, "expected attack.pgd-aim to be one of 'residual', 'inner-product', 'cosines', got 'x'"),
         ({"attack__pgd_difference": -1.0}, "expected attack.pgd-difference >= 0.0, got -1.0"),
         ({"attack__ball": "x"}, "expected attack.ball to be one of 'original', 'moving', got 'x'"),
         ({"attack__ball": "moving"}, "expected attack.trigger-images = 'refreshed' with attack.ball = 'moving', got 'fixed'"),
