@@ -14,6 +14,8 @@ class Action(NamedTuple):
     """The result of an attack in a round: updates (m, d) in gradient units, one per sampled member in the order of `Knowledge.members`;
     its state for the next round; figures for the round's record; and if the attack could not act in this round, why (for the record).
 
+    images: in place of the updates, images for the members' batches, of the shape and in the units of `Knowledge.batches.inputs`. The
+    caller keeps them within `attack.epsilon` and `attack.image-fraction` (`clients.images.enforcement`), and computes the updates itself.
     `metrics["fired"]`: 1 if this was the trigger, else 0. Without it the schedule decides; with a `reason` it is 0.
     """
 
@@ -21,3 +23,4 @@ class Action(NamedTuple):
     state: AttackState = AttackState()
     metrics: Mapping[str, float] = {}
     reason: str = ""
+    images: Tensor | None = None

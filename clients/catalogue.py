@@ -10,6 +10,7 @@ from clients.action import Action
 from clients.baselines.byzfl_attacks import a_little_is_enough, gaussian, inner_product_manipulation, mimic, sign_flip
 from clients.baselines.label_flip import label_flip
 from clients.baselines.min_max import min_max, min_sum
+from clients.images.moles import moles
 from clients.knowledge import Knowledge
 from fl_sim.registry import Registry
 from fl_sim.wire.messages import AttackState
@@ -34,6 +35,7 @@ ATTACKS: dict[str, Attack] = {
     "mimic": mimic,  # byzfl
     "min-max": min_max,
     "min-sum": min_sum,
+    "moles": moles,
 }
 
 attacks: Registry[Attack] = Registry(

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from clients.accumulative.offset import within_budget
+from clients.action import Action
 from clients.honest import RoundInputs, failing_clients
-from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
+from clients.images.enforcement import enforce
+from clients.images.surface import moved_images
+from clients.knowledge import HonestSum, Knowledge, KnownRule, no_share, weighted_mean
 from clients.outside_attack import checked_action
+from clients.pixels import pixel_scale
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.rng.streams import stream
 from fl_sim.training.local import block_updates, weighted_sum, weights_of
-from fl_sim.wire.messages import ClientReport, CoalitionOrder, CoalitionReply, PublicRule
+from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, PublicRule
 
 
 def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply:
@@ -33,8 +37,10 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
         return CoalitionReply(zeros, failures, order.state, {})
     batches = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
     knowledge = gather(inputs, replace(order, members=tuple(members)), batches)
-    action = checked_action(knowledge, order.state, inputs.config)
-    updates_sent, shift = within_budget(knowledge, action.updates)
+    action = act(knowledge, order.state, inputs.config)
+    if order.honest_trigger and action.metrics.get("fired", float(order.phase == "trigger")):
+        action = action._replace(updates=knowledge.updates, images=None)
+    updates_sent, shift, seen = sent_updates(inputs, knowledge, action)
     finite = torch.isfinite(updates_sent).all(dim=1)
     figures = _figures(knowledge, updates_sent[finite], shift)
     if not bool(finite.all()):
@@ -46,7 +52,7 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
     reports = [ClientReport(client, w, norm) for client, w, norm in zip(senders, sender_weights, summed.norms, strict=True)]
     reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in senders]
     fires = order.phase == "trigger" and not action.reason
-    metrics = {"fired": float(fires), **action.metrics, **figures}
+    metrics = {"fired": float(fires), **action.metrics, **seen, **figures}
     if not senders:
         metrics["fired"] = 0.0
     updates = updates_sent if inputs.stacked else summed.total.unsqueeze(0)
@@ -65,6 +71,31 @@ def _figures(knowledge: Knowledge, sent: Tensor, shift: float) -> dict[str, floa
         "malicious_median": float(lengths.quantile(0.5)) if len(sent) else 0.0,
         "honest_norm": float(honest.quantile(0.5)),
     }
+
+
+def act(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
+    """The action of the attack in a round; with `attack.surface = "images"` it proposes images."""
+    if config.attack.surface == "images":
+        return moved_images(lambda shown, earlier: checked_action(shown, earlier, config), knowledge, state)
+    return checked_action(knowledge, state, config)
+
+
+def sent_updates(inputs: RoundInputs, knowledge: Knowledge, action: Action) -> tuple[Tensor, float, dict[str, float]]:
+    """The members' updates (m, d), how far they move the combined update, and figures: updates of an attack within its budget, or those of
+    the images that it proposes, computed as honest clients do. Images have a budget of their own, in pixels.
+
+    The batches are drawn again, because an attack may have written into those that it was given.
+    """
+    if action.images is None:
+        return *within_budget(knowledge, action.updates), {}
+    attack, settings = inputs.config.attack, inputs.config.client
+    scale = pixel_scale(inputs.federation.dataset, inputs.theta.device)
+    if scale is None:
+        raise ValueError("expected a data set of images for an attack that proposes images, got features")
+    drawn = inputs.federation.cohort(list(knowledge.members), inputs.round, settings.local_steps, settings.batch_size, settings.weight)
+    batches, figures = enforce(drawn, action.images, scale, attack.epsilon, attack.image_fraction)
+    updates = block_updates(inputs.model, inputs.theta, batches, settings)
+    return updates, within_budget(knowledge, updates)[1], figures
 
 
 def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -> Knowledge:
@@ -95,6 +126,8 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         own_seed=int(stream(config.seed, "coalition", inputs.round).integers(2**31)),
         rule=None if attack.knowledge == "coalition" else known_rule(config, order.rule),
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
+        pixel_scale=pixel_scale(inputs.federation.dataset, inputs.theta.device),
+        share=lambda member: member_share(inputs, member),
     )
 
 
@@ -120,6 +153,13 @@ def own_batches(inputs: RoundInputs) -> tuple[Batch, Batch]:
     split = min(attack.batch_size, len(own) // 2) if len(own) > 1 else 0
     trigger = own[:split] if split else own
     return federation.batch(federation.dataset.train, own[split:]), federation.batch(federation.dataset.train, trigger)
+
+
+def member_share(inputs: RoundInputs, member: int) -> Batch:
+    """All examples of a member of the coalition, in the order of its share. Raises LookupError for any other client."""
+    if member not in malicious_clients(inputs.config):
+        return no_share(member)
+    return inputs.federation.batch(inputs.federation.dataset.train, inputs.federation.splits.shares[member])
 
 
 def members_examples(inputs: RoundInputs) -> np.ndarray:

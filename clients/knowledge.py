@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clients.pixels import PixelScale
 from fl_sim.config.keys import Attack, Client
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.model.flat_model import FlatModel
@@ -28,6 +29,11 @@ class KnownRule(NamedTuple):
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
     """`sum_i w_i g_i / sum_i w_i` (d,) of updates (n, d)."""
     return (weights @ updates) / weights.sum()
+
+
+def no_share(client: int) -> Batch:
+    """The share of a client that the coalition does not know."""
+    raise LookupError(f"client {client} is no member of the coalition, or its share is not known")
 
 
 class HonestSum(NamedTuple):
@@ -68,6 +74,9 @@ class Knowledge:
     own_seed: int  # of the coalition's own randomness in this round
     rule: KnownRule | None = None
     seen: HonestSum | None = None
+    pixel_scale: PixelScale | None = None  # pixels of [0, 1] in the units of inputs; None for features
+    expected_trigger: Tensor | None = None  # (d,) the combined update that a trigger is expected to give, if the attack moves images
+    share: Callable[[int], Batch] = no_share  # all examples of a member, by its id; read when it is called
 
     @property
     def validation_draw(self) -> Batch:

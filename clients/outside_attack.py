@@ -23,7 +23,16 @@ from fl_sim.outside_code import OutsideCodeError, error_report, outside_call, wi
 from fl_sim.rng.streams import seeded_global_generators
 from fl_sim.wire.messages import AttackState
 
-OURS = ("shift_norm", "malicious_norm", "malicious_median", "honest_norm", "acted")  # figures that the attack's caller sets
+OURS = (
+    "shift_norm",
+    "malicious_norm",
+    "malicious_median",
+    "honest_norm",
+    "acted",
+    "images",
+    "image_shift",
+    "images_corrected",
+)  # figures that the attack's caller sets
 
 
 def checked_action(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
@@ -82,6 +91,7 @@ def _checked(name: str, attack: Any, action: Any, knowledge: Knowledge) -> Actio
         state=_checked_state(whose, action.state, knowledge),
         metrics=_checked_metrics(whose, action.metrics),
         reason=_text(whose, action.reason),
+        images=_checked_images(whose, action.images, knowledge),
     )
 
 
@@ -95,6 +105,18 @@ def _updates_problem(updates: Any, expected: tuple[int, ...]) -> str:
     if updates.is_meta or updates.layout != torch.strided:
         return f"in memory as a dense tensor, got {'one on the meta device' if updates.is_meta else updates.layout}"
     return f"of real numbers, got {updates.dtype}" if updates.is_complex() or updates.is_quantized else ""
+
+
+def _checked_images(whose: str, images: Any, knowledge: Knowledge) -> Tensor | None:
+    """The images of an action, if it has any; `clients.images.enforcement` checks the pixels."""
+    if images is None:
+        return None
+    problem = _updates_problem(images, tuple(knowledge.batches.inputs.shape)).replace(
+        "one row per sampled member", "as Knowledge.batches.inputs"
+    )
+    if problem:
+        raise OutsideCodeError(f"expected {whose} to return images {problem}")
+    return images.detach().to(knowledge.batches.inputs, copy=True)
 
 
 def _checked_state(whose: str, state: Any, knowledge: Knowledge) -> AttackState:

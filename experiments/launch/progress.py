@@ -9,7 +9,12 @@ from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 PREFIX = "fl-sim |"
-TRACKS = ("attacked", "twin", "control")  # their rounds are counted; epochs of a burn-in and rounds of a calibration are not
+TRACKS = (
+    "attacked",
+    "twin",
+    "control",
+    "honest-trigger",
+)  # their rounds are counted; epochs of a burn-in and rounds of a calibration are not
 
 
 class CellsFailedError(RuntimeError):

@@ -76,7 +76,7 @@ class _Meta(_Part):
 
 
 class _Line(_Part):
-    track: Literal["attacked", "twin", "control"]
+    track: Literal["attacked", "twin", "control", "honest-trigger"]
     round: int
     phase: str
     accuracy: float | None = None

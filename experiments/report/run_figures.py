@@ -23,9 +23,14 @@ TICKED = 20  # classes up to which a confusion matrix has a tick for each
 
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
-COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73"}
+COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73", "honest-trigger": "#CC79A7"}
 PALETTE = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#F0E442", "#999999"]
-LABELS = {"attacked": "attacked", "twin": "clean twin", "control": "control: same trigger, no accumulation"}
+LABELS = {
+    "attacked": "attacked",
+    "twin": "clean twin",
+    "control": "control: same trigger, no accumulation",
+    "honest-trigger": "same accumulation, no trigger",
+}
 PHASES = {
     "accumulate": ("#F0E442", "accumulative phase"),
     "trigger": ("#D55E00", "trigger"),
@@ -250,7 +255,7 @@ def _own_loss(axes: Axes, lines: Lines, gamma: float) -> None:
 
 def _with_and_without(axes: Axes, tracks: Mapping[str, Lines]) -> None:
     for name in tracks:
-        if name != "control":
+        if name not in ("control", "honest-trigger"):
             curve(axes, tracks[name], name)
 
 

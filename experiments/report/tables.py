@@ -36,6 +36,8 @@ def run_table(summary: Mapping[str, Any], config: Mapping[str, Any] | None = Non
     table.add_row("attacked", *_shown(accuracy["before_trigger"], accuracy["after_trigger"], accuracy["final"]))
     table.add_row("clean twin", *_shown(None, twin.get("at_trigger"), twin.get("final")))
     table.add_row("control", *_shown(control.get("before_trigger"), control.get("after_trigger"), None))
+    if honest := summary.get("honest_trigger"):
+        table.add_row("honest trigger", *_shown(honest["before_trigger"], honest["after_trigger"], None))
     table.caption = (
         f"burn-in {_shown(accuracy['burn_in'])[0]} · drop {_shown(summary['drop'])[0]} · gain over control {_shown(summary['gain'])[0]} · "
         f"stealth gap {_shown(summary['stealth_gap'])[0]} · {summary['client_failures']} client failures, "

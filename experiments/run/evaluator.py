@@ -53,6 +53,10 @@ class Evaluator:
         """Accuracy on the server's probe set."""
         return self.model.score(theta.to(self._device), *self._probe)[0]
 
+    def probe_by_class(self, theta: Tensor) -> list[float | None]:
+        """Accuracy of each class on the server's probe set; None for a class without an example."""
+        return self._score(theta, self._probe).by_class
+
     def _score(self, theta: Tensor, examples: Batch) -> Score:
         losses, predictions = self.model.predictions(theta.to(self._device), *examples)
         cells = torch.bincount(examples.labels * self._classes + predictions, minlength=self._classes**2)

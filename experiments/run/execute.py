@@ -13,7 +13,7 @@ from experiments.records.folder import ResumePoint, RunRecords, is_complete, run
 from experiments.run.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from experiments.run.evaluator import Evaluator
 from experiments.run.history import Line, TrackHistory, TrackName, history_of
-from experiments.run.phases import has_control, is_attacked
+from experiments.run.phases import has_control, has_honest_trigger, is_attacked
 from experiments.run.shared_twins import store_twin, stored_twin
 from experiments.run.summary import summarise
 from experiments.run.track import RunInputs, TrackRun
@@ -109,6 +109,8 @@ class _Run:
                 self._twin(attacked, twins)
             if has_control(config) and not self._track("control").is_complete:
                 self._play("control")
+            if has_honest_trigger(config) and not self._track("honest-trigger").is_complete:
+                self._play("honest-trigger")
             records.finish(summarise(config, records.lines()).model_dump(), config)
         finally:
             records.close()

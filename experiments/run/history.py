@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-TrackName = Literal["attacked", "twin", "control"]
-TRACKS: tuple[TrackName, ...] = ("attacked", "twin", "control")  # in the order in which they are played
+TrackName = Literal["attacked", "twin", "control", "honest-trigger"]
+TRACKS: tuple[TrackName, ...] = ("attacked", "twin", "control", "honest-trigger")  # in the order in which they are played
 Line = Mapping[str, Any]
 
 

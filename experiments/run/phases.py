@@ -70,10 +70,15 @@ def has_control(config: Config) -> bool:
     return config.control and is_attacked(config) and config.attack.name == "accumulative"
 
 
+def has_honest_trigger(config: Config) -> bool:
+    """Whether the run has the honest-trigger track: every attack has it that has a phase and a trigger."""
+    return config.control_honest and is_attacked(config) and accumulate_rounds(config) > 0 and config.schedule.triggers > 0
+
+
 def expected_rounds(config: Config) -> int:
     """The number of rounds of all tracks if the first trigger fires at the end of the phase, or as soon as a malicious client is sampled
     then, and the others on time: for a progress bar."""
-    tracks = 1 + (config.twin and is_attacked(config)) + has_control(config)
+    tracks = 1 + (config.twin and is_attacked(config)) + has_control(config) + has_honest_trigger(config)
     return tracks * (planned_rounds(config) + _first_wait(config))
 
 

@@ -40,5 +40,5 @@ def twin_key(config: Config, attacked: TrackHistory) -> str:
     all_sampled = config.clients_per_round == config.data.num_clients
     names = DATA + (() if all_sampled else SAMPLING)
     attack = resolve({}).attack.model_copy(update={name: getattr(config.attack, name) for name in names})
-    clean = config.model_copy(update={"attack": attack, "twin": False, "control": False})
+    clean = config.model_copy(update={"attack": attack, "twin": False, "control": False, "control_honest": False})
     return "-".join(map(str, [run_hash(clean), accumulate_rounds(config), attacked.rounds, *attacked.fired[:1]])) + ".jsonl"

@@ -66,14 +66,24 @@ class Control(Part):
     trigger_round: int | None
 
 
+class HonestTrigger(Part):
+    """Percent around the round in which the trigger was due; an honest batch took its place."""
+
+    before_trigger: float | None
+    after_trigger: float | None
+
+
 class MonitorSummary(Part):
     """The rounds of the first alarm and of the first damage (accuracy `monitor.drop` points below its best), and the number of rollbacks.
+
+    first_alarm_class: the class whose accuracy raised the first alarm; None if the accuracy on the whole probe did.
 
     in_time: true if the alarm came before the damage, or if rollbacks prevented any damage; false if it came in the same round or later;
     None without an alarm, or if there was neither damage nor a rollback.
     """
 
     first_alarm: int | None
+    first_alarm_class: int | None = None
     first_damage: int | None
     in_time: bool | None
     rollbacks: int
@@ -191,6 +201,7 @@ class Summary(Part):
     retries: int
     clean_twin: CleanTwin | None
     control: Control | None
+    honest_trigger: HonestTrigger | None = None
     poison_ratio: PoisonRatio
     rounds: int
     seconds: Seconds
@@ -242,6 +253,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
         clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,
         control=_control(control) if control else None,
+        honest_trigger=_honest_trigger(tracks.get("honest-trigger")),
         poison_ratio=PoisonRatio(
             configured=0.0 if config.attack.name == "none" else ratio,
             realised_mean=sum(line["poison_ratio"] for line in attacked.lines) / attacked.rounds,
@@ -258,6 +270,10 @@ def _control(control: TrackHistory) -> Control:
         after_trigger=control.after_trigger,
         trigger_round=control.fired[0] if control.fired else None,
     )
+
+
+def _honest_trigger(track: TrackHistory | None) -> HonestTrigger | None:
+    return HonestTrigger(before_trigger=track.before_trigger, after_trigger=track.after_trigger) if track else None
 
 
 def _classes(track: TrackHistory) -> dict[str, Any]:
@@ -375,7 +391,8 @@ def _monitor(config: Config, track: TrackHistory) -> MonitorSummary:
     alarm = next((line["round"] for line in track.lines if line.get("alarm")), None)
     rollbacks = sum(bool(line.get("rolled_back")) for line in track.lines)
     in_time = None if alarm is None else alarm < damage if damage else True if rollbacks else None
-    return MonitorSummary(first_alarm=alarm, first_damage=damage, in_time=in_time, rollbacks=rollbacks)
+    alarm_class = next((line.get("alarm_class") for line in track.lines if line.get("alarm")), None)
+    return MonitorSummary(first_alarm=alarm, first_alarm_class=alarm_class, first_damage=damage, in_time=in_time, rollbacks=rollbacks)
 
 
 def _seconds(tracks: dict[str, TrackHistory]) -> Seconds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ class Position(NamedTuple):
     round: int
     strategy: State | None
     attack: AttackState
-    monitor: tuple[float, int]
+    monitor: tuple[Any, ...]  # `MonitorState`
     rollback: State | None
 
 
@@ -69,7 +69,8 @@ class TrackRun:
     """Plays a track.
 
     In a twin the coalition is honest. A twin has as many rounds as its `reference`, the attacked track, and measures the accuracies "at the
-    trigger" in the same round. In a control the coalition does everything except accumulate. With a `position`, and the `earlier` lines up
+    trigger" in the same round. In a control the coalition does everything except accumulate; in the
+    honest-trigger track everything except send the trigger, which still counts as fired. With a `position`, and the `earlier` lines up
     to it, the track continues as if it had not been interrupted.
     """
 
@@ -93,7 +94,8 @@ class TrackRun:
             accumulate=name != "control",
             max_messages=inputs.max_messages,
         )
-        self._monitor = Monitor(config.monitor, inputs.evaluator.probe(inputs.start.theta))
+        self._grid.honest_trigger = name == "honest-trigger"
+        self._monitor = Monitor(config.monitor, *self._probe(inputs.start.theta))
         self._by_class = config.evaluate.by_class
         self._round, self._fired, self._spent = (earlier.rounds, earlier.fired, earlier.spent) if earlier else (0, (), ())
         self._load_checked = False  # whether it was checked that a new strategy can load the saved state of this one
@@ -118,7 +120,7 @@ class TrackRun:
         if not self._load_checked:
             self._inputs.new_strategy().load(state)
             self._load_checked = True
-        return Position(self.name, self._round, state, self._grid.attack_state, self._monitor.state, self._rollback)
+        return Position(self.name, self._round, state, self._grid.attack_state, tuple(self._monitor.state), self._rollback)
 
     def play(self) -> Iterator[Line]:
         """Play the rounds; yields the line of each."""
@@ -161,6 +163,7 @@ class TrackRun:
             line["missed_trigger"] = missed
         if alarm:
             line["alarm"] = True
+            line |= {"alarm_class": self._monitor.alarm_class} if self._monitor.alarm_class is not None else {}
         if rolled_back:
             line["rolled_back"] = True
         line |= self._accuracies(before, fired=fired, alarm=alarm, last=last)
@@ -182,8 +185,8 @@ class TrackRun:
 
     def _watch(self) -> tuple[bool, bool]:
         """Let the monitor check the model. Returns whether there is an alarm, and whether the model was rolled back."""
-        monitor, evaluator = self._monitor, self._inputs.evaluator
-        alarm = monitor.alarm(self._round, evaluator.probe(self._strategy.theta) if monitor.active else 100.0)
+        monitor = self._monitor
+        alarm = monitor.active and monitor.alarm(self._round, *self._probe(self._strategy.theta))
         if alarm and self._rollback:
             self._strategy.load(self._rollback)
             monitor.forget()
@@ -191,6 +194,11 @@ class TrackRun:
         if self._rollback and not monitor.low:
             self._rollback = self._strategy.save()
         return alarm, False
+
+    def _probe(self, theta: Tensor) -> tuple[float, Sequence[float | None]]:
+        """The accuracy on the probe, and with `monitor.class-drop` that of each class."""
+        evaluator = self._inputs.evaluator
+        return evaluator.probe(theta), evaluator.probe_by_class(theta) if self._inputs.config.monitor.class_drop else ()
 
     def _start(self) -> dict[str, Any]:
         """The accuracies before round 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fl_sim.config.image_checks import image_checks
 from fl_sim.config.keys import Config
 
 Problem = tuple[tuple[str, ...], str]
@@ -11,7 +12,7 @@ Problem = tuple[tuple[str, ...], str]
 
 def cross_checks(config: Config) -> list[Problem]:
     """Every contradiction between keys, as (keys, sentence). Loads nothing."""
-    return [*_sampling(config), *_attack(config), *_faults(config), *_workers(config)]
+    return [*_sampling(config), *_attack(config), *image_checks(config), *_faults(config), *_workers(config)]
 
 
 def _sampling(config: Config) -> list[Problem]:

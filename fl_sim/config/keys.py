@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 LARGEST = 2**63 - 1  # what TOML and Flower's run config can hold
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+ClassOrAny = Annotated[int, Field(ge=-1, le=LARGEST)]
 
 
 def _dashes(name: str) -> str:
@@ -45,6 +46,12 @@ class Data(Section):
         "iid", description="how the training part is divided among the clients: one of `PARTITIONS`, a file, or your own (docs/data.md)"
     )
     partition_options: str = Field("", description="arguments of the partition, as a JSON object or as TOML keys")
+    burn_in_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the training part that only the burn-in trains on, and no client (0: it trains on the clients' shares)"
+    )
+    stream: bool = Field(
+        False, description="a client's batches follow one another without repetition in a pass over its share; false: drawn anew each round"
+    )
     dirichlet_alpha: Positive = Field(0.5, description="concentration of the Dirichlet partitions; small is uneven")
     shards_per_client: Count = Field(2, description="label-sorted shards per client in the shards partition")
 
@@ -179,6 +186,39 @@ class Attack(Section):
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
+    surface: Literal["updates", "images"] = Field(
+        "updates",
+        description="what the attack sends: any updates, or true gradients of images moved within epsilon (docs/image_attacks.md)",
+    )
+    epsilon: Share = Field(0.0627, description="images: how far each pixel of [0, 1] may be moved (16/255)")
+    pgd_steps: Count = Field(10, description="images: C, gradient steps on the pixels per round")
+    pgd_step: Share = Field(0.0, description="images: size of a step, in pixels of [0, 1] (0: 2 epsilon / C)")
+    pgd_aim: Literal["residual", "inner-product", "cosines"] = Field(
+        "residual",
+        description="images: the steps of the phase ascend the inner product of the batch's gradient with what is missing of the wanted "
+        "update (residual), or with all of it (as always in a trigger); cosines: of each parameter tensor, as in Pang's released code",
+    )
+    pgd_difference: NonNegative = Field(
+        0.0, description="images: length of the step along the wanted update in a central difference (0: exact gradient)"
+    )
+    ball: Literal["original", "moving"] = Field(
+        "original", description="images: epsilon of refreshed trigger images, around the original ones or around those of the round before"
+    )
+    trigger_images: Literal["fixed", "refreshed"] = Field(
+        "fixed", description="images: the coalition's trigger images are made in its first round, or improved in every round"
+    )
+    image_fraction: Share = Field(1.0, description="images: share of a member's batch that the attacker supplies")
+    attacked: ClassOrAny = Field(-1, description="moles: the class that the images should look like (-1: see attack.confounding)")
+    confounding: ClassOrAny = Field(
+        -1, description="moles: the class of the images (-1: the pair with the highest 99th percentile of p(attacked | image))"
+    )
+    moles: CountOrZero = Field(
+        0,
+        description="moles: how many images take turns (0: as many as bring their mean p(attacked | image) down to 0.765 rho + 0.101)",
+    )
+    choice: Literal["moles", "random", "highest-loss"] = Field(
+        "moles", description="moles: the most similar images, or as controls any, or those with the highest loss, of the confounding class"
+    )
 
 
 class Schedule(Section):
@@ -209,6 +249,9 @@ class Evaluate(Section):
 
 class Monitor(Section):
     drop: Positive = Field(5.0, description="points below its best probe accuracy at which the server raises an alarm")
+    class_drop: NonNegative = Field(
+        0.0, description="points below the best accuracy of a class on the probe at which the server raises an alarm (0: off)"
+    )
     patience: Count = Field(1, description="rounds in a row before the alarm")
     action: Literal["none", "log", "stop", "rollback"] = Field(
         "log", description="what an alarm does: it is recorded, ends the run, or rolls back to the last model without a low probe accuracy"
@@ -247,6 +290,7 @@ class Config(Section):
     output_dir: str = Field("runs", description="folder of run folders")
     twin: bool = Field(True, description="also run the clean twin")
     control: bool = Field(True, description="also run the control: same trigger, no accumulation")
+    control_honest: bool = Field(False, description="also run the honest-trigger track: same phase, an honest batch in the trigger's place")
     tracking: str = Field("none", description="trackers that also get the rounds, comma-separated: of `TRACKERS`, or your own")
     cells: str = Field("", description="internal: the cells of a sweep, as JSON")
     search: str = Field("", description="internal: an attack search, as JSON")

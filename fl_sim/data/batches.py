@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_sim.rng.member_streams import Longs, generator_of, shuffle_rows
+from fl_sim.rng.streams import stream
 
 Indices = npt.NDArray[np.int64]
 
@@ -81,3 +82,25 @@ def _batches_of(share: Indices, generator: np.random.Generator, steps: int, size
         return np.broadcast_to(share, (steps, size))
     passes = -(-steps * size // len(share))
     return np.concatenate([generator.permutation(share) for _ in range(passes)])[: steps * size].reshape(steps, size)
+
+
+def stream_batches(
+    shares: Sequence[Indices], keys: Sequence[tuple[int, str, int]], round_: int, steps: int, batch_size: int
+) -> tuple[Indices, Indices]:
+    """As `draw_batches`, for round_ (from 1) of a stream: the batches of all rounds follow one another without repetition in a pass over
+    the share. Each pass has another order, from the client's stream `(*key, pass)`; the examples that do not fill a batch wait for the next
+    pass.
+
+    Args: keys, of the clients' streams.
+    """
+    sizes = np.minimum(batch_size, [len(share) for share in shares])
+    where = np.zeros((len(shares), steps, sizes.max()), dtype=np.int64)
+    for row, (share, (seed, *name)) in enumerate(zip(shares, keys, strict=True)):
+        size, per_pass = sizes[row], len(share) // sizes[row]
+        orders: dict[int, Indices] = {}
+        for step in range(steps):
+            number, place = divmod((round_ - 1) * steps + step, int(per_pass))
+            if number not in orders:
+                orders[number] = stream(seed, *name, number).permutation(share)
+            where[row, step, :size] = orders[number][place * size : (place + 1) * size]
+    return where, sizes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
-from fl_sim.data.batches import Batch, CohortBatches, Indices, draw_batches
+from fl_sim.data.batches import Batch, CohortBatches, Indices, draw_batches, stream_batches
 from fl_sim.data.datasets import DATASETS, Dataset, Examples, datasets, load_dataset, normalised
 from fl_sim.data.readers import Progress
 from fl_sim.data.splits import SplitPlan, Splits, make_splits, split_plan
@@ -27,7 +27,8 @@ RESIDENT_BYTES = 2**31  # largest training inputs that are copied to the device;
 class Federation:
     """Data set and splits of one configuration. The data is on the device if it is not too large. Read-only after construction."""
 
-    def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int) -> None:
+    def __init__(self, dataset: Dataset, splits: Splits, device: torch.device, seed: int, streams: bool = False) -> None:
+        self.streams = streams  # whether a client's batches follow one another in passes over its share (`data.stream`)
         self.dataset, self.splits, self.device, self.seed = dataset, splits, device, seed
 
     def batch(self, part: Examples, indices: Indices, augment: Callable[[Tensor], Tensor] | None = None) -> Batch:
@@ -40,9 +41,13 @@ class Federation:
     def cohort(
         self, clients: list[int], round_: int, steps: int, batch_size: int, weight: Literal["batch", "share", "equal"] = "batch"
     ) -> CohortBatches:
-        """The batches of k clients in a round, each drawn from the stream `(seed, "batch", client, round)`. weight: `client.weight`."""
-        states = member_states(self.seed, "batch", clients, round_)
-        where, sizes = draw_batches([self.splits.shares[i] for i in clients], states, steps, batch_size)
+        """The batches of k clients in a round, each drawn from the stream `(seed, "batch", client, round)`, or with `data.stream` the
+        next ones of the client's pass over its share. weight: `client.weight`."""
+        shares = [self.splits.shares[i] for i in clients]
+        if self.streams:
+            where, sizes = stream_batches(shares, [(self.seed, "pass", client) for client in clients], round_, steps, batch_size)
+        else:
+            where, sizes = draw_batches(shares, member_states(self.seed, "batch", clients, round_), steps, batch_size)
         real = np.arange(where.shape[2]) < sizes[:, None]
         weights = np.broadcast_to(np.where(real, 1.0 / sizes[:, None], 0.0).astype(np.float32)[:, None], where.shape)
         batch = self.batch(self.dataset.train, where.reshape(-1))
@@ -95,7 +100,7 @@ def load_federation(config: Config) -> Federation:
     Raises ValueError (DataError for things from outside) and OSError (DataMissing, CannotWriteError) if the data cannot be used.
     """
     source, device = _source(config), device_of(config)
-    federation = _federation(source, data_fingerprint(config), split_plan(config), str(device))
+    federation = _federation(source, data_fingerprint(config), split_plan(config), str(device), config.data.stream)
     channels, height, width = federation.dataset.image_shape
     if config.schedule.burn_in_augmentation != "none" and channels == height == 1:
         raise ValueError(
@@ -128,10 +133,10 @@ def _source(config: Config) -> DataSource:
 
 
 @lru_cache(maxsize=8)
-def _federation(source: DataSource, fingerprint: str, plan: SplitPlan, device: str) -> Federation:
+def _federation(source: DataSource, fingerprint: str, plan: SplitPlan, device: str, streams: bool) -> Federation:
     dataset = _resident(source, fingerprint, device)
     splits = make_splits(dataset.train.labels.numpy(force=True), dataset.test.labels.numpy(force=True), plan)
-    return Federation(dataset, splits, torch.device(device), plan.seed)
+    return Federation(dataset, splits, torch.device(device), plan.seed, streams)
 
 
 @lru_cache(maxsize=4)

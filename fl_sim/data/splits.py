@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,20 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Splits:
-    """Index arrays, int64. `shares` (one per client, never empty) and `own_set` point into the training part and do not overlap;
-    `probe` and `test` point into the test part and do not overlap. Only `test` is sorted, for reading from disk in order."""
+    """Index arrays, int64. `shares` (one per client, never empty), `own_set` and `burn_in` (empty: the burn-in trains on the clients'
+    shares) point into the training part and do not overlap; `probe` and `test` point into the test part and do not overlap. Only `test` is
+    sorted, for reading from disk in order."""
 
     shares: tuple[Integers, ...]
     own_set: Integers
     probe: Integers
     test: Integers
+    burn_in: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def trained_before(self) -> Integers:
+        """The training examples (e,) of the burn-in, ascending."""
+        return np.sort(self.burn_in if len(self.burn_in) else np.concatenate(self.shares))
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class SplitPlan:
     content: str
     own_set_size: int
     probe_size: int
+    burn_in_share: float = 0.0
 
 
 def split_plan(config: Config) -> SplitPlan:
@@ -60,6 +68,7 @@ def split_plan(config: Config) -> SplitPlan:
         content=content,
         own_set_size=config.attack.set_size if config.attack.data == "own-set" else 0,
         probe_size=config.strategy.probe_size,
+        burn_in_share=data.burn_in_share,
     )
 
 
@@ -78,12 +87,16 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
         if size >= len(labels):
             raise ValueError(f"{key} = {size}: expected 0 to {len(labels) - 1} of the {len(labels)} {part} examples")
     remaining = len(train_labels) - plan.own_set_size
+    before = round(plan.burn_in_share * remaining)
+    remaining -= before
+    if plan.burn_in_share and not before:
+        raise ValueError(f"data.burn-in-share = {plan.burn_in_share}: expected at least one of {remaining} training examples")
     if plan.num_clients > remaining:
         raise ValueError(f"data.num-clients = {plan.num_clients}: only {remaining} training examples are left for the clients")
 
     train = stream(plan.seed, "splits", "train").permutation(len(train_labels))
     test = stream(plan.seed, "splits", "test").permutation(len(test_labels))
-    own_set, rest = train[: plan.own_set_size], train[plan.own_set_size :]
+    own_set, burn_in, rest = np.split(train, [plan.own_set_size, plan.own_set_size + before])
     ours = plan.partition in PARTITIONS
     generator = stream(plan.seed, "splits", plan.partition if ours else "outside")
     if ours:
@@ -95,13 +108,14 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
             raise DataError(f"data.partition = {plan.partition!r}: {error}") from error
     # Shuffled within a share too, so that a batch may be a slice of it.
     shares = tuple(rest[generator.permutation(share)] for share in positions)
-    return Splits(shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]))
+    return Splits(shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]), burn_in=burn_in)
 
 
 def _outside_positions(train_labels: Integers, rest: Integers, plan: SplitPlan, generator: np.random.Generator) -> list[Integers]:
     """Each client's positions in `rest` (e,), the clients' training examples, by a partition from outside, checked.
 
-    A file of indices numbers all examples of the training part. The examples of the coalition's own set are removed from its shares.
+    A file of indices numbers all examples of the training part. The examples of the coalition's own set, and of the burn-in if it has its
+    own, are removed from its shares.
     """
     try:
         partition = partitions.find(plan.partition)

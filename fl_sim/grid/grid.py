@@ -78,6 +78,7 @@ class ClientGrid(Grid):
     ) -> None:
         self._transport, self._config, self._buffers, self._malicious = transport, config, buffers.cpu(), malicious
         self._json = to_json({**to_flat(config), "output-dir": "", "cells": "", "search": "", "device": device_of(config).type})
+        self.honest_trigger = False  # whether the members are honest in the round of a trigger
         self._accumulate, self._max_messages, self._waves = accumulate, max_messages or transport.num_workers, waves
         self._data = data_fingerprint(config)
         self.attack_state = AttackState()
@@ -116,7 +117,7 @@ class ClientGrid(Grid):
         if not members:
             return order
         part = CoalitionOrder(tuple(members), phase, self._accumulate, len(clients), self.attack_state, rule)
-        return replace(order, coalition=part)
+        return replace(order, coalition=replace(part, honest_trigger=self.honest_trigger))
 
     def _blocks(self, clients: list[int]) -> Blocks:
         """The clients in blocks: fixed ranges of `client.block` consecutive ids."""

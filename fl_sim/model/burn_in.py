@@ -43,7 +43,8 @@ class StartModel(NamedTuple):
 
 
 def burn_in(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> StartModel:
-    """Train on the union of the clients' shares with SGD and momentum, or load the result of an equal burn-in from the cache.
+    """Train on the union of the clients' shares, or on the burn-in's own examples (`data.burn-in-share`), with SGD and momentum; or load
+    the result of an equal burn-in from the cache.
 
     The module is in train mode here and in eval mode in the rounds: batch-norm statistics are learned here and then frozen
     (`fl_sim.model.architectures`); dropout acts here (the same draws for the same seed) and is off in the rounds. One thread, so that
@@ -88,7 +89,7 @@ def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()
 
 def _splits_digest(splits: Splits) -> str:
     digest = hashlib.sha256(repr([len(share) for share in splits.shares]).encode())
-    for indices in (*splits.shares, splits.own_set, splits.probe, splits.test):
+    for indices in (*splits.shares, splits.own_set, splits.probe, splits.test, splits.burn_in):
         digest.update(np.ascontiguousarray(indices).data)
     return digest.hexdigest()
 
@@ -96,7 +97,7 @@ def _splits_digest(splits: Splits) -> str:
 def _train(config: Config, federation: Federation, progress: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
     module = new_module(config, federation)
     velocities = [torch.zeros_like(parameter) for parameter in trained_parameters(module).values()]
-    examples = np.sort(np.concatenate(federation.splits.shares))
+    examples = federation.splits.trained_before
     batches = batch_starts(len(examples), config.schedule.burn_in_batch_size, module, federation.dataset.image_shape)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -67,7 +67,7 @@ def model_problem(config: Config, federation: Federation) -> str:
 
 def _single_problem(config: Config, federation: Federation, module: nn.Module) -> str:
     """Why the burn-in would have to train a model on one example although it cannot; empty if it would not."""
-    size, examples = config.schedule.burn_in_batch_size, sum(map(len, federation.splits.shares))
+    size, examples = config.schedule.burn_in_batch_size, len(federation.splits.trained_before)
     if not config.schedule.burn_in_epochs or min(size, examples) > 1 or _takes_one(module, federation.dataset.image_shape):
         return ""
     what = f"model.name = {config.model.name!r} (model.norm = {config.model.norm!r}), whose layers cannot be trained on one example"

@@ -34,8 +34,10 @@ SMALL: Mapping[str, Any] = {
     "schedule.accumulate-rounds": 3,
     "schedule.recovery-rounds": 3,
     "fault.raises": "3",
+    "control-honest": True,
     "monitor.action": "rollback",
-    "monitor.drop": 0.1,
+    "monitor.drop": 20.0,
+    "monitor.class-drop": 0.1,
     "checkpoint.every": 2,
     "strategy.name": "dgc",
     "strategy.guard": "both",
@@ -115,7 +117,7 @@ def test_every_key_of_the_other_files_of_a_run(run: Path) -> None:
 def test_every_file_of_a_run(run: Path) -> None:
     fl_sim.open_study(run).runs[0].draw()
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    places = {re.sub(r"(?:attacked|twin|control)-\d{6}", "<track>-<round>", name) for name in files}
+    places = {re.sub(r"(?:attacked|twin|control|honest-trigger)-\d{6}", "<track>-<round>", name) for name in files}
     assert places == {name for name in named("1.") if not name.endswith("/")}
 
 

@@ -16,6 +16,7 @@ from experiments.run.execute import execute_run
 from experiments.run.monitor import Monitor
 from fl_sim.config import keys as config
 from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError
 from fl_sim.data.federation import load_federation
 from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.burn_in import burn_in
@@ -45,7 +46,7 @@ def test_log_records_the_alarm_and_changes_nothing(configure: Configure, tmp_pat
     summary, lines, folder = run(configure(**ONE), tmp_path)
     _, _, unwatched = run(configure(**ONE, monitor__action="none"), tmp_path)
     assert lines[0]["alarm"]
-    assert summary["monitor"] == {"first_alarm": 1, "first_damage": 1, "in_time": False, "rollbacks": 0}
+    assert summary["monitor"] == {"first_alarm": 1, "first_alarm_class": None, "first_damage": 1, "in_time": False, "rollbacks": 0}
     assert torch.equal(theta(folder), theta(unwatched))
 
 
@@ -107,3 +108,44 @@ def test_the_running_best_is_kept_and_the_count_starts_anew_after_a_rollback() -
     monitor.forget()
     assert not monitor.low
     assert [monitor.alarm(t, accuracy) for t, accuracy in ((3, 80.0), (4, 89.0), (5, 80.0), (6, 80.0))] == [False, False, False, True]
+
+
+def test_a_class_raises_the_alarm_that_the_whole_probe_does_not() -> None:
+    monitor = Monitor(config.Monitor.model_validate({"drop": 5.0, "class-drop": 20.0, "patience": 2}), 90.0, [80.0, None, 70.0])
+    assert not monitor.alarm(1, 90.0, [60.0, None, 90.0]), "the first low round of class 0"
+    assert monitor.low
+    assert not monitor.alarm(2, 90.0, [61.0, None, 70.0]), "class 0 is back, class 2 is low against its new best"
+    assert monitor.alarm(3, 90.0, [80.0, None, 60.0])
+    assert monitor.alarm_class == 2
+    assert not monitor.alarm(4, 90.0, [80.0, None, 60.0]), "once"
+    again = Monitor(config.Monitor.model_validate({"drop": 5.0, "class-drop": 20.0, "patience": 2}), 0.0, [0.0, None, 0.0])
+    again.resume(tuple(monitor.state))
+    assert again.state == monitor.state
+    monitor.forget()
+    assert not monitor.low
+    assert not monitor.alarm(5, 80.0, [80.0, None, 90.0])
+    assert monitor.alarm(6, 80.0, [80.0, None, 90.0])
+    assert monitor.alarm_class is None, "the whole probe"
+
+
+def test_without_class_drop_classes_do_not_count() -> None:
+    monitor = Monitor(config.Monitor.model_validate({"drop": 5.0}), 90.0)
+    assert monitor.state == (90.0, 0, (), ())
+    assert not monitor.alarm(1, 90.0)
+
+
+def test_a_class_that_falls_is_recorded_and_rolled_back(configure: Configure, tmp_path: Path) -> None:
+    settings = {**ONE, "attack__name": "trigger-only", "attack__norm_bound": 4.0, "monitor__drop": 99.0, "monitor__class_drop": 10.0}
+    summary, lines, _ = run(configure(**settings, strategy__probe_size=200), tmp_path)
+    first = summary["monitor"]["first_alarm"]
+    assert first
+    assert summary["monitor"]["first_alarm_class"] == lines[first - 1]["alarm_class"]
+    back, rolled, _ = run(configure(**settings, strategy__probe_size=200, monitor__action="rollback"), tmp_path)
+    assert back["monitor"]["rollbacks"] >= 1
+    assert rolled[first - 1]["rolled_back"]
+
+
+@pytest.mark.parametrize("value", [-1.0, "much"])
+def test_a_bad_class_drop_is_refused(configure: Configure, value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"expected monitor\.class-drop"):
+        configure(monitor__class_drop=value)

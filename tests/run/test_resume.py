@@ -61,6 +61,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clip-after": {"schedule__recovery_rounds": 3},
     "dgc": {"strategy__name": "dgc", "strategy__calibration_rounds": 10, "strategy__lag": 2},
     "rollback": {"strategy__name": "mean", "monitor__action": "rollback", "monitor__drop": 0.5, "attack__stealth_gamma": float("inf")},
+    "classes": {"monitor__action": "rollback", "monitor__class_drop": 1.0, "strategy__name": "mean"},
+    "images": {"attack__surface": "images", "attack__pgd_steps": 2, "attack__trigger_images": "refreshed", "schedule__triggers": 2},
     "flwr.FedAdam": {"strategy__name": "flwr.FedAdam"},
     "flwr.FedMedian": {"strategy__name": "flwr.FedMedian"},
     "byzfl.MoNNA": {"strategy__name": "byzfl.MoNNA", "strategy__options": "f = 3"},
@@ -71,7 +73,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_path: Path, runs_dir: Path, name: str) -> None:
-    config = configure(checkpoint__every=2, **SETTINGS[name])
+    config = configure(checkpoint__every=2, control_honest=True, **SETTINGS[name])
     execute(config, runs_dir)
     expected = results(run_folder(runs_dir, config))
     rounds = [(line["track"], line["round"]) for line in expected[1]]

@@ -13,12 +13,17 @@ from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.grid.grid import ClientGrid, RoundOutcome
-from fl_sim.grid.transports import Answer, Transport, call_worker
+from fl_sim.grid.transports import Answer, Transport, call_worker, from_content, to_content
 from fl_sim.model.module import new_module
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import from_record, to_record
-from fl_sim.wire.messages import Order, PublicRule
+from fl_sim.wire.messages import Order, PublicRule, Reply
+
+
+def encoded_answer(order: Order) -> Reply:
+    """The worker's answer to an order that went through Flower's messages, and back through them."""
+    return from_content(to_content(answer(from_content(to_content(order)))))
 
 
 class Workers(Transport):
