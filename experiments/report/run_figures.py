@@ -28,6 +28,7 @@ PHASES = {
     "accumulate": ("#F0E442", "accumulative phase"),
     "trigger": ("#D55E00", "trigger"),
     "between": ("#F0E442", "between triggers"),
+    "pause": ("#999999", "attack paused"),
     "recover": ("#56B4E9", "recovery"),
 }
 

@@ -209,7 +209,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
     tracks = history_of(lines)
     attacked, twin, control = tracks["attacked"], tracks.get("twin"), tracks.get("control")
     before, after, start = attacked.before_trigger, attacked.after_trigger, attacked.start
-    in_phase = [line["accuracy"] for line in attacked.in_phase("accumulate") if "accuracy" in line]
+    in_phase = [line["accuracy"] for line in attacked.in_phase("accumulate", "pause") if "accuracy" in line]
     ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
     return Summary(
         accuracy=Accuracy(
@@ -404,7 +404,7 @@ def _stealth_gap(attacked: TrackHistory, twin: TrackHistory | None) -> float | N
     """The largest gap between the twin's and the attacked accuracy in the phase, over the rounds in which both were evaluated."""
     gaps: list[Any] = [
         twin.evaluated[line["round"]] - line["accuracy"]
-        for line in (attacked.in_phase("accumulate") if twin else [])
+        for line in (attacked.in_phase("accumulate", "pause") if twin else [])
         if "accuracy" in line and twin and line["round"] in twin.evaluated
     ]
     return max(gaps, default=None)

@@ -137,6 +137,9 @@ class Attack(Section):
     poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         -1.0, description="share of malicious clients among the sampled ones, exact in every round (-1: malicious-fraction decides)"
     )
+    from_round: Count = Field(1, description="first round in which the coalition may act; before it is honest")
+    to_round: CountOrZero = Field(0, description="last round in which it may act (0: to the end of the phase and its triggers)")
+    every: Count = Field(1, description="it acts in every so many rounds, counted from from-round, and is honest in the others")
     knowledge: Literal["coalition", "rule", "omniscient"] = Field("omniscient", description="what the coalition may see")
     data: Literal["own-set", "members"] = Field("own-set", description="the coalition's data: a held-out set, or its members' shares")
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")

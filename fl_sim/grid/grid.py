@@ -25,7 +25,7 @@ from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import AttackState, Blocks, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
 
-RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
+RESTING = ("", "pause", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
 
 
 @dataclass(frozen=True)
