@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from clients.accumulative.offset import within_budget
+from clients.backdoors.edge_images import edge_images
 from clients.honest import RoundInputs, failing_clients
-from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
+from clients.knowledge import HonestSum, Knowledge, KnownRule, pixel_range, weighted_mean
 from clients.outside_attack import checked_action
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch, CohortBatches
@@ -95,6 +96,9 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         own_seed=int(stream(config.seed, "coalition", inputs.round).integers(2**31)),
         rule=None if attack.knowledge == "coalition" else known_rule(config, order.rule),
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
+        coalition=tuple(sorted(malicious_clients(config))),
+        pixels=pixel_range(inputs.federation.dataset, inputs.theta.device),
+        edge_images=lambda: edge_images(config, inputs.federation.dataset, "train", inputs.theta.device),
     )
 
 

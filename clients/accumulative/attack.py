@@ -13,13 +13,16 @@ from clients.accumulative.adaptive import aligned, history_of, remember
 from clients.accumulative.appraisal import appraise, first_look
 from clients.accumulative.objectives import direction, objectives
 from clients.accumulative.offset import send
+from clients.accumulative.targeted import pair_taken
 from clients.accumulative.trigger import NO_GRADIENT, rehearse, trigger_vector
 from clients.action import Action
 from clients.knowledge import Knowledge
+from clients.success import measured_by
 from fl_sim.training.clipping import Clip, clip
 from fl_sim.wire.messages import AttackState
 
 
+@measured_by(pair_taken)
 def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     """In the accumulative phase the target of the combined update is `honest_t + scale_t * h_t` (Eq. 12), in the trigger round `P_t`.
 

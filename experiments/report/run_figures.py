@@ -42,14 +42,16 @@ SCORES = {
 
 def draw_figures(folder: Path) -> list[Path]:
     """Draw a run's figures into its folder: `accuracy.png`; `classes.png` and `confusion.png` where the lines have figures by class;
-    `attack.png` where there was a coalition; `guard.png` where the strategy scored candidate models against thresholds. Returns their
-    paths. Raises DamagedError."""
+    `success.png` where they have attack success rates; `attack.png` where there was a coalition; `guard.png` where the strategy scored
+    candidate models against thresholds. Returns their paths. Raises DamagedError."""
     config, tracks = config_of(read_config(folder)), read_rounds(folder)
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
     if tracks["attacked"][0].get("start", {}).get("by_class"):
         figures["classes.png"] = lambda path: classes_figure(path, tracks["attacked"], title)
         figures["confusion.png"] = lambda path: confusion_figure(path, tracks["attacked"], title)
+    if "attack_success_rate" in tracks["attacked"][0].get("start", {}):
+        figures["success.png"] = lambda path: success_figure(path, tracks, title)
     if malicious_clients(config):
         figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
     if scores := guard_scores(tracks):
@@ -136,6 +138,25 @@ def confusion_figure(path: Path, lines: Lines, title: str) -> None:
     figure.colorbar(image, cax=bar).set_label("% of the class", fontsize=8)  # pyright: ignore[reportPossiblyUnboundVariable]
     bar.tick_params(labelsize=6)
     figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def success_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
+    """Test accuracy and attack success rate over the rounds in one panel, with and without the attack, from the burnt-in model on; the
+    rounds in which the coalition acted are shaded."""
+    figure, (axes,) = _panels(1, 4.0)
+    for start, end in _spans([line["round"] for line in tracks["attacked"] if "attack" in line]):
+        axes.axvspan(start - 0.5, end + 0.5, color=PHASES["accumulate"][0], alpha=0.2, linewidth=0, label="attack")
+    for name in [name for name in ("twin", "attacked") if name in tracks]:
+        first = tracks[name][0]["start"]
+        for key, style, label in (("accuracy", "-", "accuracy"), ("attack_success_rate", "--", "attack success")):
+            series = [(0, first[key]), *_series(tracks[name], key)]
+            axes.plot(*zip(*series, strict=True), color=COLOURS[name], linestyle=style, linewidth=1.4, label=f"{LABELS[name]}: {label}")
+    finish_axes(axes, title)
+    axes.set_ylabel("test images (%)")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(list(unique.values()), list(unique), frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=160)
 
 

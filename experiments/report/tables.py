@@ -47,6 +47,10 @@ def run_table(summary: Mapping[str, Any]) -> Table:
         table.caption += f" · {_class_words('most harmed', summary['most_harmed_class'])}"
     if text := defence_text(summary):
         table.caption += f"\nstrategy: {text}"
+    if rates := summary.get("attack_success_rate"):
+        base = f", clean twin {_shown(twin.get('attack_success_rate'))[0]}" if twin else ""
+        words = " to ".join(_shown(rates["burn_in"], rates["end_of_attack"], rates["final"]))
+        table.caption += f" · attack success rate (%): {words} (before, end of attack, end){base}"
     table.caption_justify = "left"
     return table
 

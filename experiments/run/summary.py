@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.records.identity import run_hash
+from experiments.run.attack_success import WHOLE, rates_of
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
@@ -51,11 +52,21 @@ class OneClass(Part):
     model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
 
 
+class SuccessRate(Part):
+    """Attack success rates, percent, on the whole test set: before round 1, after the last round in which the coalition may have acted, at
+    the end."""
+
+    burn_in: float
+    end_of_attack: float | None
+    final: float
+
+
 class CleanTwin(Part):
-    """Percent."""
+    """Percent; the attack success rate is that of a model that nobody attacked, at its end."""
 
     final: float
     at_trigger: float | None
+    attack_success_rate: float | None = None
 
 
 class Control(Part):
@@ -165,6 +176,7 @@ class Summary(Part):
     accuracy_by_class: AccuracyByClass | None = None
     worst_class: OneClass | None = None
     most_harmed_class: OneClass | None = None
+    attack_success_rate: SuccessRate | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -216,6 +228,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
             burn_in=start["whole_accuracy"], before_trigger=before, after_trigger=after, final=attacked.lines[-1]["whole_accuracy"]
         ),
         **_classes(attacked),
+        attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),
@@ -240,7 +253,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         tolerance=_tolerance(config, attacked),
         client_failures=sum(len(line.get("failures", {})) for line in attacked.lines),
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
-        clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,
+        clean_twin=_clean_twin(twin) if twin else None,
         control=_control(control) if control else None,
         poison_ratio=PoisonRatio(
             configured=0.0 if config.attack.name == "none" else ratio,
@@ -250,6 +263,11 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         seconds=_seconds(tracks),
         config_hash=run_hash(config),
     )
+
+
+def _clean_twin(twin: TrackHistory) -> CleanTwin:
+    last = twin.lines[-1]
+    return CleanTwin(final=last["whole_accuracy"], at_trigger=twin.after_trigger, attack_success_rate=last.get(WHOLE))
 
 
 def _control(control: TrackHistory) -> Control:

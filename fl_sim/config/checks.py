@@ -6,6 +6,8 @@ import math
 
 from fl_sim.config.keys import Config
 
+WITHOUT_TRIGGER_VECTOR = ("badnets", "blended", "dba", "edge-case", "label-flip-pair")  # theirs is in the images
+
 Problem = tuple[tuple[str, ...], str]
 
 
@@ -55,7 +57,7 @@ def _attack(config: Config) -> list[Problem]:
             )
         )
     to_norm_bound = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
-    if math.isinf(config.attack.norm_bound) and to_norm_bound:
+    if math.isinf(config.attack.norm_bound) and to_norm_bound and config.attack.name not in WITHOUT_TRIGGER_VECTOR:
         problems.append(
             (
                 ("attack.norm-bound", "attack.trigger-scale", "attack.trigger-refresh"),

@@ -181,6 +181,24 @@ class Attack(Section):
     )
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
+    class_: Annotated[int, Field(ge=-1)] = Field(-1, description="targeted attacks: the class that is attacked (-1: all)")
+    to_class: Annotated[int, Field(ge=-1)] = Field(
+        -1, description="targeted attacks: the class that the model should say instead (-1: class 0 for a backdoor, any other for the rest)"
+    )
+    poison_share: Share = Field(0.5, description="backdoors: share of a member's batch that is poisoned, rounded up")
+    boost: NonNegative = Field(
+        1.0, description="backdoors: factor of a member's update (0: model replacement, n/m at equal weights and rates)"
+    )
+    project_norm: NonNegative = Field(
+        0.0, description="backdoors: longest update before its factor, kept by a projection in each local step (0: off)"
+    )
+    mask_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="backdoors: share of the coordinates, those that the last global update changed most, that stay as they are (0: off)",
+    )
+    edge_data: str = Field("digits", description="edge-case: where its images come from: a public data set (docs/data.md), or `folder`")
+    edge_root: str = Field("data", description="edge-case: folder of that data set, or of the images")
+    edge_class: Annotated[int, Field(ge=-1)] = Field(-1, description="edge-case: class of that data set (-1: all)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
 
 

@@ -30,6 +30,8 @@ SMALL: Mapping[str, Any] = {
     "model.name": "mlp",
     "attack.malicious-fraction": 0.17,
     "attack.fire-from": 1,
+    "attack.class": 1,
+    "attack.to-class": 7,
     "schedule.burn-in-epochs": 1,
     "schedule.accumulate-rounds": 3,
     "schedule.recovery-rounds": 3,

@@ -63,6 +63,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rollback": {"strategy__name": "mean", "monitor__action": "rollback", "monitor__drop": 0.5, "attack__stealth_gamma": float("inf")},
     "flwr.FedAdam": {"strategy__name": "flwr.FedAdam"},
     "byzfl.CenteredClipping": {"strategy__name": "byzfl.CenteredClipping", "attack__malicious_fraction": 0.25},
+    "backdoor": {
+        "attack__name": "dba",
+        "attack__mask_share": 0.2,
+        "attack__boost": 0.0,
+        "attack__every": 2,
+        "schedule__accumulate_rounds": 5,
+    },
     "partial participation": {"server__clients_per_round": 6, "attack__poison_ratio": 0.5, "attack__trigger_refresh": "accumulate"},
 }
 
@@ -73,7 +80,7 @@ def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_
     execute(config, runs_dir)
     expected = results(run_folder(runs_dir, config))
     rounds = [(line["track"], line["round"]) for line in expected[1]]
-    assert {track for track, _ in rounds} == set(TRACKS)
+    assert {track for track, _ in rounds} == set(TRACKS if config.attack.name == "accumulative" else TRACKS[:2])
     for number in random.Random(name).sample(range(len(rounds)), 3):  # others for each name
         folder = tmp_path / str(number)
         execute(config, folder, rounds[number])
