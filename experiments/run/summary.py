@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.records.identity import run_hash
 from experiments.run.attack_success import WHOLE, rates_of
+from experiments.run.filtering import mean_rates
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
@@ -59,6 +60,16 @@ class SuccessRate(Part):
     burn_in: float
     end_of_attack: float | None
     final: float
+
+
+class Filtering(Part):
+    """Shares from 0 to 1, means over the rounds in which the coalition acted: of the malicious clients that the strategy left out (also
+    called recall), of the honest ones that it left out, and of malicious ones among those left out."""
+
+    true_positive_rate: float | None
+    false_positive_rate: float | None
+    precision: float | None
+    recall: float | None
 
 
 class CleanTwin(Part):
@@ -177,6 +188,7 @@ class Summary(Part):
     worst_class: OneClass | None = None
     most_harmed_class: OneClass | None = None
     attack_success_rate: SuccessRate | None = None
+    filtering: Filtering | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -229,6 +241,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         ),
         **_classes(attacked),
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
+        filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiments.run.attack_success import ACTING
 from experiments.run.evaluator import Evaluator, Score
+from experiments.run.filtering import filter_rates
 from experiments.run.history import Line, TrackHistory, TrackName
 from experiments.run.monitor import Monitor
 from experiments.run.phases import accumulate_rounds, given_up, phase_of
@@ -169,6 +170,10 @@ class TrackRun:
         line |= _figures(result.outcome, result.metrics)
         if result.skipped:
             line["skipped"] = result.skipped
+        if result.left_out is not None:
+            line["left_out"] = list(result.left_out)
+            if result.outcome.metrics:
+                line["filtering"] = filter_rates(result.left_out, result.outcome.combined, self._malicious)
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
         line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)
         return line, last
