@@ -96,6 +96,7 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         own_seed=int(stream(config.seed, "coalition", inputs.round).integers(2**31)),
         rule=None if attack.knowledge == "coalition" else known_rule(config, order.rule),
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
+        momentum=config.server.momentum,
         coalition=tuple(sorted(malicious_clients(config))),
         pixels=pixel_range(inputs.federation.dataset, inputs.theta.device),
         edge_images=lambda: edge_images(config, inputs.federation.dataset, "train", inputs.theta.device),

@@ -97,6 +97,7 @@ class Knowledge:
     own_seed: int  # of the coalition's own randomness in this round
     rule: KnownRule | None = None
     seen: HonestSum | None = None
+    momentum: float = 0.0  # of the server's optimiser
     coalition: tuple[int, ...] = ()  # all its members, in order, sampled or not
     pixels: PixelRange = ZERO_TO_ONE  # of the data
     edge_images: Callable[[], Tensor] = no_edge_images  # (e, C, H, W), those of `attack.edge-data` to train on

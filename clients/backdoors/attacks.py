@@ -11,7 +11,7 @@ from clients.backdoors.poisoning import poisoned, unchanged
 from clients.backdoors.training import trained
 from clients.knowledge import Knowledge
 from clients.success import SuccessView, measured_by
-from fl_sim.data.batches import Batch
+from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.rng.streams import stream
 from fl_sim.wire.messages import AttackState
 
@@ -40,7 +40,7 @@ def badnets(knowledge: Knowledge, state: AttackState, size: int = 0, place: str 
     """
     mask = square(_shape(knowledge.batches.inputs), size, place)
     batches = poisoned(knowledge, lambda images, rows: stamped(images, mask, knowledge.pixels, value))
-    return trained(knowledge, batches, state)
+    return _sent(knowledge, batches, state)
 
 
 def blended_success(view: SuccessView, blend: float = 0.2, pattern_seed: int = 0) -> Batch:
@@ -56,7 +56,7 @@ def blended(knowledge: Knowledge, state: AttackState, blend: float = 0.2, patter
     Source: Chen et al. 2017, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", blended injection.
     """
     pattern = noise(_shape(knowledge.batches.inputs), knowledge.pixels, pattern_seed)
-    return trained(knowledge, poisoned(knowledge, lambda images, rows: blended_with(images, pattern, _share(blend))), state)
+    return _sent(knowledge, poisoned(knowledge, lambda images, rows: blended_with(images, pattern, _share(blend))), state)
 
 
 def dba_success(view: SuccessView, size: int = 0, gap: int = -1, place: str = "top-left", value: float = 1.0) -> Batch:
@@ -78,7 +78,7 @@ def dba(knowledge: Knowledge, state: AttackState, size: int = 0, gap: int = -1, 
     hands = [parts_of(ranks[client], len(ranks)) for client in knowledge.members]
     masks = torch.stack([parts[hand].any(dim=0) for hand in hands])
     batches = poisoned(knowledge, lambda images, rows: stamped(images, masks[rows.cpu()], knowledge.pixels, value))
-    return trained(knowledge, batches, state)
+    return _sent(knowledge, batches, state)
 
 
 def edge_case_success(view: SuccessView) -> Batch:
@@ -99,7 +99,7 @@ def edge_case(knowledge: Knowledge, state: AttackState) -> Action:
         drawn = stream(knowledge.own_seed, "edge-case").integers(len(source), size=len(images))
         return source[torch.from_numpy(drawn).to(source.device)].to(images)
 
-    return trained(knowledge, poisoned(knowledge, replaced, any_class=True), state)
+    return _sent(knowledge, poisoned(knowledge, replaced, any_class=True), state)
 
 
 def pair_success(view: SuccessView) -> Batch:
@@ -114,7 +114,15 @@ def label_flip_pair(knowledge: Knowledge, state: AttackState) -> Action:
     Source: Tolpegin et al. 2020, "Data Poisoning Attacks Against Federated Learning Systems", section 3; Biggio et al. 2012, "Poisoning
     Attacks against Support Vector Machines".
     """
-    return trained(knowledge, poisoned(knowledge, unchanged), state)
+    return _sent(knowledge, poisoned(knowledge, unchanged), state)
+
+
+def _sent(knowledge: Knowledge, batches: CohortBatches, state: AttackState) -> Action:
+    """What the members send after training on `batches`; their honest updates, with the reason, if none of them could poison anything."""
+    own = knowledge.batches
+    if torch.equal(batches.labels, own.labels) and torch.equal(batches.inputs, own.inputs):
+        return Action(knowledge.updates, state, {}, "no member has an example to poison in its batch")
+    return trained(knowledge, batches, state)
 
 
 def _share(blend: float) -> float:

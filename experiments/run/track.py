@@ -172,7 +172,7 @@ class TrackRun:
             line["skipped"] = result.skipped
         if result.left_out is not None:
             line["left_out"] = list(result.left_out)
-            if result.outcome.metrics:
+            if result.outcome.metrics.get("acted"):
                 line["filtering"] = filter_rates(result.left_out, result.outcome.combined, self._malicious)
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
         line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)

@@ -145,7 +145,12 @@ class Attack(Section):
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
     batch_size: Count = Field(100, description="examples of the validation set drawn per round; the trigger batch has at most as many")
     objective: str = Field("lookahead", description="what the phase descends: one of `OBJECTIVES` (docs/attacks.md), or your own")
-    scaling: Literal["relative", "lambda"] = Field("relative", description="length of the accumulated direction")
+    scaling: Literal["relative", "lambda", "exact"] = Field(
+        "relative", description="length of the accumulated direction; exact: the model moves by `step` along it alone"
+    )
+    step: Positive = Field(1.0, description="exact scaling: length of the step of each round, in gradient units")
+    margin: NonNegative = Field(1.0, description="erosion: an example that is wrong by this much (logits) counts no more")
+    retain: NonNegative = Field(0.0, description="weight of what the first model said of the classes that are not attacked (0: off)")
     rho: NonNegative = Field(0.7, description="relative scaling: length, in multiples of the running mean of the honest norm")
     floor: NonNegative = Field(0.1, description="relative scaling: smallest honest norm that is used")
     lambda_: NonNegative = Field(0.02, description="lambda scaling: factor of the direction as printed in Pang et al. 2021")

@@ -70,6 +70,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "attack__every": 2,
         "schedule__accumulate_rounds": 5,
     },
+    "erosion": {
+        "attack__objective": "erosion",
+        "attack__scaling": "exact",
+        "attack__retain": 1.0,
+        "attack__class": 1,
+        "schedule__triggers": 0,
+    },
     "partial participation": {"server__clients_per_round": 6, "attack__poison_ratio": 0.5, "attack__trigger_refresh": "accumulate"},
 }
 
