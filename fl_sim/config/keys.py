@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 LARGEST = 2**63 - 1  # what TOML and Flower's run config can hold
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+ClassOrAll = Annotated[int, Field(ge=-1, le=LARGEST)]
 
 
 def _dashes(name: str) -> str:
@@ -186,8 +187,8 @@ class Attack(Section):
     )
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
-    class_: Annotated[int, Field(ge=-1)] = Field(-1, description="targeted attacks: the class that is attacked (-1: all)")
-    to_class: Annotated[int, Field(ge=-1)] = Field(
+    class_: ClassOrAll = Field(-1, description="targeted attacks: the class that is attacked (-1: all)")
+    to_class: ClassOrAll = Field(
         -1, description="targeted attacks: the class that the model should say instead (-1: class 0 for a backdoor, any other for the rest)"
     )
     poison_share: Share = Field(0.5, description="backdoors: share of a member's batch that is poisoned, rounded up")
@@ -203,7 +204,7 @@ class Attack(Section):
     )
     edge_data: str = Field("digits", description="edge-case: where its images come from: a public data set (docs/data.md), or `folder`")
     edge_root: str = Field("data", description="edge-case: folder of that data set, or of the images")
-    edge_class: Annotated[int, Field(ge=-1)] = Field(-1, description="edge-case: class of that data set (-1: all)")
+    edge_class: ClassOrAll = Field(-1, description="edge-case: class of that data set (-1: all)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
 
 

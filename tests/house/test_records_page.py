@@ -30,8 +30,6 @@ SMALL: Mapping[str, Any] = {
     "model.name": "mlp",
     "attack.malicious-fraction": 0.17,
     "attack.fire-from": 1,
-    "attack.class": 1,
-    "attack.to-class": 7,
     "schedule.burn-in-epochs": 1,
     "schedule.accumulate-rounds": 3,
     "schedule.recovery-rounds": 3,
@@ -82,9 +80,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def selecting(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
-    """The folder of a run with a strategy that leaves out clients."""
+    """The folder of a run with a backdoor, against a strategy that leaves out clients."""
     keys = {name: value for name, value in SMALL.items() if not name.startswith(("strategy.", "monitor."))}
-    keys |= {"strategy.name": "flwr.MultiKrum", "strategy.options": '{"num_malicious_nodes": 2, "num_nodes_to_select": 6}'}
+    keys |= {
+        "strategy.name": "flwr.MultiKrum",
+        "strategy.options": '{"num_malicious_nodes": 2, "num_nodes_to_select": 6}',
+        "attack.name": "badnets",
+    }
     return fl_sim.run(
         "digits", {**keys, "data.cache-dir": str(cache_dir)}, output_dir=tmp_path_factory.mktemp("runs"), progress=False
     ).folder
@@ -114,9 +116,9 @@ def test_every_key_of_a_summary() -> None:
 
 @pytest.mark.slow
 def test_every_key_of_the_other_files_of_a_run(run: Path, selecting: Path) -> None:
-    summary = read(run / "summary.json")
-    assert set(paths(summary | {"filtering": read(selecting / "summary.json")["filtering"]})) == named("3.")
+    summary, other = read(run / "summary.json"), read(selecting / "summary.json")
     assert summary["filtering"] is None
+    assert set(paths(summary | {key: other[key] for key in ("filtering", "attack_success_rate")})) == named("3.")
     meta = read(run / "meta.json")
     (session,) = meta.pop("sessions")
     assert set(paths(meta)) | {"sessions"} | {f"sessions.{key}" for key in ("resumed_from", "damaged")} == named("4.")
