@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from experiments.records.reading import DamagedError, read_config, read_rounds
 from experiments.run.history import TrackHistory
@@ -158,6 +159,23 @@ def success_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
     unique = dict(zip(labels, handles, strict=True))
     axes.legend(list(unique.values()), list(unique), frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=160)
+
+
+def patterns_figure(path: Path, images: Mapping[str, Tensor]) -> None:
+    """Images as they are and with triggers: one row per entry, from a label to images (k, C, H, W), k the same for all."""
+    count = len(next(iter(images.values())))
+    figure = Figure(figsize=(0.8 * count + 1.3, 0.8 * len(images) + 0.1))
+    rows = figure.subplots(len(images), count, squeeze=False)
+    figure.subplots_adjust(left=1.25 / figure.get_figwidth(), right=0.99, top=0.98, bottom=0.02, wspace=0.06, hspace=0.06)
+    for axes_row, (label, row) in zip(rows, images.items(), strict=True):
+        for axes, image in zip(axes_row, row, strict=True):
+            lowest, highest = float(row.min()), float(row.max())
+            pixels = (image.permute(1, 2, 0) - lowest) / max(highest - lowest, 1e-9)
+            axes.imshow(pixels.squeeze(-1).numpy(force=True), cmap="gray", vmin=0.0, vmax=1.0)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes_row[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=120)
 
 
 def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: float) -> None:

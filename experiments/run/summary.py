@@ -247,7 +247,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         gain=_minus(control.after_trigger if control else None, after),
         worst_accuracy_in_phase=min(in_phase, default=None),
         worst_loss_in_phase=_worst_loss(attacked, in_phase),
-        phase_rounds=PhaseRounds(played=len(attacked.in_phase("accumulate")), evaluated=len(in_phase)),
+        phase_rounds=PhaseRounds(played=len(attacked.in_phase("accumulate", "pause")), evaluated=len(in_phase)),
         trigger_round=attacked.fired[0] if attacked.fired else None,
         triggers=list(attacked.fired),
         missed_triggers=list(attacked.missed),
@@ -361,6 +361,8 @@ def _no_trigger(config: Config, track: TrackHistory) -> str | None:
         return "none is planned (schedule.triggers = 0)"
     if reasons := [f"round {round_}: {reason}" for round_, reason in track.missed.items()]:
         return "; ".join(reasons[:1] + [f"and {len(reasons) - 1} more"] * (len(reasons) > 1))
+    if 0 < config.attack.to_round < track.rounds:
+        return f"the attack ended with round {config.attack.to_round} (attack.to-round)"
     return f"the run ended in round {track.rounds} (monitor.action = {config.monitor.action!r})"
 
 
@@ -368,7 +370,7 @@ def _coalition(config: Config, track: TrackHistory) -> CoalitionRounds | None:
     members = {str(client) for client in malicious_clients(config)}
     if not members:
         return None
-    counts = Counter(_role(line, members) for line in track.lines if line["phase"] != "recover")
+    counts = Counter(_role(line, members) for line in track.lines if line["phase"] not in ("pause", "recover"))
     return CoalitionRounds(acted=counts["acted"], idle=counts["idle"], failed=counts["failed"], absent=counts["absent"])
 
 

@@ -65,7 +65,9 @@ def test_exactly_its_rounds_are_in_the_records(configure: Configure, tmp_path: P
 
 def test_one_shot_then_recovery(configure: Configure, tmp_path: Path) -> None:
     config = configure(attack__name="sign-flip", attack__from_round=2, attack__to_round=2, twin=False)
-    _, folder = run(config, tmp_path)
+    summary, folder = run(config, tmp_path)
+    assert summary["no_trigger"] == "the attack ended with round 2 (attack.to-round)"
+    assert summary["coalition"] == {"acted": 1, "idle": 0, "failed": 0, "absent": 0}
     assert [line["phase"] for line in lines(folder)] == ["pause", "accumulate", "pause", "recover", "recover", "recover"]
     assert [line["round"] for line in lines(folder) if "attack" in line] == [2]
 
