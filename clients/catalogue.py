@@ -7,6 +7,7 @@ from collections.abc import Callable
 from clients.accumulative.attack import accumulative
 from clients.accumulative.trigger_only import trigger_only
 from clients.action import Action
+from clients.backdoors.attacks import badnets, blended, dba, edge_case, label_flip_pair
 from clients.baselines.byzfl_attacks import a_little_is_enough, gaussian, inner_product_manipulation, mimic, sign_flip
 from clients.baselines.label_flip import label_flip
 from clients.baselines.min_max import min_max, min_sum
@@ -36,6 +37,11 @@ ATTACKS: dict[str, Attack] = {
     "min-max": min_max,
     "min-sum": min_sum,
     "moles": moles,
+    "badnets": badnets,
+    "blended": blended,
+    "dba": dba,
+    "edge-case": edge_case,
+    "label-flip-pair": label_flip_pair,
 }
 
 attacks: Registry[Attack] = Registry(

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from clients.accumulative.offset import within_budget
 from clients.action import Action
+from clients.backdoors.edge_images import edge_images
 from clients.honest import RoundInputs, failing_clients
 from clients.images.enforcement import enforce
 from clients.images.surface import moved_images
-from clients.knowledge import HonestSum, Knowledge, KnownRule, no_share, weighted_mean
+from clients.knowledge import HonestSum, Knowledge, KnownRule, no_share, pixel_range, weighted_mean
 from clients.outside_attack import checked_action
 from clients.pixels import pixel_scale
 from fl_sim.config.keys import Config
@@ -128,6 +129,10 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
         pixel_scale=pixel_scale(inputs.federation.dataset, inputs.theta.device),
         share=lambda member: member_share(inputs, member),
+        momentum=config.server.momentum,
+        coalition=tuple(sorted(malicious_clients(config))),
+        pixels=pixel_range(inputs.federation.dataset, inputs.theta.device),
+        edge_images=lambda: edge_images(config, inputs.federation.dataset, "train", inputs.theta.device),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from clients.pixels import PixelScale
 from fl_sim.config.keys import Attack, Client
 from fl_sim.data.batches import Batch, CohortBatches
+from fl_sim.data.datasets import Dataset, normalised
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip, clip
 
@@ -24,6 +25,34 @@ class KnownRule(NamedTuple):
     before: Clip | None
     after: Clip | None
     combine: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class PixelRange(NamedTuple):
+    """The model's inputs of black and of white pixels, per channel, (C, 1, 1) each: the smallest and the largest value of the data,
+    normalised."""
+
+    black: Tensor
+    white: Tensor
+
+    def at(self, value: Tensor) -> Tensor:
+        """The input of a value from 0 (black) to 1 (white), of the shapes of both broadcast."""
+        return self.black + value * (self.white - self.black)
+
+
+ZERO_TO_ONE = PixelRange(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+
+
+def pixel_range(dataset: Dataset, device: torch.device) -> PixelRange:
+    """The range of a data set's pixels or features, from its first 1,000 training examples."""
+    some = dataset.train.inputs[:1000]
+    ends = torch.stack([some.min(), some.max()]).view(2, 1, 1, 1).expand(2, len(dataset.mean), 1, 1)
+    black, white = normalised(ends.to(device), dataset)
+    return PixelRange(black, white)
+
+
+def no_edge_images() -> Tensor:
+    """For a coalition without edge-case images."""
+    raise ValueError("the coalition has no edge-case images")
 
 
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
@@ -77,6 +106,10 @@ class Knowledge:
     pixel_scale: PixelScale | None = None  # pixels of [0, 1] in the units of inputs; None for features
     expected_trigger: Tensor | None = None  # (d,) the combined update that a trigger is expected to give, if the attack moves images
     share: Callable[[int], Batch] = no_share  # all examples of a member, by its id; read when it is called
+    momentum: float = 0.0  # of the server's optimiser
+    coalition: tuple[int, ...] = ()  # all its members, in order, sampled or not
+    pixels: PixelRange = ZERO_TO_ONE  # of the data
+    edge_images: Callable[[], Tensor] = no_edge_images  # (e, C, H, W), those of `attack.edge-data` to train on
 
     @property
     def validation_draw(self) -> Batch:

@@ -24,6 +24,7 @@ from fl_sim.rng.streams import seeded_global_generators
 from fl_sim.wire.arrays import TensorArray, from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restore_state, save_state
+from strategies.selection.left_out import left_out_by
 from strategies.server_sgd import ServerState, server_step
 
 PATIENCE = 5  # how often a strategy may ask for the node ids in a round
@@ -48,7 +49,8 @@ class FlowerHost(Strategy):
     reply is a copy. The DP wrappers divide by the norm of an update: a zero update is moved by 1e-12. Bulyan
     searches for garbage after every reply: not with our records.
 
-    `skipped`: why the last round did not change the model; empty if it did.
+    `skipped`: why the last round did not change the model; empty if it did. `left_out`: the clients that the strategy left out of it, if it
+    is one that selects.
 
     Args: inner, the strategy; theta (d,); layout, the shapes of the named parameters in theta.
     """
@@ -63,6 +65,7 @@ class FlowerHost(Strategy):
         self.step_size = self._client_lr if self._own_step else config.server.learning_rate
         self.state = ServerState(theta, torch.zeros_like(theta))
         self.skipped = ""
+        self.left_out: tuple[int, ...] | None = None
         self._messages: dict[int, Message] = {}
         self._sent_theta = theta
         self._unread: frozenset[str] = frozenset()
@@ -93,7 +96,7 @@ class FlowerHost(Strategy):
             messages = _checked_messages(self.inner, made, offer)
         self._messages = {message.metadata.dst_node_id: message for message in messages}
         if not messages:
-            self.skipped = f"{type(self.inner).__name__} asked no client"
+            self.skipped, self.left_out = f"{type(self.inner).__name__} asked no client", None
             return []
         self._sent_theta = self._flat(_only_arrays(messages[0].content)).float()
         self._check(messages)
@@ -124,7 +127,9 @@ class FlowerHost(Strategy):
         clipped = self._clipped(rows)  # now, because an adaptive wrapper changes its bound
         with self._flower_context("aggregate", server_round):
             arrays, metrics = _checked_aggregate(self.inner, self.inner.aggregate_train(server_round, ordinary))
-        self.skipped, length = "", 0.0
+        self.skipped, length, left = "", 0.0, left_out_by(core_of(self.inner), rows)
+        ids = torch.tensor(cast(list[int], clients["ids"]))
+        self.left_out = None if left is None else tuple(ids[left.cpu()].tolist())
         if arrays is None:
             self.skipped = f"{type(self.inner).__name__} returned no model from {len(ordinary)} replies"
         else:

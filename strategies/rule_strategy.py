@@ -16,12 +16,13 @@ from torch import Tensor
 
 from fl_sim.config.keys import Server
 from fl_sim.grid.server_strategy import Needs
-from fl_sim.training.clipping import Clip
+from fl_sim.training.clipping import Clip, clip
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restore_state, save_state
 from strategies.dgc.guard import Guard
 from strategies.rule import CannotCombineError, Rule, SeesModel, finish, stacked_mean
+from strategies.selection.left_out import left_out_by
 from strategies.server_sgd import ServerState, server_step
 
 PUBLIC_COMBINE = "strategies.catalogue:public_combine"  # as text, because `clients` must not import `strategies`
@@ -32,6 +33,7 @@ class RuleStrategy(Strategy):
 
     The model travels as one flat array `theta` (d,) in float32. `sample(round)` gives the client ids. A round without any finite update, or
     whose updates the rule cannot combine, does not change the model; `skipped` then says why, and is empty after any other round.
+    `left_out`: the clients that the rule left out of the last round, if it is one that selects.
 
     Args: server, `server.*`; name, of the strategy; guard, DGC's; report_norms, whether workers must report every update's norm although
     nothing is clipped (for the calibration).
@@ -54,6 +56,7 @@ class RuleStrategy(Strategy):
         self.guard_state = guard.begin(theta) if guard else None
         self.step_size, self.needs = server.learning_rate, Needs(server_data=True, calibration=True) if guard else rule.needs
         self.skipped = ""
+        self.left_out: tuple[int, ...] | None = None
 
     @property
     def theta(self) -> Tensor:
@@ -99,7 +102,7 @@ class RuleStrategy(Strategy):
         clients = content.config_records["clients"]
         weights = torch.tensor(cast(list[float], clients["weights"]))
         norms = torch.tensor(cast(list[float], clients["norms"]))
-        self.skipped = "" if len(weights) else "there is no update"
+        self.skipped, self.left_out = "" if len(weights) else "there is no update", None
         try:
             mean, metrics = self._mean(content, weights) if len(weights) else (None, dict[str, float]())
         except CannotCombineError as error:
@@ -139,13 +142,17 @@ class RuleStrategy(Strategy):
         """The combined update (d,) before the `after` slot, and the figures of a guard that checks single updates."""
         if not self._stacked:
             return from_record(content.array_records["sum"])["sum"] / weights.sum(), {}
-        updates, metrics = from_record(content.array_records["rows"])["rows"], dict[str, float]()
+        rows, metrics = from_record(content.array_records["rows"])["rows"], dict[str, float]()
+        updates = rows
         if self._guard and self.guard_state and self._guard.settings.scope == "client":
-            updates, metrics = self._guard.sift(self.state.theta, updates, self.guard_state)
+            updates, metrics = self._guard.sift(self.state.theta, rows, self.guard_state)
         clients, combine = torch.tensor(cast(list[int], content.config_records["clients"]["ids"])), self.rule.combine
         if isinstance(combine, SeesModel):
             combine.see(self.state.theta)
-        mean = stacked_mean(self._round_rule(), updates, weights, clients)
+        rule = self._round_rule()
+        mean = stacked_mean(rule, updates, weights, clients)
+        left = left_out_by(combine, clip(updates, rule.before)[0] if rule.before else updates) if combine else (updates != rows).any(dim=1)
+        self.left_out = None if left is None else tuple(clients[left.cpu()].tolist())
         return mean, metrics | getattr(combine, "figures", {})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

@@ -13,13 +13,16 @@ from clients.accumulative.adaptive import aligned, history_of, remember
 from clients.accumulative.appraisal import appraise, first_look
 from clients.accumulative.objectives import direction, objectives
 from clients.accumulative.offset import send
+from clients.accumulative.targeted import exact_step, first_log_probs, is_noise, pair_taken
 from clients.accumulative.trigger import NO_GRADIENT, rehearse, trigger_vector
 from clients.action import Action
 from clients.knowledge import Knowledge
+from clients.success import measured_by
 from fl_sim.training.clipping import Clip, clip
 from fl_sim.wire.messages import AttackState
 
 
+@measured_by(pair_taken)
 def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     """In the accumulative phase the target of the combined update is `honest_t + scale_t * h_t` (Eq. 12), in the trigger round `P_t`.
 
@@ -38,7 +41,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     own = appraise(knowledge, start)
     scalars = _running_norm(knowledge, state)
     history = history_of(knowledge, state)
-    next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state), scalars)
+    first = first_log_probs(knowledge, state)
+    next_state = AttackState(start | _arrays(knowledge, vector) | remember(knowledge, history, state) | first, scalars)
     metrics = {"own_loss": own.loss, "own_accuracy": own.accuracy, "fired": float(knowledge.phase == "trigger"), "scale": 0.0}
     if metrics["fired"] and not bool(vector.any()):
         return Action(knowledge.updates, next_state, metrics | {"fired": 0.0}, NO_GRADIENT)
@@ -46,7 +50,9 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         return Action(trigger_updates, next_state, metrics)
     gamma = settings.stealth_gamma if knowledge.phase == "accumulate" else float("inf")
     scale = stealth(own.loss, own.start_loss, gamma) if knowledge.accumulate else 0.0
-    h, rehearsed = direction(objectives.find(settings.objective), knowledge, trigger, history) if scale else (None, None)
+    h, rehearsed = (
+        direction(objectives.find(settings.objective), knowledge, trigger, history, first.get("first_log_probs")) if scale else (None, None)
+    )
     may_fire = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
     if settings.fire == "rehearsed" and may_fire:
         rehearsal = rehearse(knowledge, trigger, own, rehearsed)
@@ -56,8 +62,10 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
             return Action(trigger_updates, next_state, metrics)
     if h is None:
         return Action(knowledge.updates, next_state, metrics, "stealth control pauses the accumulation" if knowledge.accumulate else "")
-    if not bool(h.any()):
+    if not bool(h.any()) or (settings.scaling == "exact" and is_noise(h)):
         return Action(knowledge.updates, next_state, metrics, f"the gradient of attack.objective = {settings.objective!r} is zero")
+    if settings.scaling == "exact":
+        return Action(exact_step(knowledge, h, scale, state), next_state, metrics | {"scale": scale, "push_norm": scale * settings.step})
     push = scale * scaled_direction(h, knowledge, scalars["honest_norm"])
     metrics["scale"], metrics["push_norm"] = scale, float(torch.linalg.vector_norm(push))
     target = knowledge.honest_mean + push if settings.keep_honest else push
@@ -77,17 +85,19 @@ def _send(knowledge: Knowledge, target: Tensor, previous_theta: Tensor | None) -
 
 
 def _running_norm(knowledge: Knowledge, state: AttackState) -> dict[str, float]:
-    """The running mean of |honest_t| and the number of rounds in it."""
+    """The running mean of |honest_t| and the number of rounds in it; for an exact step also this round's number."""
     rounds, mean = state.scalars.get("rounds", 0.0) + 1.0, state.scalars.get("honest_norm", 0.0)
     norm = float(torch.linalg.vector_norm(knowledge.honest_mean))
-    return {"rounds": rounds, "honest_norm": mean + (norm - mean) / rounds}
+    last = {"round": float(knowledge.round)} if knowledge.settings.scaling == "exact" else {}
+    return {"rounds": rounds, "honest_norm": mean + (norm - mean) / rounds, **last}
 
 
 def _arrays(knowledge: Knowledge, vector: Tensor) -> dict[str, Tensor]:
-    """State for the next round: the trigger vector (d,) if it is accumulated, and the model (d,) if the alignment needs its move."""
+    """State for the next round: the trigger vector (d,) if it is accumulated, and the model (d,) if the alignment or an
+    exact step needs its move."""
     settings = knowledge.settings
     return ({"trigger": vector} if settings.trigger_refresh == "accumulate" else {}) | (
-        {"theta": knowledge.theta} if settings.alignment else {}
+        {"theta": knowledge.theta} if settings.alignment or settings.scaling == "exact" else {}
     )
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.accumulative.adaptive import discrepancy
+from clients.accumulative.targeted import has_target, margins, retained, victims, wanted
 from clients.knowledge import Knowledge
 from fl_sim.data.batches import Batch
 from fl_sim.outside_code import OutsideCodeError, defined_at, error_report, outside_call, with_place
@@ -31,7 +32,8 @@ def inner(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
 
     Source: Pang et al. 2021, Algorithm 2. Unbounded below.
     """
-    return Aim(torch.dot(_differentiable_gradient(knowledge, theta, knowledge.validation_draw), trigger))
+    product = torch.dot(_differentiable_gradient(knowledge, theta, _val(knowledge)), trigger)
+    return Aim(-product if has_target(knowledge.settings) else product)
 
 
 def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
@@ -40,8 +42,8 @@ def cosine(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     Source: Pang et al. 2021, the released code.
     """
     similarity = F.cosine_similarity(
-        _differentiable_gradient(knowledge, theta, knowledge.trigger_batch),
-        _differentiable_gradient(knowledge, theta, knowledge.validation_draw),
+        _differentiable_gradient(knowledge, theta, wanted(knowledge, victims(knowledge, knowledge.trigger_batch))),
+        _differentiable_gradient(knowledge, theta, _val(knowledge)),
         dim=0,
     )
     return Aim(-similarity if knowledge.settings.trigger == "reversed" else similarity)
@@ -51,13 +53,16 @@ def lookahead(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`M(S_val; theta - server_lr * P_t)` with P_t constant and `M = mean(-log(1 - p_y))`.
 
     Prepares a model that misclassifies after the trigger. M is at least 0: its gradient vanishes when the model after the trigger is
-    wrong. Ours.
+    wrong. Towards a class (`attack.to-class`) M is the cross-entropy with it. Ours.
     """
-    inputs, labels = knowledge.validation_draw
+    inputs, labels = victims(knowledge, knowledge.validation_draw)
     log_p = F.log_softmax(knowledge.model.logits(theta - knowledge.server_lr * trigger, inputs), dim=1)
+    hits = 100.0 * float((log_p.argmax(dim=1) == labels).double().mean())
+    if has_target(knowledge.settings):
+        return Aim(F.nll_loss(log_p, wanted(knowledge, Batch(inputs, labels)).labels), hits)
     # log(1 - p_y) as the log of the sum of the other classes' probabilities: exact where p_y rounds to 1.
     others = log_p.scatter(1, labels.unsqueeze(1), float("-inf")).logsumexp(dim=1)
-    return Aim(-others.mean(), 100.0 * float((log_p.argmax(dim=1) == labels).double().mean()))
+    return Aim(-others.mean(), hits)
 
 
 def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
@@ -65,19 +70,36 @@ def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) ->
 
     Source: Pang et al. 2021, Eq. 5, without the first-order expansion of Eq. 10. For an attacker without stealth.
     """
-    logits = knowledge.model.logits(theta - knowledge.server_lr * trigger, knowledge.validation_draw.inputs)
-    labels = knowledge.validation_draw.labels
-    return Aim(-F.cross_entropy(logits, labels), 100.0 * float((logits.argmax(dim=1) == labels).double().mean()))
+    batch = victims(knowledge, knowledge.validation_draw)
+    logits = knowledge.model.logits(theta - knowledge.server_lr * trigger, batch.inputs)
+    loss = F.cross_entropy(logits, wanted(knowledge, batch).labels)
+    hits = 100.0 * float((logits.argmax(dim=1) == batch.labels).double().mean())
+    return Aim(loss if has_target(knowledge.settings) else -loss, hits)
 
 
-OBJECTIVES: dict[str, Objective] = {"lookahead": lookahead, "cosine": cosine, "inner": inner, "lookahead-unbounded": lookahead_unbounded}
+def erosion(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
+    """`sum_{i attacked} relu(z_y - max_{j != y} z_j + margin) / b`, z the logits: the attacked class is lost without any trigger. For a
+    pair z_to in place of the maximum. Ours."""
+    return Aim(margins(knowledge, theta))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "lookahead": lookahead,
+    "cosine": cosine,
+    "inner": inner,
+    "lookahead-unbounded": lookahead_unbounded,
+    "erosion": erosion,
+}
 
 objectives: Registry[Objective] = Registry("objective", "attack.objective", OBJECTIVES, "fl_sim.objectives")
 
 
-def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None) -> tuple[Tensor, float | None]:
+def direction(
+    objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None, first: Tensor | None = None
+) -> tuple[Tensor, float | None]:
     """h_t (d,): the gradient with respect to theta of the objective plus, if there is a `history` (r, e, c), `attack.discrepancy-weight`
-    times the discrepancy against it (Zhu et al. 2023, Eq. 21). And the `rehearsed` accuracy of the objective's `Aim`.
+    times the discrepancy against it (Zhu et al. 2023, Eq. 21), and, if there is what the `first` model said (e, c), the term that retains
+    it. And the `rehearsed` accuracy of the objective's `Aim`.
 
     Raises OutsideCodeError if an objective from outside does not return an Aim whose value depends on theta.
     """
@@ -90,6 +112,8 @@ def direction(objective: Objective, knowledge: Knowledge, trigger: Tensor, histo
         value, rehearsed = objective(knowledge, leaf, trigger)
     if history is not None:
         value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
+    if first is not None:
+        value = value + retained(knowledge, leaf, first)
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
     if gradient is None:  # pyright: ignore[reportUnnecessaryComparison] - typed without allow_unused
         raise OutsideCodeError(f"{_expected(objective)} whose value depends on theta, got one that does not")
@@ -119,6 +143,11 @@ def _failure(objective: Objective, error: BaseException) -> Exception:
 
 def _expected(objective: Objective) -> str:
     return f"attack.objective: expected {with_place(getattr(objective, '__name__', repr(objective)), objective)} to return a fl_sim.Aim"
+
+
+def _val(knowledge: Knowledge) -> Batch:
+    """The attacked examples of this round's draw, labelled as the attacker wants them."""
+    return wanted(knowledge, victims(knowledge, knowledge.validation_draw))
 
 
 def _differentiable_gradient(knowledge: Knowledge, theta: Tensor, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clients.accumulative.appraisal import Appraisal
+from clients.accumulative.targeted import has_target, victims, wanted
 from clients.knowledge import Knowledge
 from fl_sim.training.clipping import Clip, clip
 
@@ -25,13 +26,16 @@ def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
 
     latest (ours): `proj_eta(-c * grad L(S_T; theta_t))`; with `attack.trigger-scale = 0` c is such that the length is eta.
     accumulate: `P_t = proj_eta(P_{t-1} - alpha * grad L(S_T; theta_t))`, `P_0 = proj_eta(-grad L(S_T; theta_0))`.
+    Against a class, L is the loss of its examples in S_T. Towards a class (`attack.to-class`) it is minus the loss with that label.
     A clean trigger is the plain gradient, `P_t = proj_eta(c * grad L(S_T; theta_t))` with c = 1 for `trigger-scale = 0`.
     Source: Pang et al. 2021, section 3.3 and Algorithm 2.
     """
     settings = knowledge.settings
-    gradient = knowledge.model.gradient(knowledge.theta, *knowledge.trigger_batch)
+    batch = wanted(knowledge, victims(knowledge, knowledge.trigger_batch))
+    gradient = knowledge.model.gradient(knowledge.theta, *batch)
     if settings.trigger == "clean":
         return project((settings.trigger_scale or 1.0) * gradient, settings.norm_bound)
+    gradient = -gradient if has_target(settings) else gradient
     if settings.trigger_refresh == "accumulate":
         step = -gradient if previous is None else previous - settings.alpha * gradient
         return project(step, settings.norm_bound)
@@ -53,7 +57,7 @@ class Rehearsal(NamedTuple):
 
 def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal, after: float | None) -> Rehearsal:
     """Apply the trigger, a combined update (d,), to a copy of the model, and measure its accuracy: on this round's draw of S_val, and if
-    that is within `SLACK` points of firing, on all of S_val. Ours.
+    that is within `SLACK` points of firing, on all of S_val; against a class, on its examples. Ours.
 
     Args: after, the accuracy after the trigger on the draw, if already known.
     """
@@ -61,10 +65,10 @@ def rehearse(knowledge: Knowledge, trigger: Tensor, own: Appraisal, after: float
     u = (knowledge.round - first) / max(knowledge.total_rounds - first, 1)
     now = own.accuracy
     if after is None:
-        after = knowledge.model.score(triggered_theta, *knowledge.validation_draw)[0]
+        after = knowledge.model.score(triggered_theta, *victims(knowledge, knowledge.validation_draw))[0]
     whole = len(knowledge.drawn) == len(knowledge.validation.labels)
     if not whole and should_fire(after - SLACK, now + SLACK, own.start_accuracy, u):
-        after = knowledge.model.score(triggered_theta, *knowledge.validation)[0]
+        after = knowledge.model.score(triggered_theta, *victims(knowledge, knowledge.validation))[0]
         now = knowledge.model.score(knowledge.theta, *knowledge.validation)[0]
         whole = True
     return Rehearsal(after, whole and should_fire(after, now, own.start_accuracy, u))

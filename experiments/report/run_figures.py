@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from torch import Tensor
 
 from experiments.records.reading import DamagedError, read_config, read_rounds
 from experiments.run.history import TrackHistory
@@ -35,6 +36,7 @@ PHASES = {
     "accumulate": ("#F0E442", "accumulative phase"),
     "trigger": ("#D55E00", "trigger"),
     "between": ("#F0E442", "between triggers"),
+    "pause": ("#999999", "attack paused"),
     "recover": ("#56B4E9", "recovery"),
 }
 
@@ -48,8 +50,8 @@ SCORES = {
 
 def draw_figures(folder: Path) -> list[Path]:
     """Draw a run's figures into its folder: `accuracy.png`; `classes.png` and `confusion.png` where the lines have figures by class;
-    `attack.png` where there was a coalition; `guard.png` where the strategy scored candidate models against thresholds. Returns their
-    paths. Raises DamagedError."""
+    `success.png` where they have attack success rates; `attack.png` where there was a coalition; `guard.png` where the strategy scored
+    candidate models against thresholds. Returns their paths. Raises DamagedError."""
     config, tracks = config_of(read_config(folder)), read_rounds(folder)
     try:
         figures = _figures(config, tracks)
@@ -68,6 +70,8 @@ def _figures(config: Config, tracks: Mapping[str, Lines]) -> dict[str, Callable[
     if tracks["attacked"][0].get("start", {}).get("by_class"):
         figures["classes.png"] = lambda path: classes_figure(path, tracks["attacked"], title)
         figures["confusion.png"] = lambda path: confusion_figure(path, tracks["attacked"], title)
+    if "attack_success_rate" in tracks["attacked"][0].get("start", {}):
+        figures["success.png"] = lambda path: success_figure(path, tracks, title)
     if malicious_clients(config):
         figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
     if scores := guard_scores(tracks):
@@ -157,6 +161,42 @@ def confusion_figure(path: Path, lines: Lines, title: str) -> None:
     bar.tick_params(labelsize=6)
     figure.suptitle(title, fontsize=10)
     save(figure, path, dpi=160)
+
+
+def success_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
+    """Test accuracy and attack success rate over the rounds in one panel, with and without the attack, from the burnt-in model on; the
+    rounds in which the coalition acted are shaded."""
+    figure, (axes,) = _panels(1, 4.0)
+    for start, end in _spans([line["round"] for line in tracks["attacked"] if "attack" in line]):
+        axes.axvspan(start - 0.5, end + 0.5, color=PHASES["accumulate"][0], alpha=0.2, linewidth=0, label="attack")
+    for name in [name for name in ("twin", "attacked") if name in tracks]:
+        first = tracks[name][0]["start"]
+        for key, style, label in (("accuracy", "-", "accuracy"), ("attack_success_rate", "--", "attack success")):
+            series = [(0, first[key]), *_series(tracks[name], key)]
+            axes.plot(*zip(*series, strict=True), color=COLOURS[name], linestyle=style, linewidth=1.4, label=f"{LABELS[name]}: {label}")
+    finish_axes(axes, title)
+    axes.set_ylabel("test images (%)")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(list(unique.values()), list(unique), frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, path, dpi=160)
+
+
+def patterns_figure(path: Path, images: Mapping[str, Tensor]) -> None:
+    """Images as they are and with triggers: one row per entry, from a label to images (k, C, H, W), k the same for all."""
+    count = len(next(iter(images.values())))
+    figure = Figure(figsize=(0.8 * count + 1.3, 0.8 * len(images) + 0.1))
+    rows = figure.subplots(len(images), count, squeeze=False)
+    figure.subplots_adjust(left=1.25 / figure.get_figwidth(), right=0.99, top=0.98, bottom=0.02, wspace=0.06, hspace=0.06)
+    for axes_row, (label, row) in zip(rows, images.items(), strict=True):
+        for axes, image in zip(axes_row, row, strict=True):
+            lowest, highest = float(row.min()), float(row.max())
+            pixels = (image.permute(1, 2, 0) - lowest) / max(highest - lowest, 1e-9)
+            axes.imshow(pixels.squeeze(-1).numpy(force=True), cmap="gray", vmin=0.0, vmax=1.0)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        axes_row[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+    save(figure, path, dpi=120)
 
 
 def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: float) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from experiments.report.views import Matrix
 
+FILTERED = ("true_positive_rate", "false_positive_rate")  # of a summary
 TAIL = 1 << 16  # bytes: the longest line of a rounds.jsonl is far shorter
 
 
@@ -52,6 +53,13 @@ def run_table(summary: Mapping[str, Any], config: Mapping[str, Any] | None = Non
     alarms = summary.get("alarms") or [0]
     if (config or {}).get("monitor.action") == "stop" and alarms[-1] == summary["rounds"]:
         table.caption += f"\nthe monitor ended the run in round {alarms[-1]}"
+    if rates := summary.get("attack_success_rate"):
+        base = f", clean twin {_shown(twin.get('attack_success_rate'))[0]}" if twin else ""
+        words = " to ".join(_shown(rates["burn_in"], rates["end_of_attack"], rates["final"]))
+        table.caption += f" · attack success rate (%): {words} (before, end of attack, end){base}"
+    if rates := summary.get("filtering"):
+        shown = ["-" if rates[name] is None else f"{100.0 * rates[name]:.0f}" for name in FILTERED]
+        table.caption += f"\nleft out by the strategy: {shown[0]} % of the malicious and {shown[1]} % of the honest clients"
     table.caption_justify = "left"
     return table
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.run.attack_success import SuccessRates
 from experiments.run.history import accuracy_by_class
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch
@@ -40,6 +41,7 @@ class Evaluator:
         count = config.evaluate.examples
         self.partial = bool(count) and count < len(self._test.labels)
         self._part = federation.test(count) if self.partial else self._test
+        self.success = SuccessRates(config, federation, self._test, self._part)
 
     def part(self, theta: Tensor) -> Score:
         """On `evaluate.examples` test examples."""

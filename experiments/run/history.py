@@ -87,9 +87,9 @@ class TrackHistory:
     def final(self) -> float | None:
         return self.lines[-1].get("whole_accuracy") if self.lines else None
 
-    def in_phase(self, phase: str) -> list[Line]:
-        """The lines of a phase."""
-        return [line for line in self.lines if line["phase"] == phase]
+    def in_phase(self, *phases: str) -> list[Line]:
+        """The lines of some phases."""
+        return [line for line in self.lines if line["phase"] in phases]
 
     def count(self, section: str, name: str) -> int:
         """The number of rounds in which a figure of a section was not 0."""

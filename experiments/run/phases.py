@@ -5,22 +5,42 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from fl_sim.config.keys import Config
+from fl_sim.config.keys import Attack, Config
 from fl_sim.data.sampling import malicious_clients, sample_clients
 
-Phase = Literal["accumulate", "trigger", "between", "recover", "end"]
+Phase = Literal["accumulate", "trigger", "between", "pause", "recover", "end"]
 
 
 def phase_of(config: Config, round_: int, spent: tuple[int, ...], *, attacked: bool) -> Phase:
     """The phase of `round_` (from 1), given the rounds before it in which a trigger fired or was given up.
 
     accumulate: rounds 1..T (none with `attack.name = "trigger-only"`), in which the coalition may fire early. trigger: a trigger is due,
-    until it fires or is given up (`given_up`). between: before the next of several triggers. recover: the coalition behaves honestly.
-    Without malicious clients (`attacked` false) the triggers count as fired on time.
+    until it fires or is given up (`given_up`). between: before the next of several triggers. pause: one of these outside the window of the
+    attack (`acts_in`), in which the coalition behaves honestly, as it does in recover. Triggers that have not fired when the window closes
+    never fire. Without malicious clients (`attacked` false) the triggers count as fired on time.
     """
     schedule, last = config.schedule, accumulate_rounds(config)
     if not attacked:
         return "end" if round_ > planned_rounds(config) else "accumulate" if round_ <= last else "recover"
+    if _is_over(config.attack, round_) and len(spent) < schedule.triggers:
+        return "pause" if round_ <= last else "recover" if round_ <= planned_rounds(config) else "end"
+    phase = _scheduled(config, round_, spent)
+    return phase if phase in ("recover", "end") or acts_in(config.attack, round_) else "pause"
+
+
+def acts_in(attack: Attack, round_: int) -> bool:
+    """Whether the window of the attack has a round: `from-round`, `from-round + every`, and so on up to `to-round` (0: without end)."""
+    since = round_ - attack.from_round
+    return since >= 0 and since % attack.every == 0 and not _is_over(attack, round_)
+
+
+def _is_over(attack: Attack, round_: int) -> bool:
+    return 0 < attack.to_round < round_
+
+
+def _scheduled(config: Config, round_: int, spent: tuple[int, ...]) -> Phase:
+    """The phase of a round with a coalition, without regard to the window of the attack."""
+    schedule, last = config.schedule, accumulate_rounds(config)
     if schedule.triggers == 0:
         return "accumulate" if round_ <= last else "recover" if round_ <= last + schedule.recovery_rounds else "end"
     if len(spent) < schedule.triggers:
@@ -42,7 +62,8 @@ def given_up(config: Config, round_: int, spent: tuple[int, ...], malicious: Col
     """
     due = due_round(config, spent)
     last = due + config.schedule.trigger_wait
-    if any(not set(malicious).isdisjoint(sample_clients(config, later)) for later in range(round_ + 1, last + 1)):
+    open_rounds = [later for later in range(round_ + 1, last + 1) if acts_in(config.attack, later)]
+    if any(not set(malicious).isdisjoint(sample_clients(config, later)) for later in open_rounds):
         return ""
     rounds = f"round {round_}" if round_ == due else f"rounds {due} to {round_}"
     return f"no malicious client was sampled in {rounds}, and none is until round {last} (schedule.trigger-wait)"

@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clients.catalogue import attacks
+from clients.success import success_test_of
 from experiments.records.identity import run_hash
 from experiments.run.history import Line, TrackHistory
 from experiments.run.phases import accumulate_rounds
@@ -17,6 +19,7 @@ from fl_sim.config.resolve import resolve
 
 DATA = ("data", "set_size")  # keys of the attack that matter to a twin: the coalition's own set is taken from the clients' data
 SAMPLING = ("name", "poison_ratio", "malicious_fraction")  # and these, if not all clients are sampled in every round
+SUCCESS = ("name", "options", "class_", "to_class", "edge_data", "edge_root", "edge_class")
 
 
 def stored_twin(folder: Path, config: Config, attacked: TrackHistory) -> list[Line]:
@@ -34,11 +37,16 @@ def store_twin(folder: Path, config: Config, attacked: TrackHistory, lines: Sequ
     write_whole(folder / twin_key(config, attacked), "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def _measured(config: Config) -> tuple[str, ...]:
+    """The keys of the attack on which its success test depends, if it has one: the twin's lines have its rates."""
+    return SUCCESS if success_test_of(attacks.find(config.attack.name)) else ()
+
+
 def twin_key(config: Config, attacked: TrackHistory) -> str:
     """A file name for what a twin depends on within one command: the configuration without the attack, the data, the number of
     rounds, and the round of comparison."""
     all_sampled = config.clients_per_round == config.data.num_clients
-    names = DATA + (() if all_sampled else SAMPLING)
+    names = DATA + (() if all_sampled else SAMPLING) + _measured(config)
     attack = resolve({}).attack.model_copy(update={name: getattr(config.attack, name) for name in names})
     clean = config.model_copy(update={"attack": attack, "twin": False, "control": False, "control_honest": False})
     return "-".join(map(str, [run_hash(clean), accumulate_rounds(config), attacked.rounds, *attacked.fired[:1]])) + ".jsonl"

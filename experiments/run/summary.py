@@ -10,6 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.records.identity import run_hash
+from experiments.run.attack_success import WHOLE, rates_of
+from experiments.run.filtering import mean_rates
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
@@ -51,11 +53,31 @@ class OneClass(Part):
     model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
 
 
+class SuccessRate(Part):
+    """Attack success rates, percent, on the whole test set: before round 1, after the last round in which the coalition may have acted, at
+    the end."""
+
+    burn_in: float
+    end_of_attack: float | None
+    final: float
+
+
+class Filtering(Part):
+    """Shares from 0 to 1, means over the rounds in which the coalition acted: of the malicious clients that the strategy left out (also
+    called recall), of the honest ones that it left out, and of malicious ones among those left out."""
+
+    true_positive_rate: float | None
+    false_positive_rate: float | None
+    precision: float | None
+    recall: float | None
+
+
 class CleanTwin(Part):
-    """Percent."""
+    """Percent; the attack success rate is that of a model that nobody attacked, at its end."""
 
     final: float
     at_trigger: float | None
+    attack_success_rate: float | None = None
 
 
 class Control(Part):
@@ -175,6 +197,8 @@ class Summary(Part):
     accuracy_by_class: AccuracyByClass | None = None
     worst_class: OneClass | None = None
     most_harmed_class: OneClass | None = None
+    attack_success_rate: SuccessRate | None = None
+    filtering: Filtering | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -220,19 +244,21 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
     tracks = history_of(lines)
     attacked, twin, control = tracks["attacked"], tracks.get("twin"), tracks.get("control")
     before, after, start = attacked.before_trigger, attacked.after_trigger, attacked.start
-    in_phase = [line["accuracy"] for line in attacked.in_phase("accumulate") if "accuracy" in line]
+    in_phase = [line["accuracy"] for line in attacked.in_phase("accumulate", "pause") if "accuracy" in line]
     ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
     return Summary(
         accuracy=Accuracy(
             burn_in=start["whole_accuracy"], before_trigger=before, after_trigger=after, final=attacked.lines[-1]["whole_accuracy"]
         ),
         **_classes(attacked),
+        attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
+        filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),
         worst_accuracy_in_phase=min(in_phase, default=None),
         worst_loss_in_phase=_worst_loss(attacked, in_phase),
-        phase_rounds=PhaseRounds(played=len(attacked.in_phase("accumulate")), evaluated=len(in_phase)),
+        phase_rounds=PhaseRounds(played=len(attacked.in_phase("accumulate", "pause")), evaluated=len(in_phase)),
         trigger_round=attacked.fired[0] if attacked.fired else None,
         triggers=list(attacked.fired),
         missed_triggers=list(attacked.missed),
@@ -251,7 +277,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         tolerance=_tolerance(config, attacked),
         client_failures=sum(len(line.get("failures", {})) for line in attacked.lines),
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
-        clean_twin=CleanTwin(final=twin.lines[-1]["whole_accuracy"], at_trigger=twin.after_trigger) if twin else None,
+        clean_twin=_clean_twin(twin) if twin else None,
         control=_control(control) if control else None,
         honest_trigger=_honest_trigger(tracks.get("honest-trigger")),
         poison_ratio=PoisonRatio(
@@ -262,6 +288,11 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         seconds=_seconds(tracks),
         config_hash=run_hash(config),
     )
+
+
+def _clean_twin(twin: TrackHistory) -> CleanTwin:
+    last = twin.lines[-1]
+    return CleanTwin(final=last["whole_accuracy"], at_trigger=twin.after_trigger, attack_success_rate=last.get(WHOLE))
 
 
 def _control(control: TrackHistory) -> Control:
@@ -346,6 +377,8 @@ def _no_trigger(config: Config, track: TrackHistory) -> str | None:
         return "none is planned (schedule.triggers = 0)"
     if reasons := [f"round {round_}: {reason}" for round_, reason in track.missed.items()]:
         return "; ".join(reasons[:1] + [f"and {len(reasons) - 1} more"] * (len(reasons) > 1))
+    if 0 < config.attack.to_round < track.rounds:
+        return f"the attack ended with round {config.attack.to_round} (attack.to-round)"
     return f"the run ended in round {track.rounds} (monitor.action = {config.monitor.action!r})"
 
 
@@ -353,7 +386,7 @@ def _coalition(config: Config, track: TrackHistory) -> CoalitionRounds | None:
     members = {str(client) for client in malicious_clients(config)}
     if not members:
         return None
-    counts = Counter(_role(line, members) for line in track.lines if line["phase"] != "recover")
+    counts = Counter(_role(line, members) for line in track.lines if line["phase"] not in ("pause", "recover"))
     return CoalitionRounds(acted=counts["acted"], idle=counts["idle"], failed=counts["failed"], absent=counts["absent"])
 
 
@@ -421,7 +454,7 @@ def _stealth_gap(attacked: TrackHistory, twin: TrackHistory | None) -> float | N
     """The largest gap between the twin's and the attacked accuracy in the phase, over the rounds in which both were evaluated."""
     gaps: list[Any] = [
         twin.evaluated[line["round"]] - line["accuracy"]
-        for line in (attacked.in_phase("accumulate") if twin else [])
+        for line in (attacked.in_phase("accumulate", "pause") if twin else [])
         if "accuracy" in line and twin and line["round"] in twin.evaluated
     ]
     return max(gaps, default=None)

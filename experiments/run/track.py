@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from experiments.run.attack_success import ACTING
 from experiments.run.evaluator import Evaluator, Score
+from experiments.run.filtering import filter_rates
 from experiments.run.history import Line, TrackHistory, TrackName
 from experiments.run.monitor import Monitor
 from experiments.run.phases import accumulate_rounds, given_up, phase_of
@@ -166,10 +168,15 @@ class TrackRun:
             line |= {"alarm_class": self._monitor.alarm_class} if self._monitor.alarm_class is not None else {}
         if rolled_back:
             line["rolled_back"] = True
-        line |= self._accuracies(before, fired=fired, alarm=alarm, last=last)
+        ends = phase in ACTING and self._phase(self._round + 1) not in ACTING  # the coalition's acting
+        line |= self._accuracies(before, fired=fired, alarm=alarm, last=last, ends=ends)
         line |= _figures(result.outcome, result.metrics)
         if result.skipped:
             line["skipped"] = result.skipped
+        if result.left_out is not None:
+            line["left_out"] = list(result.left_out)
+            if result.outcome.metrics.get("acted"):
+                line["filtering"] = filter_rates(result.left_out, result.outcome.combined, self._malicious)
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
         line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)
         return line, last
@@ -205,16 +212,20 @@ class TrackRun:
         evaluator, theta = self._inputs.evaluator, self._inputs.start.theta
         part, whole = evaluator.part(theta), evaluator.whole(theta)
         by_class = {"by_class": part.by_class, "whole_confusion": whole.confusion.tolist()} if self._by_class else {}
-        return {"accuracy": part.accuracy, "whole_accuracy": whole.accuracy, **by_class}
+        success = evaluator.success.part(evaluator.model, theta) | evaluator.success.whole(evaluator.model, theta)
+        return {"accuracy": part.accuracy, "whole_accuracy": whole.accuracy, **by_class, **success}
 
-    def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool) -> dict[str, Any]:
+    def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool, ends: bool) -> dict[str, Any]:
         """The accuracies of a round: on `evaluate.examples` if due, after an alarm and around the trigger; on the whole test set around the
-        trigger and at the end."""
+        trigger and at the end. The attack success rate with the first, and on the whole test set where the acting `ends` and at the end."""
         evaluator, theta, line, part = self._inputs.evaluator, self._strategy.theta, dict[str, Any](), None
         is_compared = fired or self._round == self._compared_round()
         if self._round % self._inputs.config.evaluate.every == 0 or is_compared or alarm:
             part = evaluator.part(theta)
             line |= {"accuracy": part.accuracy, "loss": part.loss} | ({"by_class": part.by_class} if self._by_class else {})
+            line |= evaluator.success.part(evaluator.model, theta)
+        if last or ends:
+            line |= evaluator.success.whole(evaluator.model, theta)
         if is_compared or last:
             whole = part if part and not evaluator.partial else evaluator.whole(theta)
             if is_compared and (self._fired in ((), (self._round,))):

@@ -7,12 +7,14 @@ import math
 from fl_sim.config.image_checks import image_checks
 from fl_sim.config.keys import Config
 
+WITHOUT_TRIGGER_VECTOR = ("badnets", "blended", "dba", "edge-case", "label-flip-pair")  # theirs is in the images
+
 Problem = tuple[tuple[str, ...], str]
 
 
 def cross_checks(config: Config) -> list[Problem]:
     """Every contradiction between keys, as (keys, sentence). Loads nothing."""
-    return [*_sampling(config), *_attack(config), *image_checks(config), *_faults(config), *_workers(config)]
+    return [*_sampling(config), *_attack(config), *_window(config), *image_checks(config), *_faults(config), *_workers(config)]
 
 
 def _sampling(config: Config) -> list[Problem]:
@@ -56,7 +58,7 @@ def _attack(config: Config) -> list[Problem]:
             )
         )
     to_norm_bound = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
-    if math.isinf(config.attack.norm_bound) and to_norm_bound:
+    if math.isinf(config.attack.norm_bound) and to_norm_bound and config.attack.name not in WITHOUT_TRIGGER_VECTOR:
         problems.append(
             (
                 ("attack.norm-bound", "attack.trigger-scale", "attack.trigger-refresh"),
@@ -81,6 +83,29 @@ def _workers(config: Config) -> list[Problem]:
         return []
     key = "ray.gpus-per-worker"
     return [((key,), f"expected {key} to be 0, a share from 0.0001 to 1, or a whole number of GPUs, got {share:g}")]
+
+
+def _window(config: Config) -> list[Problem]:
+    attack, triggers = config.attack, config.schedule.triggers
+    if attack.name == "none":
+        return []
+    problems: list[Problem] = []
+    last = 0 if attack.name == "trigger-only" else config.schedule.accumulate_rounds
+    latest = max(last + (1 if triggers else 0), 1)
+    if attack.from_round > latest and attack.name != "trigger-only":
+        keys = ("attack.from-round", "schedule.accumulate-rounds", "schedule.triggers")
+        problems.append(
+            (keys, f"expected attack.from-round <= {latest}, the last round of the phase and its trigger, got {attack.from_round}")
+        )
+    if 0 < attack.to_round < attack.from_round:
+        keys = ("attack.to-round", "attack.from-round")
+        text = f"expected attack.to-round to be 0 or >= attack.from-round = {attack.from_round}, got {attack.to_round}"
+        problems.append((keys, text))
+    elif attack.name == "accumulative" and attack.fire == "schedule" and triggers and 0 < attack.to_round <= last:
+        keys = ("attack.to-round", "attack.fire", "schedule.triggers", "schedule.accumulate-rounds")
+        text = "the round of the trigger (or schedule.triggers = 0 for an attack without one)"
+        problems.append((keys, f"expected attack.to-round to be 0 or >= {last + 1}, {text}, got {attack.to_round}"))
+    return problems
 
 
 def _faults(config: Config) -> list[Problem]:

@@ -144,12 +144,20 @@ class Attack(Section):
     poison_ratio: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         -1.0, description="share of malicious clients among the sampled ones, exact in every round (-1: malicious-fraction decides)"
     )
+    from_round: Count = Field(1, description="first round in which the coalition may act; before it is honest")
+    to_round: CountOrZero = Field(0, description="last round in which it may act (0: to the end of the phase and its triggers)")
+    every: Count = Field(1, description="it acts in every so many rounds, counted from from-round, and is honest in the others")
     knowledge: Literal["coalition", "rule", "omniscient"] = Field("omniscient", description="what the coalition may see")
     data: Literal["own-set", "members"] = Field("own-set", description="the coalition's data: a held-out set, or its members' shares")
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
     batch_size: Count = Field(100, description="examples of the validation set drawn per round; the trigger batch has at most as many")
     objective: str = Field("lookahead", description="what the phase descends: one of `OBJECTIVES` (docs/attacks.md), or your own")
-    scaling: Literal["relative", "lambda"] = Field("relative", description="length of the accumulated direction")
+    scaling: Literal["relative", "lambda", "exact"] = Field(
+        "relative", description="length of the accumulated direction; exact: the model moves by `step` along it alone"
+    )
+    step: Positive = Field(1.0, description="exact scaling: length of the step of each round, in gradient units")
+    margin: NonNegative = Field(1.0, description="erosion: an example that is wrong by this much (logits) counts no more")
+    retain: NonNegative = Field(0.0, description="weight of what the first model said of the classes that are not attacked (0: off)")
     rho: NonNegative = Field(0.7, description="relative scaling: length, in multiples of the running mean of the honest norm")
     floor: NonNegative = Field(0.1, description="relative scaling: smallest honest norm that is used")
     lambda_: NonNegative = Field(0.02, description="lambda scaling: factor of the direction as printed in Pang et al. 2021")
@@ -185,6 +193,24 @@ class Attack(Section):
     )
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
     tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
+    class_: ClassOrAny = Field(-1, description="targeted attacks: the class that is attacked (-1: all)")
+    to_class: ClassOrAny = Field(
+        -1, description="targeted attacks: the class that the model should say instead (-1: class 0 for a backdoor, any other for the rest)"
+    )
+    poison_share: Share = Field(0.5, description="backdoors: share of a member's batch that is poisoned, rounded up")
+    boost: NonNegative = Field(
+        1.0, description="backdoors: factor of a member's update (0: model replacement, n/m at equal weights and rates)"
+    )
+    project_norm: NonNegative = Field(
+        0.0, description="backdoors: longest update before its factor, kept by a projection in each local step (0: off)"
+    )
+    mask_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="backdoors: share of the coordinates, those that the last global update changed most, that stay as they are (0: off)",
+    )
+    edge_data: str = Field("digits", description="edge-case: where its images come from: a public data set (docs/data.md), or `folder`")
+    edge_root: str = Field("data", description="edge-case: folder of that data set, or of the images")
+    edge_class: ClassOrAny = Field(-1, description="edge-case: class of that data set (-1: all)")
     perturbation: Literal["std", "unit", "sign"] = Field("std", description="direction of min-max and min-sum away from the mean")
     surface: Literal["updates", "images"] = Field(
         "updates",

@@ -25,7 +25,7 @@ from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import AttackState, Blocks, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
 
-RESTING = ("", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
+RESTING = ("", "pause", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,7 @@ class RoundResult(NamedTuple):
     seconds: float
     aggregation: float
     skipped: str = ""
+    left_out: tuple[int, ...] | None = None  # the clients that the strategy left out, if it is one that selects
 
 
 def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: str) -> RoundResult:
@@ -273,4 +274,4 @@ def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: s
         reasons = sorted({report.failure for report in outcome.reports})
         raise RuntimeError(f"every client failed ({'; '.join(reasons)})")
     figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
-    return RoundResult(figures, outcome, end - start, end - reply_time, strategy.skipped)
+    return RoundResult(figures, outcome, end - start, end - reply_time, strategy.skipped, strategy.left_out)

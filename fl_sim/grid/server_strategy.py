@@ -23,11 +23,13 @@ class Needs(NamedTuple):
 
 class ServerStrategy(Protocol):
     """A strategy that describes itself. `step_size`: how far the model moves for a combined update of length 1, without momentum.
-    `skipped`: why the last round did not change the model; empty if it did."""
+    `skipped`: why the last round did not change the model; empty if it did. `left_out`: the clients that the strategy left out of the last
+    round, None if it is none that selects."""
 
     step_size: float
     needs: Needs
     skipped: str
+    left_out: tuple[int, ...] | None
 
     @property
     def theta(self) -> Tensor:

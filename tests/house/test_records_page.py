@@ -80,10 +80,24 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     return fl_sim.run("digits", keys, output_dir=tmp_path_factory.mktemp("runs"), progress=False).folder
 
 
+@pytest.fixture(scope="module")
+def selecting(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """The folder of a run with a backdoor, against a strategy that leaves out clients."""
+    keys = {name: value for name, value in SMALL.items() if not name.startswith(("strategy.", "monitor."))}
+    keys |= {
+        "strategy.name": "flwr.MultiKrum",
+        "strategy.options": '{"num_malicious_nodes": 2, "num_nodes_to_select": 6}',
+        "attack.name": "badnets",
+    }
+    return fl_sim.run(
+        "digits", {**keys, "data.cache-dir": str(cache_dir)}, output_dir=tmp_path_factory.mktemp("runs"), progress=False
+    ).folder
+
+
 @pytest.mark.slow
-def test_every_key_of_a_line(run: Path) -> None:
+def test_every_key_of_a_line(run: Path, selecting: Path) -> None:
     """Both ways: nothing is missing on the page, and nothing on it is no longer written."""
-    lines = [json.loads(text) for text in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(text) for place in (run, selecting) for text in (place / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     places = {re.sub(r"<\w+>", "<>", key) for key in named("2. A line") if "<figure>" not in key}
     written = {path for line in lines for path in paths(line)}
     assert written == places | named("2.1") | named("2.2")
@@ -103,8 +117,10 @@ def test_every_key_of_a_summary() -> None:
 
 
 @pytest.mark.slow
-def test_every_key_of_the_other_files_of_a_run(run: Path) -> None:
-    assert set(paths(read(run / "summary.json"))) == named("3.")
+def test_every_key_of_the_other_files_of_a_run(run: Path, selecting: Path) -> None:
+    summary, other = read(run / "summary.json"), read(selecting / "summary.json")
+    assert summary["filtering"] is None
+    assert set(paths(summary | {key: other[key] for key in ("filtering", "attack_success_rate")})) == named("3.")
     meta = read(run / "meta.json")
     (session,) = meta.pop("sessions")
     assert set(paths(meta)) | {"sessions"} | {f"sessions.{key}" for key in ("resumed_from", "damaged")} == named("4.")

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiments.report.run_figures import draw_figures, guard_scores
+from experiments.report.run_figures import draw_figures, guard_scores, patterns_figure
 from tests.support.small_study import write_run
 
 
@@ -49,3 +50,10 @@ def test_a_guard_is_known_by_its_scores_and_not_by_its_name(tmp_path: Path) -> N
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert guard_scores({"attacked": lines}) == ["rise"]
     assert folder / "guard.png" in draw_figures(folder)
+
+
+def test_patterns_have_a_row_each(tmp_path: Path) -> None:
+    patterns_figure(
+        tmp_path / "patterns.png", {"plain": torch.rand(3, 1, 8, 8), "colour": torch.rand(3, 3, 8, 8), "flat": torch.zeros(3, 1, 8, 8)}
+    )
+    assert (tmp_path / "patterns.png").stat().st_size > 2000

@@ -67,6 +67,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flwr.FedMedian": {"strategy__name": "flwr.FedMedian"},
     "byzfl.MoNNA": {"strategy__name": "byzfl.MoNNA", "strategy__options": "f = 3"},
     "byzfl.CenteredClipping": {"strategy__name": "byzfl.CenteredClipping", "attack__malicious_fraction": 0.25},
+    "backdoor": {
+        "attack__name": "dba",
+        "attack__mask_share": 0.2,
+        "attack__boost": 0.0,
+        "attack__every": 2,
+        "schedule__accumulate_rounds": 5,
+    },
+    "erosion": {
+        "attack__objective": "erosion",
+        "attack__scaling": "exact",
+        "attack__retain": 1.0,
+        "attack__class": 1,
+        "schedule__triggers": 0,
+    },
     "partial participation": {"server__clients_per_round": 6, "attack__poison_ratio": 0.5, "attack__trigger_refresh": "accumulate"},
 }
 
@@ -77,7 +91,7 @@ def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_
     execute(config, runs_dir)
     expected = results(run_folder(runs_dir, config))
     rounds = [(line["track"], line["round"]) for line in expected[1]]
-    assert {track for track, _ in rounds} == set(TRACKS)
+    assert {track for track, _ in rounds} == set(TRACKS if config.attack.name == "accumulative" else TRACKS[:2])
     for number in random.Random(name).sample(range(len(rounds)), 3):  # others for each name
         folder = tmp_path / str(number)
         execute(config, folder, rounds[number])

@@ -54,9 +54,13 @@ def knowledge_of(m: int = M, **settings: Any) -> Knowledge:
         validation=batch(20),
         drawn=torch.arange(0, 20, 2),
         trigger_batch=batch(7),
-        settings=Attack.model_validate({"fire": "schedule", **{key.replace("_", "-"): value for key, value in settings.items()}}),
+        settings=Attack.model_validate(
+            {"fire": "schedule", **{key.rstrip("_").replace("_", "-"): value for key, value in settings.items()}}
+        ),
         own_seed=1,
         rule=KnownRule("mean", None, None),
+        coalition=tuple(range(m)),
+        edge_images=lambda: torch.arange(12.0, dtype=torch.float64).view(2, 1, 2, 3),
         seen=HonestSum(torch.randn(len(theta), generator=generator, dtype=torch.float64), 17.0),
     )
 

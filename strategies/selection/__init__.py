@@ -1,0 +1,1 @@
+"""Which clients a strategy leaves out, for the rates of detection."""

@@ -1,0 +1,190 @@
+"""Accumulation against a class or a pair: gradients, the erosion objective, exact steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clients.accumulative.appraisal import Appraisal
+from clients.accumulative.attack import accumulative
+from clients.accumulative.objectives import OBJECTIVES, direction
+from clients.accumulative.targeted import exact_step, first_log_probs, margins, retained, victims, wanted
+from clients.accumulative.trigger import rehearse, trigger_vector
+from clients.knowledge import Knowledge
+from fl_sim.config.keys import Config
+from fl_sim.config.resolve import ConfigError
+from fl_sim.data.batches import Batch
+from fl_sim.training.clipping import Clip, norms
+from fl_sim.wire.messages import AttackState
+from tests.support.runs import lines, run
+from tests.support.small_knowledge import knowing, knowledge_of
+
+TARGETS: list[dict[str, Any]] = [{"class_": 1}, {"class_": 1, "to_class": 2}, {"to_class": 0}, {}]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_direction_is_the_central_difference(name: str, target: dict[str, Any]) -> None:
+    k = knowledge_of(retain=0.7, **target)
+    trigger = trigger_vector(k, None)
+    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())["first_log_probs"]
+    h = direction(OBJECTIVES[name], k, trigger, None, first)[0]
+    step = 1e-5
+    for j in range(0, len(k.theta), 7):
+        values: list[float] = []
+        for sign in (1.0, -1.0):
+            moved = k.theta.clone()
+            moved[j] += sign * step
+            moved.requires_grad_(True)
+            value = OBJECTIVES[name](k, moved, trigger).value + retained(k, moved, first)
+            values.append(float(value.detach()))
+        assert float(h[j]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+def test_who_is_attacked_and_what_is_wanted() -> None:
+    labels = torch.tensor([0, 1, 2, 1])
+    batch = Batch(torch.arange(24.0, dtype=torch.float64).view(4, 1, 2, 3), labels)
+    assert victims(knowledge_of(), batch) is batch
+    assert victims(knowledge_of(class_=1), batch).labels.tolist() == [1, 1]
+    assert victims(knowledge_of(to_class=1), batch).labels.tolist() == [0, 2], "not the target's own"
+    pair = knowledge_of(class_=2, to_class=0)
+    assert torch.equal(victims(pair, batch).inputs, batch.inputs[[2]])
+    assert wanted(pair, victims(pair, batch)).labels.tolist() == [0]
+    assert wanted(knowledge_of(class_=2), batch) is batch
+    without = Batch(batch.inputs[:1], labels[:1])
+    k = knowledge_of(class_=1)
+    assert torch.equal(victims(k, without).labels, k.validation.labels[k.validation.labels == 1]), "S_val stands in"
+    empty = dataclasses.replace(k, validation=without)
+    with pytest.raises(ValueError, match=r"to hold some of attack.class = 1, got none"):
+        victims(empty, without)
+
+
+@pytest.mark.parametrize("target", [{"class_": 1}, {"class_": 1, "to_class": 2}], ids=str)
+def test_the_margins_by_a_loop(target: dict[str, Any]) -> None:
+    k = knowledge_of(margin=0.8, **target)
+    inputs, labels = k.validation_draw
+    logits = k.model.logits(k.theta, inputs).numpy()
+    total = 0.0
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        if label == 1:
+            rival = row[2] if "to_class" in target else max(row[0], row[2])
+            total += max(0.0, row[1] - rival + 0.8)
+    assert float(margins(k, k.theta)) == pytest.approx(total / len(labels))
+    assert total > 0.0
+
+
+def test_what_is_retained_by_a_loop() -> None:
+    k = knowledge_of(class_=1, retain=2.0)
+    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())["first_log_probs"]
+    now = F.log_softmax(k.model.logits(k.theta, k.validation.inputs), dim=1).numpy()
+    others = [int(i) for i in k.drawn if int(k.validation.labels[i]) != 1]
+    values = [np.sum(np.exp(first[i].numpy()) * (first[i].numpy() - now[i])) for i in others]
+    assert float(retained(k, k.theta, first)) == pytest.approx(2.0 * np.mean(values))
+    assert float(retained(k, k.theta, torch.from_numpy(now))) == pytest.approx(0.0, abs=1e-12)
+    everyone = knowledge_of(retain=2.0)
+    assert float(retained(everyone, everyone.theta, first)) == 0.0, "all are attacked: nothing is to stay"
+    assert first_log_probs(knowledge_of(), AttackState()) == {}
+    state = AttackState(first_log_probs(k, AttackState()))
+    later = dataclasses.replace(k, theta=k.theta + 1.0)
+    assert torch.equal(first_log_probs(later, state)["first_log_probs"], state.arrays["first_log_probs"])
+
+
+@pytest.mark.parametrize("target", [{"class_": 1}, {"class_": 1, "to_class": 2}, {"to_class": 2}], ids=str)
+def test_a_small_trigger_does_to_the_victims_what_is_wanted(target: dict[str, Any]) -> None:
+    k = knowledge_of(norm_bound=0.01, **target)
+    batch = wanted(k, victims(k, k.trigger_batch))
+    before, after = k.model.loss(k.theta, *batch), k.model.loss(k.theta - 0.1 * trigger_vector(k, None), *batch)
+    assert (after < before) == ("to_class" in target)
+    assert float(trigger_vector(k, None).norm()) == pytest.approx(0.01)
+
+
+def test_a_rehearsal_looks_at_the_class() -> None:
+    k = knowledge_of(class_=1)
+    trigger = trigger_vector(k, None)
+    expected = k.model.score(k.theta - 0.1 * trigger, *victims(k, k.validation_draw))[0]
+    assert rehearse(k, trigger, Appraisal(0.0, 0.0, 0.0, 100.0), None).after == expected
+    assert OBJECTIVES["lookahead"](k, k.theta, trigger).rehearsed == pytest.approx(expected)
+
+
+def served(k: Knowledge, updates: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    """The server's step."""
+    return k.theta - k.server_lr * (k.momentum * velocity + k.combined(updates))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_exact_steps_move_the_model_along_h_alone(scale: float) -> None:
+    k = dataclasses.replace(knowledge_of(m=1, step=0.3, scaling="exact"), momentum=0.9)
+    generator = torch.Generator().manual_seed(5)
+    h, earlier = torch.randn(2, len(k.theta), generator=generator, dtype=torch.float64)
+    velocity = (earlier - k.theta) / k.server_lr
+    state = AttackState({"theta": earlier}, {"round": 0.0})
+    moved = served(k, exact_step(k, h, scale, state), velocity)
+    torch.testing.assert_close(moved, k.theta - k.server_lr * scale * 0.3 * h / h.norm())
+    first = served(k, exact_step(k, h, scale, AttackState()), torch.zeros_like(h))
+    torch.testing.assert_close(first, moved)
+    gap = AttackState({"theta": earlier}, {"round": -3.0})
+    torch.testing.assert_close(exact_step(k, h, scale, gap), exact_step(k, h, scale, AttackState())), "an old model tells no momentum"
+
+
+@pytest.mark.parametrize("bound", [Clip("l2", 0.5), Clip("linf", 0.5)], ids=str)
+def test_under_a_clip_every_member_is_at_the_bound_along_h(bound: Clip) -> None:
+    k = knowing(knowledge_of(step=0.3, scaling="exact"), before=bound)
+    h = torch.linspace(-1.0, 2.0, len(k.theta), dtype=torch.float64)
+    sent = exact_step(k, h, 1.0, AttackState())
+    torch.testing.assert_close(norms(sent, bound.norm), torch.full((3,), 0.5, dtype=torch.float64))
+    if bound.norm == "l2":
+        torch.testing.assert_close(sent[1], 0.5 * h / h.norm())
+    else:
+        assert bool((sent * h >= 0.0).all())
+
+
+def test_two_rounds_of_the_attack_pass_on_the_model(configure: Callable[..., Config]) -> None:
+    k = dataclasses.replace(
+        knowledge_of(m=1, objective="erosion", scaling="exact", step=0.2, class_=1, margin=9.0, retain=1.0, stealth_gamma=9.0), momentum=0.9
+    )
+    one = accumulative(k, AttackState())
+    velocity = k.combined(one.updates)
+    moved = dataclasses.replace(k, theta=served(k, one.updates, torch.zeros_like(velocity)), round=2)
+    two = accumulative(moved, one.state)
+    torch.testing.assert_close((k.theta - moved.theta).norm(), torch.tensor(0.2 * k.server_lr * one.metrics["scale"], dtype=torch.float64))
+    step = moved.theta - served(moved, two.updates, velocity)
+    assert float(step.norm()) == pytest.approx(0.2 * k.server_lr * two.metrics["scale"])
+
+
+def test_a_class_that_is_lost_gives_no_direction() -> None:
+    k = knowledge_of(objective="erosion", scaling="exact", class_=1, margin=0.0, retain=1.0)
+    lost = dataclasses.replace(k, validation=Batch(k.validation.inputs, torch.ones_like(k.validation.labels)))
+    wrong = lost.model.logits(lost.theta, lost.validation.inputs).argmax(dim=1) != 1
+    lost = dataclasses.replace(lost, drawn=torch.nonzero(wrong).flatten())
+    action = accumulative(lost, AttackState())
+    assert action.reason == "the gradient of attack.objective = 'erosion' is zero"
+    assert torch.equal(action.updates, k.updates)
+
+
+@pytest.mark.parametrize(("key", "value"), [("step", 0.0), ("margin", -1.0), ("retain", -0.5), ("scaling", "much")])
+def test_bad_values(configure: Callable[..., Config], key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"attack.{key}"):
+        configure(**{f"attack__{key}": value})
+
+
+@pytest.mark.slow
+def test_erosion_takes_a_class_away_and_little_else(configure: Callable[..., Config], tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"attack__objective": "erosion", "attack__scaling": "exact", "attack__class": 1, "attack__retain": 1.0}
+    keys |= {
+        "schedule__triggers": 0,
+        "schedule__accumulate_rounds": 8,
+        "schedule__burn_in_epochs": 20,
+        "attack__stealth_gamma": float("inf"),
+    }
+    keys |= {"data__num_clients": 50, "attack__malicious_fraction": 0.02, "strategy__name": "mean", "model__name": "cnn"}
+    _, folder = run(configure(**keys, twin=False, control=False), tmp_path)
+    eroded = lines(folder)[7]
+    assert eroded["by_class"][1] < 50.0
+    assert eroded["accuracy"] > 85.0
