@@ -99,7 +99,6 @@ NESTED = "def f(x):\n    def g():\n        return {}\n    return g\n"
         [closing_over({1, 2}), closing_over({1, 3})],
         [functools.lru_cache(closing_over(1)), functools.lru_cache(closing_over(2))],
     ],
-    ids=lambda versions: str(versions[0])[:30],
 )
 def test_every_change_gives_another_digest(versions: Sequence[Any]) -> None:
     digests = [object_digest(version) for version in versions]
