@@ -35,7 +35,7 @@ FIGURES = {  # a run's columns: from the summary, by path
     "clean twin (%)": ("clean_twin", "final"),
     "poison ratio (%)": ("poison_ratio", "realised_mean"),
     "skipped": ("skipped", "attacked"),
-    "clipped": ("clipped", "rounds"),
+    "clipped under attack": ("clipped", "under_attack"),
     "refused": ("refused", "attacked"),
     "rounds": ("rounds",),
     "seconds": ("seconds", "total"),

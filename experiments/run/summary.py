@@ -127,10 +127,11 @@ class Skipped(Part):
 
 
 class Clipped(Part):
-    """rounds: in which a clip shortened something. updates: the share of single updates that a clip of each shortened, from 0 to 1, over
-    the rounds that had one; None if none had."""
+    """rounds: in which a clip shortened something; under_attack: those of them in which the coalition acted. updates: the share of single
+    updates that a clip of each shortened, from 0 to 1, over the rounds that had one; None if none had."""
 
     rounds: int
+    under_attack: int
     updates: float | None
 
 
@@ -346,7 +347,8 @@ def _clipped(track: TrackHistory) -> Clipped | None:
         return None
     updates = sum(line["clients"] for line in single)
     share = sum(line["strategy"]["clipped"] for line in single) / updates if updates else None
-    return Clipped(rounds=sum(line["strategy"]["clipped"] > 0.0 for line in lines), updates=share)
+    acted = [line for line in lines if line["strategy"]["clipped"] > 0.0]
+    return Clipped(rounds=len(acted), under_attack=sum("attack" in line for line in acted), updates=share)
 
 
 def _tolerance(config: Config, track: TrackHistory) -> Tolerance | None:

@@ -16,7 +16,7 @@ def defence_text(summary: Mapping[str, Any]) -> str:
         parts.append(f"{skipped} of {rounds} rounds skipped ({summary['skipped']['reason']})")
     if clipped := summary.get("clipped"):
         share = f", {100.0 * clipped['updates']:.1f} % of the updates" if clipped["updates"] is not None else ""
-        parts.append(f"clipped in {clipped['rounds']} of {rounds} rounds{share}")
+        parts.append(f"clipped in {clipped['rounds']} of {rounds} rounds, {clipped['under_attack']} of them under attack{share}")
     if summary.get("judged"):
         parts.append(f"{_rounds(summary, 'refused')} rounds refused, {_rounds(summary, 'drifted')} drifts")
     if exceeded := _exceeded(summary):
@@ -42,8 +42,8 @@ def _inactions(summary: Mapping[str, Any]) -> list[str]:
     texts = list[str]()
     if _skipped(summary):
         texts.append(f"rounds were skipped: {summary['skipped']['reason']}")
-    if (clipped := summary.get("clipped")) and not clipped["rounds"]:
-        texts.append("no update was longer than the bound of the clip")
+    if (clipped := summary.get("clipped")) and not clipped["under_attack"]:
+        texts.append("the clip shortened nothing while the coalition acted")
     if summary.get("judged") and not _rounds(summary, "refused") and not _rounds(summary, "drifted"):
         texts.append("the guard refused nothing and saw no drift")
     if _exceeded(summary):

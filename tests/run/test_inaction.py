@@ -99,9 +99,9 @@ def test_how_often_a_clip_acted_is_in_the_summary(configure: Configure, tmp_path
     summary, place = run(configure(strategy__name=name, strategy__bound=bound, **ALONE), tmp_path)
     rounds = summary["rounds"] if acts else 0
     share = float(acts) if name == "clip-before" else None
-    assert summary["clipped"] == {"rounds": rounds, "updates": share}
-    assert f"clipped in {rounds} of {summary['rounds']} rounds" in printed(summary)
-    assert any("no update was longer than the bound of the clip" in note for note in notes_of(place)) == (not acts)
+    assert summary["clipped"] == {"rounds": rounds, "under_attack": 4 if acts else 0, "updates": share}, "four rounds until the trigger"
+    assert f"clipped in {rounds} of {summary['rounds']} rounds, {4 if acts else 0} of them under attack" in printed(summary)
+    assert any("the clip shortened nothing while the coalition acted" in note for note in notes_of(place)) == (not acts)
     (table,) = study_tables(place, read_study(place))
     assert f"clipped in {rounds} of" in str(table.caption)
 
@@ -116,7 +116,7 @@ def test_how_often_a_clip_acted_is_in_the_summary(configure: Configure, tmp_path
 )
 def test_the_clips_of_others_are_counted_too(configure: Configure, tmp_path: Path, name: str, options: str) -> None:
     summary, _ = run(configure(strategy__name=name, strategy__options=options, **ALONE), tmp_path)
-    assert summary["clipped"] == {"rounds": summary["rounds"], "updates": pytest.approx(1.0)}
+    assert summary["clipped"] == {"rounds": summary["rounds"], "under_attack": 4, "updates": pytest.approx(1.0)}
 
 
 @pytest.mark.parametrize(("f", "exceeded"), [(1, 4), (2, 0)])
@@ -152,5 +152,5 @@ def test_notes_are_counted_by_strategy(configure: Configure, tmp_path: Path) -> 
             config = configure(strategy__name="clip-after", strategy__bound=bound, seed=seed, **ALONE)
             place = execute_run(config, tmp_path, InlineTransport(answer), lambda *_: None)
             runs.append(read_run(place, Cell({}, {"strategy": f"clip-after {bound:g}"})))
-    assert inaction_notes(runs) == ["clip-after 1e+06: no update was longer than the bound of the clip (2 of 2 attacked runs)"]
+    assert inaction_notes(runs) == ["clip-after 1e+06: the clip shortened nothing while the coalition acted (2 of 2 attacked runs)"]
     assert complete_runs(tmp_path, read_study(tmp_path)).problems == []
