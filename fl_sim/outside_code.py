@@ -224,6 +224,11 @@ def _folder() -> str:
         return ""
 
 
+def _put_interrupt(handler: Any) -> None:
+    if handler is not None and threading.current_thread() is threading.main_thread():  # None: it was not set from Python
+        signal.signal(signal.SIGINT, handler)
+
+
 def _put_folder(folder: str) -> None:
     if folder:
         os.chdir(folder)
@@ -241,6 +246,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "logging": (lambda: logging.root.manager.disable, logging.disable),
     "warnings": (_error_filters, _put_filters),
     "folder": (_folder, _put_folder),
+    "Ctrl-C": (lambda: signal.getsignal(signal.SIGINT), _put_interrupt),
     "stdout": (lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
     "stderr": (lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
 }

@@ -1,4 +1,5 @@
-"""What a run's strategy did, and where it did nothing: a defence that did not act is not a defence that held. It imports no pandas."""
+"""What a run's strategy did, and where strategy or attack did nothing: a defence that did not act is not a defence that held. It imports no
+pandas."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ def defence_text(summary: Mapping[str, Any]) -> str:
 
 
 def inaction_notes(runs: Sequence[Run]) -> list[str]:
-    """Where the strategies of attacked runs did not act, or were given more malicious clients than they are made for: a sentence for each
-    strategy and kind, with the number of its runs."""
+    """Where the strategies of attacked runs did not act, or were given more malicious clients than they are made for, and where attacks did
+    not act: a sentence for each strategy or attack and kind, with the number of its runs."""
     counts, totals = dict[tuple[str, str], int](), dict[str, int]()
     for run in runs:
         if (run.summary["poison_ratio"] or {}).get("configured") or _skipped(run.summary):
-            strategy = _strategy(run)
-            totals[strategy] = totals.get(strategy, 0) + 1
-            for text in _inactions(run.summary):
-                counts[strategy, text] = counts.get((strategy, text), 0) + 1
+            for name, texts in ((_strategy(run), _inactions(run.summary)), (_attack(run), _attack_inactions(run))):
+                totals[name] = totals.get(name, 0) + 1
+                for text in texts:
+                    counts[name, text] = counts.get((name, text), 0) + 1
     shares = {key: f" ({count} of {totals[key[0]]} attacked runs)" if len(runs) > 1 else "" for key, count in counts.items()}
     return [f"{strategy}: {text}{shares[strategy, text]}" for strategy, text in counts]
 
@@ -54,6 +55,23 @@ def _inactions(summary: Mapping[str, Any]) -> list[str]:
 def _rounds(summary: Mapping[str, Any], name: str) -> int:
     """The attacked track's count of rounds of a kind; 0 in records without it."""
     return (summary.get(name) or {}).get("attacked") or 0
+
+
+def _attack_inactions(run: Run) -> list[str]:
+    """Why no trigger fired although one was planned; or that the coalition did nothing at all."""
+    reason, rounds = run.summary.get("no_trigger"), run.summary.get("coalition")
+    if reason and run.config.get("schedule.triggers", 1):
+        return [f"no trigger fired: {reason}"]
+    return (
+        ["the coalition sent only what its members would honestly send"]
+        if rounds and not rounds.get("acted") and rounds.get("idle")
+        else []
+    )
+
+
+def _attack(run: Run) -> str:
+    labels = run.cell.labels
+    return labels.get("attack") or labels.get("attack.name") or str(run.config.get("attack.name", "the attack"))
 
 
 def _skipped(summary: Mapping[str, Any]) -> int:

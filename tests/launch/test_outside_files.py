@@ -69,7 +69,9 @@ def run_with(kind: str, source: str, folder: Path, cache_dir: Path) -> fl_sim.Ru
     path = folder / "mine.py"
     path.write_text(source)
     keys = {**SMALL, "data.cache-dir": str(cache_dir), KINDS[kind].key: f"{path}:thing"}
-    with limit(), warnings.catch_warnings(action="ignore"):
+    with limit(), warnings.catch_warnings():
+        warnings.resetwarnings()  # those of pytest make errors
+        warnings.simplefilter("ignore")
         return fl_sim.run("digits", keys, output_dir=folder / "runs", progress=False)
 
 

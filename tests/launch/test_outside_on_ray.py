@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,10 @@ def run(own: str, name: str, folder: Path, cache_dir: Path, **more: Any) -> fl_s
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("name", ["raises", "leaves"])
 def test_an_attack_that_raises_in_a_worker_ends_the_run_with_its_line(own: str, name: str, tmp_path: Path, cache_dir: Path) -> None:
-    start = time.monotonic()
     with pytest.raises(OutsideCodeError) as caught:
         run(own, name, tmp_path, cache_dir)
     assert f"{own}, line {7 if name == 'raises' else 13}: " in str(caught.value).splitlines()[0]
     assert f'File "{own}"' in str(caught.value)
-    assert time.monotonic() - start < 60.0
 
 
 @pytest.mark.slow

@@ -285,3 +285,42 @@ def test_our_models_take_no_options(configure: Configure) -> None:
     )
     assert models.options_problem(offer(Mixed), {"width": 1}, "model.options") == ""
     assert "it takes width" in models.options_problem(offer(Mixed), {"depth": 1}, "model.options")
+
+
+def test_a_model_that_writes_into_its_inputs_gets_copies(configure: Configure) -> None:
+    """Else every evaluation would see another test set: here the accuracy would fall from round to round."""
+
+    def inplace(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, num_classes))
+
+    def plain(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(64, num_classes))
+
+    written, clean = FlatModel(build(inplace)), FlatModel(build(plain))
+    theta, batch, labels = flat_parameters(clean.module), images(20), torch.arange(20) % 10
+    before = batch.clone()
+    assert written.score(theta, batch, labels) == clean.score(theta, batch, labels)
+    assert torch.equal(batch, before)
+    torch.testing.assert_close(written.gradient(theta, batch, labels), clean.gradient(theta, batch, labels))
+    assert torch.equal(batch, before)
+
+
+class Deaf(nn.Module):
+    """Turns gradients off for the whole process."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.layer(images.flatten(1))
+        torch.set_grad_enabled(False)
+        return logits
+
+
+def test_a_model_that_changes_the_process_is_refused_and_the_process_is_as_before() -> None:
+    with pytest.raises(
+        ModelError, match=r"changes a setting of the whole process when it is called: gradients .*test_outside.py, line \d+"
+    ):
+        build(Deaf)
+    assert torch.is_grad_enabled()

@@ -11,6 +11,8 @@ import pytest
 from clients.client_app import answer
 from experiments.report.tables import run_table
 from experiments.run.phases import due_round, expected_rounds, given_up, phase_of, planned_rounds
+from experiments.sweep.inaction import inaction_notes
+from experiments.sweep.study import complete_runs, read_study
 from fl_sim.config.keys import Config
 from fl_sim.data.sampling import malicious_clients, sample_clients
 from fl_sim.grid.transports import InlineTransport
@@ -68,6 +70,8 @@ def test_members_that_fail_do_not_prolong_the_run(configure: Configure, tmp_path
     assert summary["coalition"] == {"acted": 0, "idle": 0, "failed": 4, "absent": 0}
     assert summary["malicious_norm"] is None
     assert "no trigger fired: round 4" in str(run_table(summary).title)
+    (note,) = [text for text in inaction_notes(complete_runs(tmp_path, read_study(tmp_path))[0]) if text.startswith("accumulative: ")]
+    assert note.startswith("accumulative: no trigger fired: round 4: every malicious client failed: ")
 
 
 def test_each_of_several_triggers_is_given_up_in_its_round(configure: Configure, tmp_path: Path) -> None:
