@@ -18,6 +18,7 @@ from rich.text import Text
 from experiments.launch.app_folder import app_folder
 from experiments.launch.progress import CellsFailedError, parse
 from experiments.launch.superlink import run_in_flower
+from experiments.records.reading import DamagedError
 from experiments.sweep.search import Search
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
@@ -49,7 +50,7 @@ def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title
             code = 1
         except CellsFailedError:
             return 1  # each was printed when it failed, and has a `failure.txt`
-        except (CannotWriteError, ConfigError, OutsideCodeError, ProcessError) as error:
+        except (CannotWriteError, ConfigError, DamagedError, OutsideCodeError, ProcessError) as error:
             sentence, *report = str(error).splitlines() or [type(error).__name__]
             lines[:] = report  # where the user's code raised
             code = 1

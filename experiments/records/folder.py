@@ -70,7 +70,9 @@ class ResumePoint(NamedTuple):
 
 
 class RunRecords:
-    """Writes a run's folder. An incomplete run of the same configuration is continued from its resume point, or replaced."""
+    """Writes a run's folder. An incomplete run of the same configuration is continued from its resume point, or replaced.
+
+    Raises DamagedError if lines of a run to be continued are damaged."""
 
     def __init__(self, folder: Path, config: Config, resume: ResumePoint) -> None:
         resumes = resume.size is not None
@@ -83,13 +85,14 @@ class RunRecords:
             (folder / FAILURE).unlink(missing_ok=True)
             if resume.size is not None:
                 os.truncate(folder / "rounds.jsonl", resume.size)
+        lines = read_lines(folder) if resumes else []  # raises for a damaged one, before anything is written
         self.folder = folder
         self._sessions.append(_session(config, resume))
         write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
         self._trackers = Trackers(folder, config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
-        for line in self.lines():
+        for line in lines:
             self._trackers.on_round(line)
 
     def round(self, line: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.records.reading import DamagedError, read_object
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import NOT_HASHED, Scalar, hashed_keys, to_flat, to_json
 from fl_sim.data.federation import data_fingerprint
@@ -50,16 +51,16 @@ def same_keys_other_data(folders: Sequence[Path], configs: Sequence[Config]) -> 
 def fingerprint_of_run(folder: Path) -> str:
     """The fingerprint of the data that a run was made from, by its `meta.json`; empty if it does not say."""
     try:
-        return str(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["data"]["fingerprint"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return str(read_object(folder / "meta.json")["data"]["fingerprint"])
+    except (DamagedError, TypeError, KeyError):
         return ""
 
 
 def _entry(folder: Path) -> tuple[str, str, Path] | None:
     """Keys, data and folder of a run; None if its records do not say."""
     try:
-        keys = _plain_keys(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
+        keys = _plain_keys(read_object(folder / "config.json"))
+    except DamagedError:
         return None
     fingerprint = fingerprint_of_run(folder)
     return (keys, fingerprint, folder) if fingerprint else None

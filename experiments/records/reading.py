@@ -89,7 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises DamagedError, also for a value that this version does not accept."""
     path = folder / "config.json"
-    flat = _object(path)
+    flat = read_object(path)
     missing = [key for key in ("name", "seed", "attack.name", "strategy.name") if key not in flat]
     if missing:
         raise DamagedError(f"{path} is damaged (it has no {missing[0]})")
@@ -145,14 +145,14 @@ def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _checked(path: Path, model: type[_Part]) -> dict[str, Any]:
     """The object in a file, with the defaults of its model. Raises DamagedError if it is no such record."""
-    record = _object(path)
+    record = read_object(path)
     try:
         return {**record, **model.model_validate(record).model_dump()}
     except ValidationError as error:
         raise DamagedError(f"{path} is damaged, or of another version ({first_problem(error)})") from None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, without numbers that no figure can show. Raises DamagedError."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -26,8 +26,10 @@ def parse_options(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         try:
             value = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"neither JSON nor TOML ({error})") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError("expected an object of arguments by name")
     return cast(dict[str, Any], value)

@@ -335,6 +335,6 @@ def _open(folder: Path, name: str) -> Dataset | None:
             and not any(_part_problem(part.inputs.numpy(), part.labels.numpy(), dataset.num_classes) for part in (train, test))
             and all(part.labels.dtype == torch.int64 for part in (train, test))
         )
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError):
         return None
     return dataset if sound else None

@@ -322,7 +322,7 @@ from fl_sim.waits import ProcessError
 from fl_sim.grid.ray_runtime import ray_running
 
 ray.init("local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False)
-with pytest.raises(ConfigError, match=r"expected ray.gpus-per-worker <= 0.5 \\\\(the Ray cluster: 2 GPUs have places for 2 such workers, not for 3"):
+with pytest.raises(ConfigError, match=r"expected ray.gpus-per-worker <= 0.5 \\(the Ray cluster: 2 GPUs have places for 2 such workers, not for 3"):
     ray_workers.RayTransport("clients.client_app:answer", 3, 0.6)
 taken = ray.remote(num_cpus=0, num_gpus=2)(type("Other", (), {"pid": lambda self: 1})).remote()
 ray.get(taken.pid.remote())

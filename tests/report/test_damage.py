@@ -21,7 +21,7 @@ from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import RECORDS, DamagedError
 from experiments.report.outputs import write_outputs
 from experiments.report.tables import runs_table
-from experiments.run.execute import execute_run
+from experiments.run.execute import execute_run, run_lock
 from experiments.sweep.search import evaluated
 from experiments.sweep.study import complete_runs, read_study, run_folders
 from fl_sim.config.resolve import ConfigError, resolve
@@ -293,3 +293,32 @@ def test_a_search_leaves_out_a_damaged_run(finished: Path, tmp_path: Path, cache
     assert summary is not None
     (out / folder.name / "summary.json").write_text("{")
     assert list(evaluated(common, out, [{}])) == [None]
+
+
+def test_an_interrupted_run_whose_lines_are_damaged_is_named(
+    finished: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (folder,) = out.iterdir()
+    (folder / "summary.json").unlink()
+    lines = folder / "rounds.jsonl"
+    lines.write_bytes(b"\0" * 20 + lines.read_bytes()[20:])
+    capsys.readouterr()
+    assert cli.main(command(out, cache_dir)) == 1
+    error = capsys.readouterr().err
+    assert f"{lines}, line 1 is damaged" in error
+    assert "Traceback" not in error
+
+
+def test_a_second_command_over_one_folder_names_the_first(
+    finished: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.run.execute.LOCK_WAIT", 0.1)
+    out = tmp_path / "out"
+    (folder,) = finished.iterdir()
+    with run_lock(out / folder.name, cache_dir):
+        assert cli.main(command(out, cache_dir)) == 1
+    error = capsys.readouterr().err
+    assert f"another process has been writing into {out / folder.name} for 0 s" in error
+    assert f"by process {os.getpid()} on " in error
+    assert "Traceback" not in error
