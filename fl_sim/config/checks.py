@@ -7,7 +7,8 @@ import math
 from fl_sim.config.image_checks import image_checks
 from fl_sim.config.keys import Config
 
-WITHOUT_TRIGGER_VECTOR = ("badnets", "blended", "dba", "edge-case", "label-flip-pair")  # theirs is in the images
+# Attacks whose trigger is in the images: no key of the trigger vector matters to them.
+BACKDOORS = ("badnets", "blended", "dba", "edge-case", "label-flip-pair")
 
 Problem = tuple[tuple[str, ...], str]
 
@@ -58,7 +59,7 @@ def _attack(config: Config) -> list[Problem]:
             )
         )
     to_norm_bound = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
-    if math.isinf(config.attack.norm_bound) and to_norm_bound and config.attack.name not in WITHOUT_TRIGGER_VECTOR:
+    if math.isinf(config.attack.norm_bound) and to_norm_bound and config.attack.name not in BACKDOORS:
         problems.append(
             (
                 ("attack.norm-bound", "attack.trigger-scale", "attack.trigger-refresh"),

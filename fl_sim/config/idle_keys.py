@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fl_sim.config.checks import BACKDOORS
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import default_flat, to_flat
 
@@ -37,12 +38,18 @@ READERS: dict[str, Readers] = {
     "attack.floor": _accumulative("attack.scaling = 'relative'", lambda config: config.attack.scaling == "relative"),
     "attack.lambda": _accumulative("attack.scaling = 'lambda'", lambda config: config.attack.scaling == "lambda"),
     "attack.fire-from": _accumulative("attack.fire = 'rehearsed'", lambda config: config.attack.fire == "rehearsed"),
+    **{f"attack.{key}": _attack(*BACKDOORS) for key in ("poison-share", "boost", "project-norm", "mask-share")},
+    **{f"attack.{key}": _attack("edge-case") for key in ("edge-data", "edge-root", "edge-class")},
+    **{f"attack.{key}": _attack("accumulative", *BACKDOORS) for key in ("class", "to-class")},
+    "attack.retain": _attack("accumulative"),
+    "attack.step": _accumulative("attack.scaling = 'exact'", lambda config: config.attack.scaling == "exact"),
+    "attack.margin": _accumulative("attack.objective = 'erosion'", lambda config: config.attack.objective == "erosion"),
     "attack.discrepancy-lag": _accumulative("attack.discrepancy-weight > 0", lambda config: config.attack.discrepancy_weight > 0.0),
     "data.dirichlet-alpha": (f"data.partition = {', '.join(ALPHA)}", lambda config: config.data.partition in ALPHA),
     "data.shards-per-client": ("data.partition = shards", lambda config: config.data.partition == "shards"),
     "client.learning-rate": (
-        "client.local-steps > 1, and strategies of Flower",
-        lambda config: config.client.local_steps > 1 or _may_be_flowers(config.strategy.name),
+        "client.local-steps > 1, strategies of Flower, and attack.boost = 0",
+        lambda config: config.client.local_steps > 1 or config.attack.boost == 0.0 or _may_be_flowers(config.strategy.name),
     ),
     "strategy.norm": _strategy("clip-before", "clip-after", "dgc"),
     "strategy.bound": _strategy("clip-before", "clip-after", "dgc"),

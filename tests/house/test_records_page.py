@@ -23,6 +23,7 @@ from strategies.dgc.thresholds import DISCREPANCIES
 from tests.support.pages import text_of
 from tests.support.small_study import write_study_records
 
+OCCASIONAL = {"skipped", "idle", "missed_trigger"}  # keys of a line that neither of the runs below needs; tests of their own have them
 REASONS = ("failures", "retried")  # their keys are clients and blocks
 SMALL: Mapping[str, Any] = {
     "data.num-clients": 12,
@@ -83,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def selecting(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     """The folder of a run with a backdoor, against a strategy that leaves out clients."""
-    keys = {name: value for name, value in SMALL.items() if not name.startswith(("strategy.", "monitor."))}
+    keys = {name: value for name, value in SMALL.items() if not name.startswith(("strategy.", "monitor.", "attack.fire"))}
     keys |= {
         "strategy.name": "flwr.MultiKrum",
         "strategy.options": '{"num_malicious_nodes": 2, "num_nodes_to_select": 6}',
@@ -100,7 +101,7 @@ def test_every_key_of_a_line(run: Path, selecting: Path) -> None:
     lines = [json.loads(text) for place in (run, selecting) for text in (place / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     places = {re.sub(r"<\w+>", "<>", key) for key in named("2. A line") if "<figure>" not in key}
     written = {path for line in lines for path in paths(line)}
-    assert written == places | named("2.1") | named("2.2")
+    assert written | OCCASIONAL == places | named("2.1") | named("2.2")
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -120,7 +121,7 @@ def test_every_key_of_a_summary() -> None:
 def test_every_key_of_the_other_files_of_a_run(run: Path, selecting: Path) -> None:
     summary, other = read(run / "summary.json"), read(selecting / "summary.json")
     assert summary["filtering"] is None
-    assert set(paths(summary | {key: other[key] for key in ("filtering", "attack_success_rate")})) == named("3.")
+    assert set(paths(summary | {key: other[key] for key in ("filtering", "attack_success_rate", "tolerance")})) == named("3.")
     meta = read(run / "meta.json")
     (session,) = meta.pop("sessions")
     assert set(paths(meta)) | {"sessions"} | {f"sessions.{key}" for key in ("resumed_from", "damaged")} == named("4.")
@@ -130,9 +131,11 @@ def test_every_key_of_the_other_files_of_a_run(run: Path, selecting: Path) -> No
 
 
 @pytest.mark.slow
-def test_every_file_of_a_run(run: Path) -> None:
-    fl_sim.open_study(run).runs[0].draw()
-    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+def test_every_file_of_a_run(run: Path, selecting: Path) -> None:
+    files: set[str] = set()
+    for place in (run, selecting):
+        fl_sim.open_study(place).runs[0].draw()
+        files |= {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
     places = {re.sub(r"(?:attacked|twin|control|honest-trigger)-\d{6}", "<track>-<round>", name) for name in files}
     assert places == {name for name in named("1.") if not name.endswith("/")}
 
