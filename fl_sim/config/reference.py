@@ -12,7 +12,7 @@ from fl_sim.config.options import OPTIONS
 from fl_sim.config.resolve import describe_keys
 from fl_sim.registry import REGISTRIES, registry
 
-KINDS = {int: "whole number", float: "number", str: "text"}
+KINDS: dict[Any, str] = {int: "whole number", float: "number", str: "text"}
 
 
 def page() -> str:
@@ -50,7 +50,7 @@ def values(key: str, field: FieldInfo) -> str:
         if (bound := getattr(part, name, None)) is not None and bound != LARGEST
     ]
     infinite = [", or `inf`"] if any(getattr(part, "allow_inf_nan", False) for part in field.metadata) else []
-    return KINDS[field.annotation or str] + " " * bool(bounds) + ", ".join(bounds) + "".join(infinite)
+    return KINDS[field.annotation] + " " * bool(bounds) + ", ".join(bounds) + "".join(infinite)
 
 
 def _names(key: str) -> str:
