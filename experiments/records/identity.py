@@ -51,7 +51,7 @@ def fingerprint_of_run(folder: Path) -> str:
     """The fingerprint of the data that a run was made from, by its `meta.json`; empty if it does not say."""
     try:
         return str(json.loads((folder / "meta.json").read_text(encoding="utf-8"))["data"]["fingerprint"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
 
 
@@ -59,7 +59,7 @@ def _entry(folder: Path) -> tuple[str, str, Path] | None:
     """Keys, data and folder of a run; None if its records do not say."""
     try:
         keys = _plain_keys(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     fingerprint = fingerprint_of_run(folder)
     return (keys, fingerprint, folder) if fingerprint else None

@@ -218,7 +218,7 @@ def test_a_module_on_the_path_is_found_too(tmp_path: Path, monkeypatch: pytest.M
         ("byzfl.Medain", "", "did you mean 'byzfl.Median'?"),
         ("byzfl.NMN+TrMean", "", "NNM, Bucketing, Clipping, ARC"),
         ("nothing", "", "package.module:name"),
-        ("flwr.Krum", '{"malicious": 3}', "unexpected keyword argument 'malicious'"),
+        ("flwr.Krum", '{"malicious": 3}', "it has no option malicious; it takes "),
         ("byzfl.TrMean", '{"f": -1}', "f must be a non-negative integer"),
         ("byzfl.TrMean", '{"tau": 1.0}', "has no option tau"),
         ("mean", '{"f": 1}', "expected strategy.options to be empty"),
@@ -372,7 +372,7 @@ def test_a_strategy_that_makes_a_broken_model_ends_the_run(configure: Configure)
             return ArrayRecord({name: type(array)(np.full_like(array.numpy(), np.nan)) for name, array in arrays.items()}), metrics
 
     host.inner = Broken()
-    with pytest.raises(RuntimeError, match="Broken made a model that is not finite"):
+    with pytest.raises(RuntimeError, match="Broken .*made a model that is not finite"):
         one_round(host, theta, torch.zeros(12, len(theta)))
 
 
