@@ -3,12 +3,15 @@
 import signal
 import sys
 
+from experiments.command_line import parser
+
 
 def main() -> int:
     """Run the command line and return its exit code."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.default_int_handler:  # else it is ignored, as in the background of a script
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # an exception may be lost in the import of a library, and nothing is started yet
+    parser().parse_known_args()  # help and wrong words end here, before the slow imports
     from experiments.cli import main as run
 
     signal.signal(signal.SIGINT, usual)

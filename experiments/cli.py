@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from experiments.command_line import parser
 from experiments.launch.cells import Cells, checked_cells
 from experiments.launch.launch import error_console, launch
 from experiments.launch.paths import complete_keys, offer_own_modules
@@ -52,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and return the exit code: 0 done, 1 the run failed, 2 bad input, 141 the reader of the output left."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     _print_anything()
-    arguments, others = _parser().parse_known_args(argv)
+    arguments, others = parser().parse_known_args(argv)
     console = error_console()
     if others:
         for sentence in _unknown_words(others):
             _error(sentence, console)
         return BAD_INPUT
     try:
-        code = arguments.command(arguments, console)
+        code = COMMANDS[arguments.command](arguments, console)
         with writing(Path("standard output")):
             if sys.stdout is not None:
                 sys.stdout.flush()  # an error is raised here, and not at the end of the process
@@ -78,42 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DamagedError, ProcessError) as error:
         _error(str(error), console)
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fl-sim", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="one run: attacked, clean twin and control")
-    run.add_argument("presets", nargs="*", metavar="PRESET", help="preset names or TOML files, later ones win (default: digits)")
-    run.add_argument("--resume", action="store_true", help="only go on with an interrupted run, never begin one (without it: either)")
-    run.set_defaults(command=_run)
-    sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
-    sweep.add_argument("spec", metavar="SPEC", help="a study that comes with fl-sim by its name, or a TOML file")
-    sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one per worker)")
-    sweep.add_argument("--scale", default="", metavar="NAME", help="one of the spec's [scales]")
-    sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
-    sweep.set_defaults(command=_sweep)
-    search = commands.add_parser("search", help="the worst case of an attack over its own settings, against one strategy")
-    search.add_argument("spec", metavar="SPEC", help="a search that comes with fl-sim by its name, or a TOML file")
-    search.set_defaults(command=_search)
-    listing = commands.add_parser("list", help="the runs below a folder")
-    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="default: runs")
-    listing.set_defaults(command=_list)
-    report = commands.add_parser("report", help="table, figures and report.html of a sweep, a search or any runs, from their records")
-    report.add_argument("folder", type=Path, metavar="DIR")
-    report.add_argument("--parquet", action="store_true", help="also write results.parquet")
-    report.add_argument("--latex", action="store_true", help="also write results.tex: mean ± std over seeds, for booktabs")
-    report.set_defaults(command=_report)
-    for command in (run, sweep, search):
-        command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
-        command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")
-        command.add_argument("--transport", choices=("ray", "flower", "inline"), help="how messages reach the workers")
-        command.add_argument("--workers", type=int, metavar="K", help="Ray actors, or SuperNodes with --transport flower")
-        command.add_argument("--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker")
-        command.add_argument("--ray-address", metavar="HOST:PORT", help="join this Ray cluster, as RAY_ADDRESS does (docs/cluster.md)")
-    check = commands.add_parser("doctor", help="check this installation, and say what is wrong")
-    check.set_defaults(command=_doctor)
-    return parser
 
 
 def _unknown_words(words: Sequence[str]) -> list[str]:
@@ -383,3 +348,13 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return flat
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace, Console], int]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "search": _search,
+    "list": _list,
+    "report": _report,
+    "doctor": _doctor,
+}

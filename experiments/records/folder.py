@@ -90,8 +90,12 @@ class RunRecords:
         self._sessions.append(_session(config, resume))
         write_whole(folder / "config.json", _pretty(json.loads(to_json(to_flat(config)))))
         self._write_meta(config)
-        self._trackers = Trackers(folder, config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
+        try:
+            self._trackers = Trackers(folder, config)
+        except BaseException:
+            self._rounds.close()
+            raise
         for line in lines:
             self._trackers.on_round(line)
 

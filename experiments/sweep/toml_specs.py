@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from fl_sim.config.resolve import ConfigError, flatten
+from fl_sim.config.resolve import ConfigError, default_flat, flatten
 
 
 class Spec(BaseModel):
@@ -65,7 +65,8 @@ def _expanded(name: str | Path) -> Path:
 
 def expect_kind(spec: Mapping[str, Any], name: str | Path, kind: str) -> None:
     """Raise ConfigError for the tables of a spec of another kind, with the command that takes it."""
-    other_keys = bool(spec) and not {"base", "set"} & set(spec)
+    sections = {key.partition(".")[0] for key in default_flat()}
+    other_keys = bool(set(spec) & sections) and not {"base", "set"} & set(spec)
     shown = next((other for table, other in TABLES_OF.items() if table in spec), "a preset" if other_keys else kind)
     if shown != kind:
         raise ConfigError([f"{str(name)!r} is {shown}: fl-sim {KINDS[shown][1]} {name}"])

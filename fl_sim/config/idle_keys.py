@@ -28,6 +28,8 @@ def _strategy(*names: str) -> Readers:
 
 DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "calibration-rounds", "margin", "drift", "small-bound",
             "probation")  # fmt: skip
+WITHOUT_RATE = ("none", "accumulative", "trigger-only", "label-flip", "gaussian", "sign-flip", "ipm", "alie", "mimic", "min-max", "min-sum",
+                "moles")  # fmt: skip
 ALPHA = ("dirichlet", "dirichlet-per-class", "quantity-skew")
 # Certain cases only: a key that is not here may still have no effect.
 READERS: dict[str, Readers] = {
@@ -48,8 +50,8 @@ READERS: dict[str, Readers] = {
     "data.dirichlet-alpha": (f"data.partition = {', '.join(ALPHA)}", lambda config: config.data.partition in ALPHA),
     "data.shards-per-client": ("data.partition = shards", lambda config: config.data.partition == "shards"),
     "client.learning-rate": (
-        "client.local-steps > 1, strategies of Flower, and attack.boost = 0",
-        lambda config: config.client.local_steps > 1 or config.attack.boost == 0.0 or _may_be_flowers(config.strategy.name),
+        "client.local-steps > 1, strategies of Flower, and backdoors",
+        lambda config: config.client.local_steps > 1 or _may_be_flowers(config.strategy.name) or config.attack.name not in WITHOUT_RATE,
     ),
     "strategy.norm": _strategy("clip-before", "clip-after", "dgc"),
     "strategy.bound": _strategy("clip-before", "clip-after", "dgc"),

@@ -58,7 +58,7 @@ class Data(Section):
 
 class Model(Section):
     name: str = Field("cnn", description="architecture: one of `MODELS` (docs/models.md), or your own")
-    options: str = Field("", description="arguments of an own model, as a JSON object or as TOML keys")
+    options: str = Field("", description="arguments of your own model, as a JSON object or as TOML keys")
     start: str = Field(
         "", description="file with the state_dict from which the burn-in starts (safetensors or PyTorch's; empty: random initialisation)"
     )
@@ -134,7 +134,7 @@ class Strategy(Section):
 
 class Attack(Section):
     name: str = Field("accumulative", description="what the coalition does: one of `ATTACKS` (docs/attacks.md), or your own")
-    options: str = Field("", description="arguments of an own attack, as a JSON object or as TOML keys")
+    options: str = Field("", description="arguments of your own attack, as a JSON object or as TOML keys")
     on_error: Literal["stop", "record"] = Field(
         "stop", description="when the attack raises: end the run with its traceback, or go on and record the coalition's members as failed"
     )
@@ -174,7 +174,7 @@ class Attack(Section):
     )
     alpha: Positive = Field(1.0, description="step of the accumulated trigger vector")
     norm_bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(
-        10.0, description="eta, l2 (inf: no limit): what it bounds, says attack.budget"
+        10.0, description="eta, an l2 norm (inf: no limit); attack.budget says what it bounds"
     )
     budget: Literal["combined", "client"] = Field(
         "combined",
@@ -186,7 +186,11 @@ class Attack(Section):
     recovered_offset: bool = Field(True, description="hide the whole combined offset in the malicious updates")
     masks: NonNegative = Field(1.0, description="length of the random masks that make malicious updates differ, in mean honest norms")
     fire: Literal["rehearsed", "schedule"] = Field("rehearsed", description="trigger when a rehearsal succeeds, or at the end of the phase")
-    fire_from: CountOrZero = Field(40, description="first round in which a rehearsed trigger may fire")
+    fire_from: CountOrZero = Field(
+        40,
+        description="first round in which a rehearsed trigger may fire, at most schedule.accumulate-rounds (a short run: lower it, or set "
+        "fire = schedule)",
+    )
     discrepancy_weight: NonNegative = Field(0.0, description="adaptive: weight of the server's discrepancy in the objective (0: off)")
     discrepancy_lag: Count = Field(
         5, description="adaptive: rounds (with a sampled member) back of the discrepancy's second reference; the first is the start"

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from fl_sim.config.checks import cross_checks
 from fl_sim.config.keys import Config, Section
@@ -299,17 +300,17 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key, value.strip() if as_written or len(table) > 1 else parsed
 
 
-def describe_keys() -> list[tuple[str, Scalar, str]]:
-    """Every key with default and meaning, for the reference page."""
+def describe_keys() -> list[tuple[str, FieldInfo]]:
+    """Every key with its field (type, bounds, default, description), for the reference page."""
 
-    def walk(section: type[Section], prefix: str) -> list[tuple[str, Scalar, str]]:
-        rows: list[tuple[str, Scalar, str]] = []
+    def walk(section: type[Section], prefix: str) -> list[tuple[str, FieldInfo]]:
+        rows: list[tuple[str, FieldInfo]] = []
         for field in section.model_fields.values():
             key = f"{prefix}{field.alias}"
             if isinstance(field.default, Section):
                 rows += walk(type(field.default), key + ".")
             else:
-                rows.append((key, field.default, field.description or ""))
+                rows.append((key, field))
         return rows
 
     return walk(Config, "")

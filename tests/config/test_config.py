@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.sweep.spec import PRESETS, STUDIES, read_sweep
-from fl_sim.config.reference import page
+from fl_sim.config.reference import page, values
 from fl_sim.config.resolve import (
     NOT_HASHED,
     ConfigError,
@@ -45,8 +45,25 @@ def test_pyproject_repeats_every_key_with_its_default() -> None:
 
 def test_every_key_is_described() -> None:
     rows = describe_keys()
-    assert {key for key, _, _ in rows} == set(default_flat())
-    assert all(meaning for _, _, meaning in rows)
+    assert {key for key, _ in rows} == set(default_flat())
+    assert all(field.description for _, field in rows)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("seed", "whole number >= 0"),
+        ("twin", "`true`, `false`"),
+        ("server.momentum", "number >= 0, < 1"),
+        ("strategy.bound", "number > 0, or `inf`"),
+        ("client.engine", "`auto`, `vmap`, `loop`"),
+        ("strategy.name", "`mean`, `clip-before`, `clip-after`, `dgc`, `flwr.…`, `byzfl.…`, your own"),
+        ("model.options", "options"),
+        ("data.root", "text"),
+    ],
+)
+def test_the_page_says_what_a_key_takes(key: str, words: str) -> None:
+    assert values(key, dict(describe_keys())[key]) == words
 
 
 @pytest.mark.parametrize(

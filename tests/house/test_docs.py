@@ -145,7 +145,7 @@ def test_every_python_block_of_contributing_is_a_file() -> None:
     page = text_of("contributing.md")
     assert page.count("```python\n") == len(EXAMPLES) > 0
     for name, function in re.findall(r"\b(own_\w+\.py):(\w+)", page):
-        assert re.search(rf"^(?:def|class) {function}\b", EXAMPLES[name], flags=re.MULTILINE), f"{name}:{function}"
+        assert re.search(rf"^(?:(?:def|class) {function}\b|{function} = )", EXAMPLES[name], flags=re.MULTILINE), f"{name}:{function}"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -155,4 +155,6 @@ def test_an_example_is_short_and_valid(name: str) -> None:
     assert len(code.splitlines()) <= 20
     defined = [node for node in ast.parse(code, name).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert all(ast.get_docstring(node) for node in defined)
-    assert f"={name}:{defined[-1].name}" in text_of("contributing.md")
+    last = ast.parse(code, name).body[-1]
+    named = last.targets[0].id if isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name) else defined[-1].name
+    assert f"={name}:{named}" in text_of("contributing.md")

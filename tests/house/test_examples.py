@@ -46,7 +46,11 @@ def folder(tmp_path: Path, cache_dir: Path) -> Path:
 
 
 def test_there_is_an_example_for_everything_that_comes_from_outside() -> None:
-    assert {name.partition(":")[0] for name, _ in BY_KEY.values()} | {"own_rule_with_state.py"} == set(examples("contributing.md"))
+    assert {name.partition(":")[0] for name, _ in BY_KEY.values()} | {
+        "own_rule_with_state.py",
+        "own_rule_with_clips.py",
+        "own_attack_with_state.py",
+    } == set(examples("contributing.md"))
 
 
 @pytest.mark.parametrize("key", BY_KEY)
@@ -65,6 +69,21 @@ def test_each_example_changes_a_run_and_its_hash(folder: Path, cache_dir: Path, 
 def test_a_rule_with_ids_and_state_runs(folder: Path, cache_dir: Path) -> None:
     settings = {**SMALL, "data.cache-dir": str(cache_dir), "strategy.name": str(folder / "own_rule_with_state.py:trusted_mean")}
     assert fl_sim.run("digits", settings, output_dir=folder, progress=False).summary.rounds == 4
+
+
+def test_a_rule_with_clips_applies_both(folder: Path, cache_dir: Path) -> None:
+    settings = {**SMALL, "data.cache-dir": str(cache_dir), "strategy.name": str(folder / "own_rule_with_clips.py:clipped_median")}
+    rounds = fl_sim.run("digits", settings, output_dir=folder, progress=False).rounds
+    assert (rounds["strategy.applied_norm"] <= 0.5 + 1e-6).all()
+
+
+def test_an_attack_with_state_gets_what_it_returned(folder: Path, cache_dir: Path) -> None:
+    """Its strength is gain times the round, until its patience ends."""
+    name = str(folder / "own_attack_with_state.py:impatient")
+    options = {"attack.options": {"gain": 0.5, "patience": 2}}
+    settings = {**SMALL, "data.cache-dir": str(cache_dir), "attack.name": name, **options, "schedule.accumulate-rounds": 3}
+    rounds = fl_sim.run("digits", settings, output_dir=folder, progress=False).rounds
+    assert rounds["attack.strength"].tolist()[:4] == [0.5, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_a_run_with_a_file_of_any_name(name: str, tmp_path: Path, cache_dir: Pat
     captured = capsys.readouterr()
     assert f"against {own}:mean · " in captured.err
     assert cli.main(["list", str(tmp_path / "out")]) == 0
-    assert f"{own}:mean" in capsys.readouterr().out
+    assert f"{own.name}:mean" in capsys.readouterr().out
 
 
 def test_a_missing_package_is_named_with_its_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

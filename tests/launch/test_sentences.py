@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -194,6 +196,15 @@ def test_a_key_without_effect_is_noted(settings: dict[str, object], note: str, t
 )
 def test_a_key_that_is_read_is_not_noted(settings: dict[str, object]) -> None:
     assert idle_key_notes([resolve({**SETTINGS, **settings})]) == []
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = (
+        "import sys\nsys.argv[1:] = ['--help']\nfrom experiments.__main__ import main\ntry:\n    main()\nfinally:\n    print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "usage: fl-sim" in done.stdout
+    assert not {"torch", "flwr", "numpy", "pydantic", "rich"} & set(done.stdout.split())
 
 
 def test_a_key_that_one_cell_reads_is_not_noted() -> None:
