@@ -85,13 +85,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+MISSING = {"backdoor": ["control"], "erosion": ["honest-trigger"]}  # no accumulation, no trigger
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_path: Path, runs_dir: Path, name: str) -> None:
     config = configure(checkpoint__every=2, control_honest=True, **SETTINGS[name])
     execute(config, runs_dir)
     expected = results(run_folder(runs_dir, config))
     rounds = [(line["track"], line["round"]) for line in expected[1]]
-    assert {track for track, _ in rounds} == set(TRACKS if config.attack.name == "accumulative" else TRACKS[:2])
+    assert {track for track, _ in rounds} == set(TRACKS) - set(MISSING.get(name, ()))
     for number in random.Random(name).sample(range(len(rounds)), 3):  # others for each name
         folder = tmp_path / str(number)
         execute(config, folder, rounds[number])
