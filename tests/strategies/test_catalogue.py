@@ -372,7 +372,7 @@ def test_a_strategy_that_makes_a_broken_model_ends_the_run(configure: Configure)
             return ArrayRecord({name: type(array)(np.full_like(array.numpy(), np.nan)) for name, array in arrays.items()}), metrics
 
     host.inner = Broken()
-    with pytest.raises(RuntimeError, match="Broken .*made a model that is not finite"):
+    with pytest.raises(RuntimeError, match=r"Broken .*made a model that is not finite"):
         one_round(host, theta, torch.zeros(12, len(theta)))
 
 
