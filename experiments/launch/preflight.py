@@ -65,7 +65,9 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
             if (text := _place_problem(key, folder))
         ]
         of_names = name_problems(config)
-        built = not unwritable and not any(text.startswith(("data.", "model.")) for text in of_names)  # else it is the same problem again
+        built = not unwritable and not any(
+            text.startswith(("data.", "model.", "attack.")) for text in of_names
+        )  # else it is the same problem again
         problems |= dict.fromkeys([*of_names, *unwritable, *(_data_problems(config, console) if built else [])])
     problems |= dict.fromkeys(_process_problems(configs[0]))
     if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
