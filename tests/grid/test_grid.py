@@ -22,6 +22,7 @@ from fl_sim.grid.transports import InlineTransport, Transport
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from fl_sim.model.vectors import flat_parameters
+from fl_sim.outside_code import OutsideCodeError
 from fl_sim.training import local as training
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import block_sum, block_updates, weights_of
@@ -246,6 +247,8 @@ def test_an_attack_that_raises_costs_its_members_and_no_honest_client(
     (reason,) = {report.failure for report in outcome.reports if report.failure}
     assert reason.endswith("ZeroDivisionError: no plan")
     assert len(outcome.combined) == 10
+    with pytest.raises(OutsideCodeError, match=r"attack.on-error = 'stop'(.|\n)*raise ZeroDivisionError"):
+        play(configure(), transport)
 
 
 def test_a_failing_member_is_left_out_and_the_others_act(configure: Configure) -> None:

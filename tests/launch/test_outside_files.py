@@ -51,11 +51,13 @@ def limit() -> Generator[None]:
 
     global _active
     before, _active = signal.signal(signal.SIGALRM, late), True
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     signal.alarm(LIMIT)
     try:
         yield
     finally:
         _active = False
+        signal.signal(signal.SIGINT, interrupt)
         with contextlib.suppress(ChildProcessError):  # the children that were forked
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
