@@ -127,7 +127,8 @@ def _ended(folder: Path) -> list[str]:
     rounds = folder / "rounds.jsonl"
     try:
         if not os.path.lexists(folder / "summary.json"):
-            done = rounds.read_bytes().count(b"\n")  # the last line may be half of one
+            # The last line may be half of one. A run that ended before its first round has no file.
+            done = rounds.read_bytes().count(b"\n") if os.path.lexists(rounds) else 0
             return [f"{done} so far", "-", "-", "failed" if failure_of(folder) else "incomplete"]
         with rounds.open("rb") as file:
             file.seek(max(rounds.stat().st_size - TAIL, 0))
