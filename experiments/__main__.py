@@ -3,6 +3,7 @@
 import signal
 import sys
 
+import fl_sim.signals  # noqa: F401  # pyright: ignore[reportUnusedImport] - first: see its hook
 from experiments.command_line import parser
 
 

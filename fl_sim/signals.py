@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -12,6 +13,29 @@ from typing import Any
 
 class EndedBySignalError(SystemExit):
     """SIGTERM or SIGHUP came. Code from outside may not swallow it."""
+
+
+_deaf = threading.Event()  # set while child processes are started that Ctrl-C must not reach
+
+
+def _after_fork() -> None:
+    if _deaf.is_set():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if hasattr(os, "register_at_fork"):  # such hooks run in order of registration: this module is imported before others that have some
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def children_ignore_ctrl_c() -> Generator[None]:
+    """Child processes that are started inside the block ignore Ctrl-C, which a terminal sends to them too. Else one that has not become
+    another program yet would print a traceback. Their parent ends them."""
+    _deaf.set()
+    try:
+        yield
+    finally:
+        _deaf.clear()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ def page() -> str:
         "`fl-sim run -c KEY=VALUE`, or with `flwr run . -c 'KEY=VALUE'`. A name is one of ours, or your own: `file.py:name`,",
         "`package.module:name`, an entry point ([contributing.md](contributing.md#2-from-outside)). Options are arguments of the",
         """thing that a name stands for: `-c attack.options.strength=5`, or several as JSON: `-c 'attack.options={"strength": 5}'`.""",
+        "With `-c` a key that holds text takes the text as written (`-c fault.raises=5`, `-c name=2024-01-01`); every other value is TOML.",
         "",
         "| key | default | values | meaning |",
         "| --- | --- | --- | --- |",

@@ -16,7 +16,7 @@ import grpc
 import psutil
 
 from fl_sim.config.resolve import ConfigError
-from fl_sim.signals import signals_raise
+from fl_sim.signals import children_ignore_ctrl_c, signals_raise
 from fl_sim.waits import ProcessError
 
 # The longest path that Ray makes below a folder of ours. With the folder it must fit the 107 bytes of a Unix socket's name.
@@ -51,7 +51,8 @@ def ray_running() -> Generator[None]:
     home = Path(tempfile.mkdtemp(prefix="fl-sim-", dir=short_folder()))
     with signals_raise() as ignore_signals:
         try:
-            _init(ray, address, home)
+            with children_ignore_ctrl_c():
+                _init(ray, address, home)
             with signals_raise():  # again: `ray.init` overwrites the handler of SIGTERM
                 yield
         finally:
