@@ -88,7 +88,7 @@ def test_a_worker_killed_in_every_round_changes_only_the_record(fl_sim: Run) -> 
 def test_a_reply_that_is_late_is_asked_for_elsewhere(fl_sim: Run) -> None:
     one_round = {**SHORT, "schedule.triggers": 0}
     healthy = fingerprint(fl_sim("inline", one_round))
-    faults = {"fault.reply": "slow", "fault.clients": "0", "fault.attempts": "first", "client.timeout": 8.0}
+    faults = {"fault.reply": "slow", "fault.clients": "0", "fault.attempts": "first", "client.timeout": 15.0}
     late = fingerprint(fl_sim("ray", {**one_round, **faults}, 2))
     assert late[0] == healthy[0]
     (line,) = late[1]

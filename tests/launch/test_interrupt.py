@@ -158,6 +158,7 @@ class CtrlC:
                 pass  # as libraries do
 
 sys.meta_path.insert(0, CtrlC())
+sys.argv = ["fl-sim", "doctor"]
 sys.exit(command.main())
 """
 

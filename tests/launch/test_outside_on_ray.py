@@ -72,7 +72,7 @@ def test_an_attack_that_ends_its_worker_ends_the_run(own: str, tmp_path: Path, c
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_an_attack_that_sleeps_is_left_out_after_the_timeout(own: str, tmp_path: Path, cache_dir: Path) -> None:
-    quick = {"client.timeout": 4.0, "schedule.accumulate-rounds": 0}
+    quick = {"client.timeout": 12.0, "schedule.accumulate-rounds": 0}
     summary = run(own, "sleeps", tmp_path, cache_dir, **quick).summary
     assert summary.rounds == 2
     assert summary.no_trigger is not None
