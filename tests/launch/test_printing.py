@@ -17,6 +17,8 @@ from experiments.sweep.study import read_study
 from tests.support.small_run import ALONE, SMALL, words
 from tests.support.small_study import write_run, write_study_records
 
+pytestmark = pytest.mark.slow  # many small runs and processes
+
 ODD = ["[extra]", "[/]", "[bold]", "[red]x[/red]", "a:smile:b", "100 %", "a#b", "{a}", "$x$ and $", "ü ß 漢"]
 
 

@@ -29,6 +29,8 @@ from fl_sim.grid.transports import InlineTransport
 from tests.support.small_run import ALONE, SETTINGS, SMALL, words
 from tests.support.small_study import write_study_records
 
+pytestmark = pytest.mark.slow  # many small runs and processes
+
 CASES = 60  # for each file
 
 
