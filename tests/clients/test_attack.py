@@ -29,6 +29,7 @@ from fl_sim.training.clipping import Clip
 from fl_sim.training.local import weighted_sum
 from fl_sim.wire.messages import AttackState, CoalitionOrder, PublicRule
 from strategies.rule import Rule, stacked_mean
+from tests.support.differences import central_differences
 from tests.support.small_knowledge import M, N, knowing, knowledge_of
 
 
@@ -43,16 +44,8 @@ def test_direction_is_the_central_difference_of_its_objective(name: str, is_reve
     k = knowledge_of(trigger="reversed" if is_reversed else "clean")
     trigger = trigger_vector(k, None)
     h = direction(OBJECTIVES[name], k, trigger, None)[0]
-    step = 1e-5  # cube root of float64's epsilon: truncation and rounding error are about equal
-    for j in range(0, len(k.theta), 7):
-        values: list[float] = []
-        for sign in (1.0, -1.0):
-            moved = k.theta.clone()
-            moved[j] += sign * step
-            moved.requires_grad_(True)
-            value = OBJECTIVES[name](k, moved, trigger).value
-            values.append(float(value.detach()))
-        assert float(h[j]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-9)
+    for j, slope in central_differences(lambda theta: OBJECTIVES[name](k, theta, trigger).value, k.theta):
+        assert float(h[j]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
 
 def test_lookahead_is_minus_log_of_the_probability_of_being_wrong() -> None:

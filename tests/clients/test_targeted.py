@@ -23,6 +23,7 @@ from fl_sim.config.resolve import ConfigError
 from fl_sim.data.batches import Batch
 from fl_sim.training.clipping import Clip, norms
 from fl_sim.wire.messages import AttackState
+from tests.support.differences import central_differences
 from tests.support.runs import lines, run
 from tests.support.small_knowledge import knowing, knowledge_of
 
@@ -36,16 +37,8 @@ def test_direction_is_the_central_difference(name: str, target: dict[str, Any]) 
     trigger = trigger_vector(k, None)
     first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())["first_log_probs"]
     h = direction(OBJECTIVES[name], k, trigger, None, first)[0]
-    step = 1e-5
-    for j in range(0, len(k.theta), 7):
-        values: list[float] = []
-        for sign in (1.0, -1.0):
-            moved = k.theta.clone()
-            moved[j] += sign * step
-            moved.requires_grad_(True)
-            value = OBJECTIVES[name](k, moved, trigger).value + retained(k, moved, first)
-            values.append(float(value.detach()))
-        assert float(h[j]) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
+    for j, slope in central_differences(lambda theta: OBJECTIVES[name](k, theta, trigger).value + retained(k, theta, first), k.theta):
+        assert float(h[j]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
 def test_who_is_attacked_and_what_is_wanted() -> None:
