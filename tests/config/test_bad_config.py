@@ -64,6 +64,7 @@ def toml(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.one_of(st.sampled_from(KEYS), TEXTS), VALUES, min_size=1, max_size=3))
 def test_any_preset_is_a_run_or_a_clear_error(

@@ -47,6 +47,7 @@ def test_the_sweep_is_what_the_page_says(folder: Path) -> None:
     assert [type(corner["attack.set-size"]) for corner in search.corners()] == [int, int]
 
 
+@pytest.mark.slow
 def test_the_sweep_and_the_search_run(folder: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ["--transport", "inline", "-c", f"data.cache-dir={cache_dir}"]
     assert cli.main(["sweep", "my_sweep.toml", "--scale", "short", "-c", "schedule.burn-in-epochs=1", *keys]) == 0

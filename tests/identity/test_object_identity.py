@@ -140,6 +140,7 @@ def test_what_a_users_module_defines_counts_and_what_is_installed_does_not(tmp_p
     monkeypatch.delitem(sys.modules, "users_helper")
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_another_process() -> None:
     """Sets have another order there, addresses are others."""
     source = """

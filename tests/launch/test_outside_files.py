@@ -99,6 +99,7 @@ def model_and_lines(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     return str({name: tensor.double().sum().item() for name, tensor in tensors.items()}), fingerprint(folder)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL[::STEP], ids=lambda case: case.name)
 def test_a_file_that_misbehaves(case: Case, tmp_path: Path, cache_dir: Path, expected: Callable[[str], Any]) -> None:
     settings, process = settings_now(), os.getpid()

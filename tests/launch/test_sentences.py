@@ -140,6 +140,7 @@ def test_a_failed_run_ends_with_its_reason(
     assert str(tmp_path) not in out, "names of files without their folder"
 
 
+@pytest.mark.slow
 def test_failed_cells_are_named_after_the_table(mine: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And once; a cell that goes on is not failed any more."""
     Path("four.toml").write_text('[axes]\n"strategy.name" = ["mean", "mine.py:median", "mine.py:clipped"]\n')

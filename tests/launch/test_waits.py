@@ -52,6 +52,7 @@ def holder(path: Path, seconds: float, *more: str) -> Generator[subprocess.Popen
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_lock_that_another_process_holds_is_given_up_with_its_file_and_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "a.lock"
     with holder(path, 60.0) as process, pytest.raises(ProcessError) as error, locked(path, "sleeps", limit=0.3):
@@ -65,6 +66,7 @@ def test_a_lock_that_another_process_holds_is_given_up_with_its_file_and_its_hol
     assert not path.with_name("a.lock.holder").exists()
 
 
+@pytest.mark.slow
 def test_a_lock_is_waited_for_while_its_holder_shows_signs_of_life(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +204,7 @@ def test_an_address_without_a_cluster(address: str, reason: str, monkeypatch: py
     assert time.monotonic() - began < 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 64], ids=["silent", "http", "bytes"])
 def test_an_address_where_something_else_listens(answer: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_runtime, "ANSWER_LIMIT", 2.0)
@@ -283,6 +286,7 @@ def test_a_limit_ends_with_its_block() -> None:
         time.sleep(10)
 
 
+@pytest.mark.slow
 def test_a_flower_command_that_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: object, name: str, arguments: list[str], out: int) -> subprocess.Popen[str]:
         assert name == "flwr"

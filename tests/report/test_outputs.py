@@ -23,6 +23,7 @@ def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())
 
 
+@pytest.mark.slow
 def test_report_makes_everything_anew_from_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra parquet)")
     write_study_records(tmp_path)
@@ -62,6 +63,7 @@ def test_one_damaged_run_does_not_stop_a_report(tmp_path: Path, capsys: pytest.C
     assert "11 of 12 runs complete" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_does_not_overwrite_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_study_records(tmp_path)[8].folder  # DGC, attacked
     assert cli.main(["report", str(folder)]) == 0

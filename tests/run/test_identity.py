@@ -64,6 +64,7 @@ def corrected(root: Path) -> None:
         (root / part / "aside").rename(root / part / "dog")
 
 
+@pytest.mark.slow
 def test_a_run_after_a_correction_of_the_data_is_another_run(tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = easy_folder(tmp_path / "a")
     command = [
@@ -285,6 +286,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_worker_builds_its_model_anew_when_its_code_changes(tmp_path: Path, cache_dir: Path) -> None:
     """The second run of this process gives what the only run of another process gives."""
     net, norms = tmp_path / "net.py", list[list[float]]()

@@ -88,7 +88,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MISSING = {"backdoor": ["control"], "erosion": ["honest-trigger"]}  # no accumulation, no trigger
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+FAST = ("dgc", "byzfl.MoNNA", "backdoor", "erosion")  # the others in `make test` only
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])
 def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_path: Path, runs_dir: Path, name: str) -> None:
     config = configure(checkpoint__every=2, control_honest=True, **SETTINGS[name])
     execute(config, runs_dir)

@@ -104,6 +104,7 @@ def test_specs_that_make_no_sense(text: str, sentence: str, tmp_path: Path) -> N
     assert sentence in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_search_end_to_end_goes_on_where_it_stopped(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,7 @@ def single(model: FlatModel, theta: torch.Tensor, batches: CohortBatches) -> tor
         ("mlp", (1, 8, 8)),
         ("cnn", (1, 8, 8)),
         ("cnn", (3, 13, 11)),
-        ("resnet18", (3, 9, 9)),
+        pytest.param("resnet18", (3, 9, 9), marks=pytest.mark.slow),
         ("resnet20", (3, 9, 9)),
     ],
 )
