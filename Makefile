@@ -6,8 +6,10 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# Two processes on two cores take 0.6 of the time of one; each imports everything and has its own caches. More would need more memory.
-PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
+# A process of tests per core, at most four: each imports everything and has its own caches. The slow tests mostly wait for processes that they
+# start, so that one more helps there.
+CORES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
+PYTEST := -m pytest --dist worksteal -n
 FLOWER ?= 1.41
 OTHER := .venv/flower-$(FLOWER)
 
@@ -17,7 +19,7 @@ run: .venv/.installed
 	$(BIN)/fl-sim sweep first_look -o runs
 
 test: lint types
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) $$(($(CORES) + 1))
 
 # the types on one core while the tests run on the other
 check: lint
@@ -32,12 +34,12 @@ types: .venv/.complete
 	$(BIN)/basedpyright
 
 fast-tests: .venv/.complete
-	$(BIN)/python $(PYTEST) -m 'not slow'
+	$(BIN)/python $(PYTEST) $(CORES) -m 'not slow'
 
 test-flower: .venv/.complete
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHER)
 	$(BIN)/uv pip install --quiet --python $(OTHER)/bin/python --editable '.[dev]' 'flwr==$(FLOWER).*'
-	$(OTHER)/bin/python $(PYTEST) tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
+	$(OTHER)/bin/python $(PYTEST) $(CORES) tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
 
 .venv: .venv/.complete
 

@@ -47,19 +47,18 @@ def fl_sim(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, Any]) -> Ru
     return lambda transport, overrides, workers=0: run(transport, tuple(overrides.items()), workers)
 
 
-@pytest.mark.parametrize(("strategy", "workers"), [("clip-after", 1), ("clip-after", 2), ("clip-after", 4), ("clip-before", 4)])
+@pytest.mark.parametrize(("strategy", "workers"), [("clip-after", 1), ("clip-after", 2), ("clip-before", 4)])
 def test_every_number_of_ray_workers_gives_the_bytes_of_none(fl_sim: Run, strategy: str, workers: int) -> None:
     inline = fingerprint(fl_sim("inline", {"strategy.name": strategy}))
     assert len(inline[1]) == 15
     assert fingerprint(fl_sim("ray", {"strategy.name": strategy}, workers)) == inline
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_every_number_of_supernodes_gives_the_bytes_of_none(fl_sim: Run, keys: dict[str, Any], tmp_path: Path, nodes: int) -> None:
+def test_two_supernodes_give_the_bytes_of_none(fl_sim: Run, keys: dict[str, Any], tmp_path: Path) -> None:
     """Both strategies as cells of one sweep, one after the other, so that Flower is started once."""
     spec = tmp_path / "two.toml"
     spec.write_text(f'base = "digits"\n[axes]\n"strategy.name" = {json.dumps(STRATEGIES)}\n')
-    command = ["sweep", str(spec), "-o", str(tmp_path), "--transport", "flower", "--workers", str(nodes), "--parallel", "1"]
+    command = ["sweep", str(spec), "-o", str(tmp_path), "--transport", "flower", "--workers", "2", "--parallel", "1"]
     assert cli.main([*command, *words(keys)]) == 0
     inline = {strategy: fl_sim("inline", {"strategy.name": strategy}) for strategy in STRATEGIES}
     for folder in inline.values():
