@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import resolve
@@ -69,3 +70,9 @@ def configure(cache_dir: Path) -> Callable[..., Config]:
         return resolve(flat | {key.replace("__", ".").replace("_", "-"): value for key, value in overrides.items()})
 
     return make
+
+
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are files, but nothing is drawn: drawing takes most of the time of a report."""
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())

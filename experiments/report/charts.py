@@ -91,7 +91,7 @@ def rounds_chart(shown: RoundPanels) -> Chart:
 
 
 def heat_chart(matrix: Matrix) -> Chart:
-    """The study's matrix of accuracies, or of worst cases."""
+    """A matrix of a study, percent: of accuracies, of worst cases, of another measure."""
     means, title = matrix.means()
     grid = [[None if np.isnan(value) else round(value, 2) for value in row] for row in means.to_numpy(dtype=float).tolist()]
     figure = _figure("", "", height=160 + 26 * len(means))
@@ -102,7 +102,7 @@ def heat_chart(matrix: Matrix) -> Chart:
     figure.add_trace(heat)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_xaxes(showgrid=False, type="category")
-    return Chart("Every setting at a glance", f"{title[0].upper()}{title[1:]}.", {"": figure})
+    return Chart(f"{title[0].upper()}{title[1:]}", "Every setting at a glance.", {"": figure})
 
 
 def stealth_chart(runs: Sequence[Run], limit: float) -> list[Chart]:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.report.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
-from experiments.report.seeds import over_seeds
+from experiments.report.frame import over_seeds
+from experiments.report.measures import measured
 from experiments.report.views import Matrix, accuracy_matrix, round_panels, worst_cases
 from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.numbers import published_numbers
@@ -33,6 +34,10 @@ FIGURES = {  # a run's columns: from the summary, by path
     "stealth gap": ("stealth_gap",),
     "gain": ("gain",),
     "clean twin (%)": ("clean_twin", "final"),
+    "end of attack (%)": ("accuracy", "end_of_attack"),
+    "attack success (%)": ("attack_success_rate", "end_of_attack"),
+    "attack success, final (%)": ("attack_success_rate", "final"),
+    "worst class, final (%)": ("worst_class", "final"),
     "poison ratio (%)": ("poison_ratio", "realised_mean"),
     "skipped": ("skipped", "attacked"),
     "clipped under attack": ("clipped", "under_attack"),
@@ -101,7 +106,8 @@ def _charts(study: Study, runs: Sequence[Run], matrix: Matrix, pairs: Sequence[P
         charts.append(published_chart(pairs, published_numbers()[study.published]["source"]))
     if study.stealth_limit is not None:
         return [*charts, search_chart(runs, study.stealth_limit)]
-    return [*charts, rounds_chart(round_panels(runs)), heat_chart(worst_cases(runs) or matrix), *stealth_chart(runs, STEALTH_LIMIT)]
+    heat = [heat_chart(one) for one in (worst_cases(runs) or matrix, *measured(runs).values())]
+    return [*charts, rounds_chart(round_panels(runs)), *heat, *stealth_chart(runs, STEALTH_LIMIT)]
 
 
 def _figure_of(summary: Mapping[str, Any], name: str) -> float | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from experiments.report.frame import write_csv, write_parquet
 from experiments.report.html_page import write_report
 from experiments.report.latex import write_latex
+from experiments.report.measures import measured
 from experiments.report.run_figures import draw_figures
 from experiments.report.study_figures import heat_figure, published_figure, ratio_figure, rounds_figure, search_figure, stealth_figure
 from experiments.report.tables import matrix_table, published_table, run_table, search_table
@@ -68,7 +69,8 @@ def study_tables(folder: Path, study: Study, runs: Sequence[Run] | None = None) 
     if study.stealth_limit is not None:
         return [search_table(search_ranking(runs, study.stealth_limit), study.stealth_limit)]
     pairs = _pairs(study, runs)
-    return [matrix_table(accuracy_matrix(runs)), *([published_table(study.published, pairs)] if pairs else [])]
+    others = [matrix_table(matrix) for name, matrix in measured(runs).items() if name != "worst_class"]  # every run has a worst class
+    return [matrix_table(accuracy_matrix(runs)), *others, *([published_table(study.published, pairs)] if pairs else [])]
 
 
 def _pairs(study: Study, runs: Sequence[Run]) -> list[Pair]:
@@ -83,6 +85,8 @@ def _figures(study: Study, runs: Sequence[Run], pairs: Sequence[Pair]) -> dict[s
     if limit is None:
         figures["accuracy"] = lambda path: rounds_figure(path, round_panels(runs))
         figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or accuracy_matrix(runs))
+        for name, matrix in measured(runs).items():
+            figures[name] = lambda path, matrix=matrix: heat_figure(path, matrix)
         if axis := ratio_axis(runs):
             figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis)
     else:

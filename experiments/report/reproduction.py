@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.report.seeds import over_seeds
+from experiments.report.frame import over_seeds
 from experiments.report.study_figures import published_figure, stealth_figure
 from experiments.report.views import seeds_text
 from experiments.sweep.numbers import published_numbers

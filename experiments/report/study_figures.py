@@ -131,7 +131,7 @@ def heat_figure(path: Path, matrix: Matrix) -> None:
     axes.tick_params(length=0)
     axes.set_title(textwrap.fill(title, 60), fontsize=9)
     axes.set_ylabel(matrix.axis if means.index.name == "row" else "", fontsize=8)
-    figure.colorbar(image, ax=axes, label="test accuracy (%)")
+    figure.colorbar(image, ax=axes, label="%")
     _save(figure, path)
 
 

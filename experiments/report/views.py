@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.report.frame import label_frame, study_frame
-from experiments.report.seeds import over_seeds
+from experiments.report.frame import label_frame, over_seeds, study_frame
 from experiments.run.phases import accumulate_rounds
 from experiments.sweep.search import left_after, stealth_cost
 from experiments.sweep.study import Run
@@ -80,17 +79,23 @@ def seeds_text(values: pd.Series) -> str:
 
 
 def accuracies(runs: Sequence[Run]) -> tuple[pd.Series, str]:
-    """Accuracy (percent) of each run after the trigger, or at the end where no run has one; and what it is, in words."""
+    """Accuracy (percent) of each run after the trigger; where no run has one, at the end of the attack, or at the end; and what it is, in
+    words."""
     frame = study_frame(runs)
-    after = frame["accuracy.after_trigger"].astype(float)
-    if after.isna().all():
-        return frame["accuracy.final"].astype(float), "test accuracy at the end (%)"
-    return after, "test accuracy after the trigger (%)"
+    places = {"after_trigger": "after the trigger", "end_of_attack": "at the end of the attack"}
+    for place, words in places.items():
+        if (values := frame.get(f"accuracy.{place}")) is not None and values.notna().any():
+            return values.astype(float), f"test accuracy {words} (%)"
+    return frame["accuracy.final"].astype(float), "test accuracy at the end (%)"
 
 
 def accuracy_matrix(runs: Sequence[Run]) -> Matrix:
     """The `accuracies` of a study: rows by the first axis, columns by the others but the seed."""
-    values, what = accuracies(runs)
+    return matrix_of(runs, *accuracies(runs))
+
+
+def matrix_of(runs: Sequence[Run], values: pd.Series, what: str) -> Matrix:
+    """A matrix of one value (percent) per run, as `accuracy_matrix`."""
     places = pd.MultiIndex.from_frame(place_frame(runs))
     return Matrix(values.set_axis(places), what, _row_axis(runs))
 

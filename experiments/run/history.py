@@ -1,7 +1,7 @@
 """The history of a run, read from the lines of `rounds.jsonl`, which are its only copy.
 
 A line is one round of one track (docs/records.md). The first line of a track also has `start`, the line of the compared round
-`before_trigger` and `after_trigger`, and the last line `whole_accuracy`.
+`before_trigger` and `after_trigger`, the last line in which the coalition may act `end_of_attack`, and the last line `whole_accuracy`.
 """
 
 from __future__ import annotations
@@ -75,8 +75,13 @@ class TrackHistory:
     def after_last_trigger(self) -> float | None:
         return next((line["after_trigger"] for line in reversed(self.lines) if "after_trigger" in line), None)
 
+    @property
+    def end_of_attack(self) -> float | None:
+        """After the last round in which the coalition may have acted."""
+        return next((line["end_of_attack"] for line in reversed(self.lines) if "end_of_attack" in line), None)
+
     def confusion(self, place: str) -> list[list[int]] | None:
-        """The confusion matrix at a place: `start`, `before_trigger`, `after_trigger` (the first of each), or `final`."""
+        """The confusion matrix at a place: `start`, `before_trigger`, `after_trigger` (the first of each), `end_of_attack`, or `final`."""
         if place == "start":
             return self.start.get("whole_confusion")
         if place == "final":

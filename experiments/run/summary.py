@@ -31,6 +31,7 @@ class Accuracy(Part):
     burn_in: float
     before_trigger: float | None
     after_trigger: float | None
+    end_of_attack: float | None = None
     final: float
 
 
@@ -40,6 +41,7 @@ class AccuracyByClass(Part):
     burn_in: list[float | None]
     before_trigger: list[float | None] | None
     after_trigger: list[float | None] | None
+    end_of_attack: list[float | None] | None = None
     final: list[float | None]
 
 
@@ -249,7 +251,11 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
     ratio = config.attack.poison_ratio if config.attack.poison_ratio >= 0.0 else config.attack.malicious_fraction
     return Summary(
         accuracy=Accuracy(
-            burn_in=start["whole_accuracy"], before_trigger=before, after_trigger=after, final=attacked.lines[-1]["whole_accuracy"]
+            burn_in=start["whole_accuracy"],
+            before_trigger=before,
+            after_trigger=after,
+            end_of_attack=attacked.end_of_attack,
+            final=attacked.lines[-1]["whole_accuracy"],
         ),
         **_classes(attacked),
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
@@ -313,12 +319,10 @@ def _classes(track: TrackHistory) -> dict[str, Any]:
     start, final = track.confusion("start"), track.confusion("final")
     if start is None or final is None:
         return {}
-    before, after = track.confusion("before_trigger"), track.confusion("after_trigger")
-    by_class = AccuracyByClass(
-        burn_in=accuracy_by_class(start),
-        before_trigger=accuracy_by_class(before) if before else None,
-        after_trigger=accuracy_by_class(after) if after else None,
-        final=accuracy_by_class(final),
+    places = ("before_trigger", "after_trigger", "end_of_attack")
+    between = {place: accuracy_by_class(confusion) for place in places if (confusion := track.confusion(place))}
+    by_class = AccuracyByClass.model_validate(
+        {"burn_in": accuracy_by_class(start), "final": accuracy_by_class(final)} | dict.fromkeys(places) | between
     )
     pairs = enumerate(zip(by_class.burn_in, by_class.final, strict=True))
     ends = [

@@ -217,7 +217,8 @@ class TrackRun:
 
     def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool, ends: bool) -> dict[str, Any]:
         """The accuracies of a round: on `evaluate.examples` if due, after an alarm and around the trigger; on the whole test set around the
-        trigger and at the end. The attack success rate with the first, and on the whole test set where the acting `ends` and at the end."""
+        trigger, where the acting `ends` and at the end. The attack success rate with the first, and on the whole test set where the acting
+        ends and at the end."""
         evaluator, theta, line, part = self._inputs.evaluator, self._strategy.theta, dict[str, Any](), None
         is_compared = fired or self._round == self._compared_round()
         if self._round % self._inputs.config.evaluate.every == 0 or is_compared or alarm:
@@ -226,11 +227,13 @@ class TrackRun:
             line |= evaluator.success.part(evaluator.model, theta)
         if last or ends:
             line |= evaluator.success.whole(evaluator.model, theta)
-        if is_compared or last:
+        ends = ends and bool(self._malicious)
+        if is_compared or last or ends:
             whole = part if part and not evaluator.partial else evaluator.whole(theta)
             if is_compared and (self._fired in ((), (self._round,))):
                 line |= self._whole("before_trigger", evaluator.whole(before))
             line |= self._whole("after_trigger", whole) if is_compared else {}
+            line |= self._whole("end_of_attack", whole) if ends else {}
             line |= self._whole("whole_accuracy", whole) if last else {}
         return line
 

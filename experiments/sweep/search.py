@@ -184,9 +184,10 @@ def _summary(folder: Path) -> Mapping[str, Any] | None:
 
 
 def left_after(summary: Mapping[str, Any]) -> float:
-    """Accuracy (percent) after the trigger, or at the end of a run in which none fired."""
-    accuracy = summary["accuracy"]
-    return accuracy["final"] if accuracy["after_trigger"] is None else accuracy["after_trigger"]
+    """Accuracy (percent) after the trigger; of a run in which none fired at the end of the attack, or at the end."""
+    accuracy: Mapping[str, float | None] = summary["accuracy"]
+    places = (accuracy.get(place) for place in ("after_trigger", "end_of_attack", "final"))
+    return next(value for value in places if value is not None)
 
 
 def stealth_cost(summary: Mapping[str, Any]) -> float:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 import fl_sim
 from clients.client_app import answer
@@ -29,15 +28,9 @@ from fl_sim.grid.transports import InlineTransport
 from tests.support.small_run import ALONE, SETTINGS, SMALL, words
 from tests.support.small_study import write_study_records
 
-pytestmark = pytest.mark.slow  # many small runs and processes
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("empty_figures")]  # many small runs and processes
 
 CASES = 60  # for each file
-
-
-@pytest.fixture(autouse=True)
-def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are files, but nothing is drawn: drawing takes most of the time of a report."""
-    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 from experiments import cli
 from experiments.report.outputs import study_tables, write_outputs
@@ -15,12 +14,6 @@ from experiments.sweep.study import read_study
 from tests.support.small_study import write_study_records
 
 NAMES = {"results.csv", "accuracy.png", "matrix.png", "poison_ratio.png", "stealth.png", "report.html"}
-
-
-@pytest.fixture
-def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are files, but nothing is drawn: drawing takes most of the time of a report."""
-    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())
 
 
 @pytest.mark.slow

@@ -1,0 +1,59 @@
+"""What a study's runs were measured by beside the accuracy: one class, the attacker's success, the clients that a strategy left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from experiments.report.views import Matrix, matrix_of
+from experiments.sweep.study import Run
+
+
+class Measure(NamedTuple):
+    """A figure of a run, percent; None if the run was not measured by it. `what` in words."""
+
+    what: str
+    value: Callable[[Run], float | None]
+
+
+def _classes(run: Run) -> Sequence[float | None]:
+    """Accuracy by class after the trigger; where none fired at the end of the attack, or at the end."""
+    classes: Mapping[str, Any] = run.summary.get("accuracy_by_class") or {}
+    return classes.get("after_trigger") or classes.get("end_of_attack") or classes.get("final") or ()
+
+
+def _worst_class(run: Run) -> float | None:
+    return min((value for value in _classes(run) if value is not None), default=None)
+
+
+def _attacked_class(run: Run) -> float | None:
+    attacked, classes = run.config["attack.class"], _classes(run)
+    return classes[attacked] if 0 <= attacked < len(classes) else None
+
+
+def _entry(section: str, name: str, scale: float = 1.0) -> Callable[[Run], float | None]:
+    def value(run: Run) -> float | None:
+        entries: Mapping[str, float | None] = run.summary.get(section) or {}
+        entry = entries.get(name)
+        return None if entry is None else scale * entry
+
+    return value
+
+
+WHEN = "after the trigger, or at the end of the attack"
+MEASURES: Mapping[str, Measure] = {
+    "attacked_class": Measure(f"accuracy of the attacked class {WHEN} (%)", _attacked_class),
+    "success": Measure("attack success rate at the end of the attack (%)", _entry("attack_success_rate", "end_of_attack")),
+    "success_final": Measure("attack success rate at the end of the run (%)", _entry("attack_success_rate", "final")),
+    "true_positives": Measure("malicious clients that the strategy left out (%)", _entry("filtering", "true_positive_rate", 100.0)),
+    "false_positives": Measure("honest clients that the strategy left out (%)", _entry("filtering", "false_positive_rate", 100.0)),
+    "worst_class": Measure(f"accuracy of the worst class {WHEN} (%)", _worst_class),
+}
+
+
+def measured(runs: Sequence[Run]) -> dict[str, Matrix]:
+    """A matrix (percent) for each of `MEASURES` that some run of a study has, by its name."""
+    values = {name: pd.Series([measure.value(run) for run in runs], dtype=float) for name, measure in MEASURES.items()}
+    return {name: matrix_of(runs, column, MEASURES[name].what) for name, column in values.items() if column.notna().any()}
