@@ -63,8 +63,10 @@ def wanted(knowledge: Knowledge, batch: Batch) -> Batch:
 
 
 def first_log_probs(knowledge: Knowledge, state: AttackState) -> dict[str, Tensor]:
-    """Log-probabilities (e, c) of the first model that the coalition got on S_val, kept in its state; nothing with `attack.retain = 0`."""
-    if knowledge.settings.retain == 0.0:
+    """Log-probabilities (e, c) of the first model that the coalition got on S_val, kept in its state; nothing if neither `attack.retain`
+    nor `attack.kl-cap` needs them."""
+    settings = knowledge.settings
+    if settings.retain == 0.0 and settings.kl_cap == 0.0:
         return {}
     if "first_log_probs" in state.arrays:
         return {"first_log_probs": state.arrays["first_log_probs"]}
@@ -84,19 +86,6 @@ def retained(knowledge: Knowledge, theta: Tensor, first: Tensor) -> Tensor:
         return 0.0 * theta.sum()
     log_q = F.log_softmax(knowledge.model.logits(theta, knowledge.validation.inputs[others]), dim=1)
     return knowledge.settings.retain * kl(first[others], log_q).mean()
-
-
-def margins(knowledge: Knowledge, theta: Tensor) -> Tensor:
-    """`sum_{i attacked} relu(z_y - max_{j != y} z_j + margin) / b` over this round's draw of b examples, z the logits of the model theta
-    (d,); for a pair z_to in place of the maximum. A scalar; an example that is wrong by the margin counts no more."""
-    inputs, labels = knowledge.validation_draw
-    logits, own = knowledge.model.logits(theta, inputs), labels.unsqueeze(1)
-    right = logits.gather(1, own).squeeze(1)
-    if has_target(knowledge.settings):
-        rival = logits[:, target_class(knowledge.settings, knowledge.num_classes)]
-    else:
-        rival = logits.scatter(1, own, float("-inf")).amax(dim=1)
-    return (F.relu(right - rival + knowledge.settings.margin) * attacked(knowledge, labels)).sum() / len(labels)
 
 
 def is_noise(h: Tensor) -> bool:

@@ -75,6 +75,9 @@ def _attack(config: Config) -> list[Problem]:
                 f"got {config.attack.fire_from}: lower attack.fire-from, or set attack.fire = 'schedule'",
             )
         )
+    if config.attack.provoke and config.attack.knowledge == "coalition":
+        text = "expected attack.knowledge = 'rule' or 'omniscient' with attack.provoke (it acts on the published clip), got 'coalition'"
+        problems.append((("attack.knowledge", "attack.provoke"), text))
     return problems
 
 
