@@ -97,6 +97,9 @@ def exact_step(knowledge: Knowledge, h: Tensor, scale: float, state: AttackState
     """Updates (m, d) with which the server moves the model by exactly `scale * attack.step` along -h (d,), honest training and momentum
     cancelled: `target = scale * step * h / |h| - momentum * (theta_{t-1} - theta_t) / server_lr`, through the recovered offset.
 
+    A rule that is rehearsed (`attack.delivery`) limits how far it can be moved. All of that goes along h: the target is
+    `honest_t + scale * step * h / |h|`.
+
     If a clip per client is known, every member sends the update at the bound along h instead: together they move the mean by at most
     `m * b / n`. The momentum is known only if the coalition saw the model in the round before.
     """
@@ -107,6 +110,8 @@ def exact_step(knowledge: Knowledge, h: Tensor, scale: float, state: AttackState
             along = along.clamp(-knowledge.bound.bound, knowledge.bound.bound)
         return clip(along.expand(len(knowledge.members), -1), knowledge.bound)[0].clone()
     target = scale * knowledge.settings.step * unit
+    if knowledge.settings.delivery == "rehearse":
+        return send(knowledge, knowledge.honest_mean + target)
     if state.scalars.get("round") == knowledge.round - 1:
         target = target - knowledge.momentum * (state.arrays["theta"] - knowledge.theta) / knowledge.server_lr
     return send(knowledge, target)

@@ -169,6 +169,10 @@ class Attack(Section):
     provoke: bool = Field(
         False, description="send the trigger while no clip per client is published, so that a guard refuses it and turns to such a clip"
     )
+    delivery: Literal["plain", "rehearse"] = Field(
+        "plain",
+        description="what the members send: the attack's own updates, or those with which the server's rule comes nearest to what it wants",
+    )
     retain: NonNegative = Field(0.0, description="weight of what the first model said of the classes that are not attacked (0: off)")
     rho: NonNegative = Field(0.7, description="relative scaling: length, in multiples of the running mean of the honest norm")
     floor: NonNegative = Field(0.1, description="relative scaling: smallest honest norm that is used")
