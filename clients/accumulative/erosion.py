@@ -48,11 +48,10 @@ def cross_entropy(knowledge: Knowledge, logits: Tensor, labels: Tensor) -> Tenso
 SURROGATES: dict[str, Callable[[Knowledge, Tensor, Tensor], Tensor]] = {"hinge": hinge, "ramp": ramp, "cross-entropy": cross_entropy}
 
 
-def surrogate_loss(knowledge: Knowledge, theta: Tensor) -> Tensor:
-    """`sum_{i attacked} s(z_i, y_i) / b` over this round's draw of b examples, s the surrogate `attack.surrogate` of logits z of the model
-    theta (d,). A scalar with a gradient."""
-    inputs, labels = knowledge.validation_draw
-    values = SURROGATES[knowledge.settings.surrogate](knowledge, knowledge.model.logits(theta, inputs), labels)
+def surrogate_loss(knowledge: Knowledge, logits: Tensor) -> Tensor:
+    """`sum_{i attacked} s(z_i, y_i) / b` over this round's draw with logits z (b, c), s the `attack.surrogate`. Has a gradient."""
+    labels = knowledge.validation_draw.labels
+    values = SURROGATES[knowledge.settings.surrogate](knowledge, logits, labels)
     return (values * attacked(knowledge, labels)).sum() / len(labels)
 
 
@@ -61,15 +60,14 @@ def has_caps(settings: Attack) -> bool:
     return max(settings.rise_cap, settings.kl_cap) > 0.0
 
 
-def over_caps(knowledge: Knowledge, theta: Tensor, first: Mapping[str, Tensor]) -> Tensor:
+def over_caps(knowledge: Knowledge, logits: Tensor, first: Mapping[str, Tensor]) -> Tensor:
     """`cap-weight * (relu(rise - rise-cap) + relu(KL - kl-cap))` over all of this round's draw: rise, by how much the mean cross-entropy is
     above the first model's; KL, the mean `KL(p(. | x, theta_first) || p(. | x, theta))`. A scalar with a gradient; 0 below the caps.
 
-    Args: first, of the first model on S_val: `losses` (e,), `first_log_probs` (e, c).
+    Args: logits (b, c) of the draw; first, of the first model on S_val: `losses` (e,), `first_log_probs` (e, c).
     """
-    inputs, labels = knowledge.validation_draw
-    log_p = F.log_softmax(knowledge.model.logits(theta, inputs), dim=1)
-    settings, excess = knowledge.settings, 0.0 * theta.sum()
+    settings, excess = knowledge.settings, 0.0 * logits.sum()
+    log_p, labels = F.log_softmax(logits, dim=1), knowledge.validation_draw.labels
     if settings.rise_cap:
         excess = excess + F.relu(F.nll_loss(log_p, labels) - first["losses"][knowledge.drawn].mean() - settings.rise_cap)
     if settings.kl_cap:

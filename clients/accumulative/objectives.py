@@ -19,10 +19,12 @@ from fl_sim.registry import Registry
 
 
 class Aim(NamedTuple):
-    """The scalar to minimise; and if the objective computes it anyway, the accuracy after the trigger on this round's draw (percent)."""
+    """The scalar to minimise; if the objective computes them anyway, on this round's draw: the accuracy after the trigger (percent), and
+    the model's logits (b, c)."""
 
     value: Tensor
     rehearsed: float | None = None
+    logits: Tensor | None = None
 
 
 Objective = Callable[[Knowledge, Tensor, Tensor], Aim]  # knowledge, theta (d,), trigger vector P_t (d,)
@@ -80,7 +82,8 @@ def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) ->
 
 def erosion(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
     """`sum_{i attacked} s(z_i, y_i) / b`, z the logits, s a surrogate of accuracy: the attacked class is lost without any trigger. Ours."""
-    return Aim(surrogate_loss(knowledge, theta))
+    logits = knowledge.model.logits(theta, knowledge.validation_draw.inputs)
+    return Aim(surrogate_loss(knowledge, logits), logits=logits)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -107,16 +110,16 @@ def direction(
     leaf = knowledge.theta.detach().clone().requires_grad_(True)
     if defined_at(objective):
         with outside_call(lambda error: _failure(objective, error)):
-            aim = objective(knowledge, leaf, trigger.clone())
-        value, rehearsed = _checked_aim(objective, aim)
+            aim = _checked_aim(objective, objective(knowledge, leaf, trigger.clone()))
     else:
-        value, rehearsed = objective(knowledge, leaf, trigger)
+        aim = objective(knowledge, leaf, trigger)
+    value, rehearsed, logits = aim
     if history is not None:
         value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
-    if first and knowledge.settings.retain:
-        value = value + retained(knowledge, leaf, first["first_log_probs"])
-    if first and has_caps(knowledge.settings):
-        value = value + over_caps(knowledge, leaf, first)
+    if first and (knowledge.settings.retain or has_caps(knowledge.settings)):
+        if logits is None:
+            logits = knowledge.model.logits(leaf, knowledge.validation_draw.inputs)
+        value = value + retained(knowledge, logits, first) + over_caps(knowledge, logits, first)
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
     if gradient is None:  # pyright: ignore[reportUnnecessaryComparison] - typed without allow_unused
         raise OutsideCodeError(f"{_expected(objective)} whose value depends on theta, got one that does not")

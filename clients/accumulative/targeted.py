@@ -5,6 +5,8 @@ Ours (docs/mathematics.md, section 4.11).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,17 +77,17 @@ def first_log_probs(knowledge: Knowledge, state: AttackState) -> dict[str, Tenso
     return {"first_log_probs": F.log_softmax(logits, dim=1)}
 
 
-def retained(knowledge: Knowledge, theta: Tensor, first: Tensor) -> Tensor:
+def retained(knowledge: Knowledge, logits: Tensor, first: Mapping[str, Tensor]) -> Tensor:
     """`attack.retain * mean KL(p(. | x, theta_first) || p(. | x, theta))` over this round's draw without the attacked class: what the model
     says of the others stays. A scalar with a gradient; 0 if the draw has no others.
 
-    Args: first (e, c), log-probabilities on S_val of the first model.
+    Args: logits (b, c) of the draw; first, what the first model said of S_val: `first_log_probs` (e, c).
     """
-    others = knowledge.drawn[~attacked(knowledge, knowledge.validation.labels[knowledge.drawn])]
-    if not len(others):
-        return 0.0 * theta.sum()
-    log_q = F.log_softmax(knowledge.model.logits(theta, knowledge.validation.inputs[others]), dim=1)
-    return knowledge.settings.retain * kl(first[others], log_q).mean()
+    others = ~attacked(knowledge, knowledge.validation.labels[knowledge.drawn])
+    if knowledge.settings.retain == 0.0 or not bool(others.any()):
+        return 0.0 * logits.sum()
+    divergences = kl(first["first_log_probs"][knowledge.drawn[others]], F.log_softmax(logits[others], dim=1))
+    return knowledge.settings.retain * divergences.mean()
 
 
 def is_noise(h: Tensor) -> bool:

@@ -38,8 +38,9 @@ def test_direction_is_the_central_difference(name: str, target: dict[str, Any]) 
     trigger = trigger_vector(k, None)
     first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())
     h = direction(OBJECTIVES[name], k, trigger, None, first)[0]
-    told = first["first_log_probs"]
-    for j, slope in central_differences(lambda theta: OBJECTIVES[name](k, theta, trigger).value + retained(k, theta, told), k.theta):
+    for j, slope in central_differences(
+        lambda theta: OBJECTIVES[name](k, theta, trigger).value + retained(k, logits_of(k, theta), first), k.theta
+    ):
         assert float(h[j]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
@@ -48,9 +49,13 @@ def test_direction_is_the_central_difference(name: str, target: dict[str, Any]) 
 def test_the_direction_of_each_surrogate_with_caps(surrogate: str, caps: dict[str, Any]) -> None:
     k = knowledge_of(objective="erosion", class_=1, surrogate=surrogate, margin=0.5, ramp_width=2.0, cap_weight=0.3, **caps)
     first = first_of(k, shift=0.3)
-    assert float(over_caps(k, k.theta, first)) > 0.0
+    assert float(over_caps(k, logits_of(k, k.theta), first)) > 0.0
     h = direction(OBJECTIVES["erosion"], k, torch.zeros_like(k.theta), None, first)[0]
-    for j, slope in central_differences(lambda theta: surrogate_loss(k, theta) + over_caps(k, theta, first), k.theta):
+
+    def value(theta: torch.Tensor) -> torch.Tensor:
+        return surrogate_loss(k, logits_of(k, theta)) + over_caps(k, logits_of(k, theta), first)
+
+    for j, slope in central_differences(value, k.theta):
         assert float(h[j]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
@@ -90,8 +95,13 @@ def test_the_surrogates_by_a_loop(target: dict[str, Any], surrogate: str) -> Non
             "cross-entropy": -log_p[2] if rival else log_p[1],
         }
         total += losses[surrogate]
-    assert float(surrogate_loss(k, k.theta)) == pytest.approx(total / len(labels))
+    assert float(surrogate_loss(k, logits_of(k, k.theta))) == pytest.approx(total / len(labels))
     assert total != 0.0
+
+
+def logits_of(k: Knowledge, theta: torch.Tensor) -> torch.Tensor:
+    """What the model theta says of the draw."""
+    return k.model.logits(theta, k.validation_draw.inputs)
 
 
 def first_of(k: Knowledge, shift: float) -> dict[str, torch.Tensor]:
@@ -112,10 +122,10 @@ def test_what_is_over_the_caps_by_a_loop() -> None:
         rises.append(then[label] - now[label] + 1.0)
         divergences.append(float(np.sum(np.exp(then) * (then - now))))
     expected = 3.0 * (max(0.0, np.mean(rises) - 0.01) + max(0.0, np.mean(divergences) - 0.02))
-    assert float(over_caps(k, k.theta, first)) == pytest.approx(expected)
+    assert float(over_caps(k, logits_of(k, k.theta), first)) == pytest.approx(expected)
     assert expected > 0.0
     below = dataclasses.replace(k, settings=k.settings.model_copy(update={"rise_cap": 1.1}))
-    assert float(over_caps(below, k.theta + 0.3, first)) == 0.0, "below the caps nothing is added"
+    assert float(over_caps(below, logits_of(k, k.theta + 0.3), first)) == 0.0, "below the caps nothing is added"
 
 
 def test_a_guard_is_provoked_only_while_no_clip_is_published() -> None:
@@ -140,14 +150,15 @@ def test_without_a_trigger_to_come_erosion_computes_none(monkeypatch: pytest.Mon
 
 def test_what_is_retained_by_a_loop() -> None:
     k = knowledge_of(class_=1, retain=2.0)
-    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())["first_log_probs"]
+    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())
     now = F.log_softmax(k.model.logits(k.theta, k.validation.inputs), dim=1).numpy()
     others = [int(i) for i in k.drawn if int(k.validation.labels[i]) != 1]
-    values = [np.sum(np.exp(first[i].numpy()) * (first[i].numpy() - now[i])) for i in others]
-    assert float(retained(k, k.theta, first)) == pytest.approx(2.0 * np.mean(values))
-    assert float(retained(k, k.theta, torch.from_numpy(now))) == pytest.approx(0.0, abs=1e-12)
+    told = first["first_log_probs"].numpy()
+    values = [np.sum(np.exp(told[i]) * (told[i] - now[i])) for i in others]
+    assert float(retained(k, logits_of(k, k.theta), first)) == pytest.approx(2.0 * np.mean(values))
+    assert float(retained(k, logits_of(k, k.theta), {"first_log_probs": torch.from_numpy(now)})) == pytest.approx(0.0, abs=1e-12)
     everyone = knowledge_of(retain=2.0)
-    assert float(retained(everyone, everyone.theta, first)) == 0.0, "all are attacked: nothing is to stay"
+    assert float(retained(everyone, logits_of(everyone, everyone.theta), first)) == 0.0, "all are attacked: nothing is to stay"
     assert first_log_probs(knowledge_of(), AttackState()) == {}
     state = AttackState(first_log_probs(k, AttackState()))
     later = dataclasses.replace(k, theta=k.theta + 1.0)
