@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from clients.catalogue import attacks
+from fl_sim.config.checks import LINE_SEARCHES
 from fl_sim.config.keys import Config
 from fl_sim.config.options import OPTIONS_OF, parse_options
 from fl_sim.config.resolve import to_flat
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.registry import registry
+from strategies.catalogue import publishes_combination
 from strategies.checks import strategy_problems
 
 OPTIONS = {options: key for key, options in OPTIONS_OF.items() if key != "strategy.name"}  # of strategies: strategy_problems
@@ -20,10 +22,15 @@ def name_problems(config: Config) -> list[str]:
         if (options := parse_options(str(flat[key]))) and (text := registry(owner).options_problem(str(flat[owner]), options, key)):
             own_objective = owner == "attack.name" and ":" in config.attack.objective
             problems.append(text + "; an objective takes no options: it reads knowledge.settings" * own_objective)
-    least = attacks.least_members.get(name, 1)
+    if name in LINE_SEARCHES and not problems and not publishes_combination(config):
+        problems.append(
+            f"expected a strategy whose way of combining is published with attack.name = {name!r} (no strategy of Flower, and no rule that "
+            f"needs the server's data), got strategy.name = {config.strategy.name!r}"
+        )
+    least = 1 if config.attack.knowledge == "updates" else attacks.least_members.get(name, 1)
     if 0 < (members := len(malicious_clients(config))) < least:
         problems.append(
             f"expected at least {least} malicious clients (attack.malicious-fraction, attack.poison-ratio) with attack.name = {name!r}, "
-            f"which compares its members' own honest updates, got {members}"
+            f"which compares its members' own honest updates (or attack.knowledge = 'updates'), got {members}"
         )
     return problems

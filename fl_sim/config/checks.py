@@ -9,6 +9,8 @@ from fl_sim.config.keys import Config
 
 # Attacks whose trigger is in the images: no key of the trigger vector matters to them.
 BACKDOORS = ("badnets", "blended", "dba", "edge-case", "label-flip-pair")
+# Attacks that try the server's rule on the honest updates themselves.
+LINE_SEARCHES = ("optimal-alie", "optimal-ipm")
 
 Problem = tuple[tuple[str, ...], str]
 
@@ -66,6 +68,9 @@ def _attack(config: Config) -> list[Problem]:
                 "expected attack.trigger-scale > 0 with attack.norm-bound = inf (else the trigger gets length norm-bound), got 0",
             )
         )
+    if config.attack.name in LINE_SEARCHES and config.attack.knowledge != "updates":
+        text = f"expected attack.knowledge = 'updates' with attack.name = {config.attack.name!r}, got {config.attack.knowledge!r}"
+        problems.append((("attack.knowledge", "attack.name"), text))
     rounds = config.schedule.accumulate_rounds
     if config.attack.name == "accumulative" and config.attack.fire == "rehearsed" and 0 < rounds < config.attack.fire_from:
         problems.append(
