@@ -8,9 +8,22 @@ from clients.accumulative.attack import accumulative
 from clients.accumulative.trigger_only import trigger_only
 from clients.action import Action
 from clients.backdoors.attacks import badnets, blended, dba, edge_case, label_flip_pair
-from clients.baselines.byzfl_attacks import a_little_is_enough, gaussian, inner_product_manipulation, mimic, sign_flip
+from clients.baselines.byzfl_attacks import (
+    a_little_is_enough,
+    gaussian,
+    infinity,
+    inner_product_manipulation,
+    mimic,
+    optimal_a_little_is_enough,
+    optimal_inner_product_manipulation,
+    sign_flip,
+)
+from clients.baselines.fang import fang_krum, fang_trim
+from clients.baselines.free_rider import free_rider, random_weights
 from clients.baselines.label_flip import label_flip
 from clients.baselines.min_max import min_max, min_sum
+from clients.baselines.mpaf import mpaf
+from clients.baselines.poisonedfl import poisonedfl
 from clients.images.moles import moles
 from clients.knowledge import Knowledge
 from fl_sim.registry import Registry
@@ -42,6 +55,15 @@ ATTACKS: dict[str, Attack] = {
     "dba": dba,
     "edge-case": edge_case,
     "label-flip-pair": label_flip_pair,
+    "fang-krum": fang_krum,
+    "fang-trim": fang_trim,
+    "optimal-alie": optimal_a_little_is_enough,  # byzfl
+    "optimal-ipm": optimal_inner_product_manipulation,  # byzfl
+    "inf": infinity,  # byzfl
+    "mpaf": mpaf,
+    "poisonedfl": poisonedfl,
+    "free-rider": free_rider,
+    "random-weights": random_weights,
 }
 
 attacks: Registry[Attack] = Registry(
@@ -50,6 +72,6 @@ attacks: Registry[Attack] = Registry(
     ATTACKS,
     "fl_sim.attacks",
     arguments=2,
-    extras=dict.fromkeys(("sign-flip", "ipm", "alie", "mimic"), "byzfl"),
-    least_members=dict.fromkeys(("alie", "min-max", "min-sum", "mimic"), 2),  # with a single member they send its honest update
+    extras=dict.fromkeys(("sign-flip", "ipm", "alie", "mimic", "optimal-alie", "optimal-ipm", "inf"), "byzfl"),
+    least_members=dict.fromkeys(("alie", "min-max", "min-sum", "mimic", "fang-trim"), 2),  # a single member has no spread
 )

@@ -80,7 +80,7 @@ def _turn(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results:
     """The coalition's part of the reply. If the attack raises, its members count as failed; the honest clients are not affected. With
     `attack.on-error = "stop"` the reply also has the traceback, and the server ends the run."""
     try:
-        return coalition_turn(inputs, _with_honest_sum(inputs, order, coalition, results))
+        return coalition_turn(inputs, _with_honest(inputs, order, coalition, results))
     except OutsideCodeError as error:
         report = str(error)
     except Exception as error:  # one of our attacks, or what it uses of ByzFL
@@ -92,9 +92,10 @@ def _turn(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results:
     return CoalitionReply(zeros, reports, coalition.state, {}, error=report if stops else "")
 
 
-def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:
+def _with_honest(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, results: BlockResults) -> CoalitionOrder:
     """The order with the honest sum, in a single wave of an omniscient coalition: the honest blocks that this worker has not computed for
-    the order are recomputed from the shared seeds. The same bytes as a second wave would bring."""
+    the order are recomputed from the shared seeds. The same bytes as a second wave would bring. With `attack.knowledge = "updates"` also
+    with every single honest update, before the clip per client; the sum is the same as for an omniscient coalition."""
     if not coalition.witness:
         return coalition
     other_blocks = tuple(block for block in coalition.witness if block[0] not in results.reports)
@@ -105,7 +106,16 @@ def _with_honest_sum(inputs: RoundInputs, order: Order, coalition: CoalitionOrde
     sums |= {position: rows_sum(stack, reports[position]) for position, stack in rows.items()}
     total = reduce_tree({(0, position): value for position, value in sums.items()}, order.num_blocks)[root(order.num_blocks)]
     weight = sum(report.weight for position in sorted(reports) for report in reports[position])
-    return replace(coalition, honest_sum=total, honest_weight=weight)
+    coalition = replace(coalition, honest_sum=total, honest_weight=weight)
+    if inputs.config.attack.knowledge != "updates":
+        return coalition
+    if not inputs.stacked:
+        single = compute_blocks(replace(inputs, stacked=True), coalition.witness, last_attempt=True)
+        rows, reports = single.rows, single.reports
+    weights = tuple(report.weight for position in sorted(rows) for report in reports[position] if not report.failure)
+    stack = [rows[position] for position in sorted(rows)]
+    updates = torch.cat(stack) if stack else torch.zeros(0, len(inputs.theta), device=inputs.theta.device)
+    return replace(coalition, honest_updates=updates, update_weights=weights)
 
 
 @lru_cache(maxsize=16)

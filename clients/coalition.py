@@ -16,12 +16,14 @@ from clients.delivery import rehearsed
 from clients.honest import RoundInputs, failing_clients
 from clients.images.enforcement import enforce
 from clients.images.surface import moved_images
-from clients.knowledge import HonestSum, Knowledge, KnownRule, no_share, pixel_range, weighted_mean
+from clients.knowledge import HonestSum, HonestUpdates, Knowledge, KnownRule, no_share, pixel_range, weighted_mean
 from clients.outside_attack import checked_action
 from clients.pixels import pixel_scale
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.data.sampling import malicious_clients
+from fl_sim.model.module import initial_module
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.rng.streams import stream
 from fl_sim.training.local import block_updates, weighted_sum, weights_of
 from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, PublicRule
@@ -130,12 +132,14 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         own_seed=int(stream(config.seed, "coalition", inputs.round).integers(2**31)),
         rule=None if attack.knowledge == "coalition" else known_rule(config, order.rule),
         seen=HonestSum(order.honest_sum, order.honest_weight) if order.honest_sum is not None else None,
+        shown=None if order.honest_updates is None else HonestUpdates(order.honest_updates, inputs.theta.new_tensor(order.update_weights)),
         pixel_scale=pixel_scale(inputs.federation.dataset, inputs.theta.device),
         share=lambda member: member_share(inputs, member),
         momentum=config.server.momentum,
         coalition=tuple(sorted(malicious_clients(config))),
         pixels=pixel_range(inputs.federation.dataset, inputs.theta.device),
         edge_images=lambda: edge_images(config, inputs.federation.dataset, "train", inputs.theta.device),
+        random_model=lambda seed: random_model(inputs, seed),
     )
 
 
@@ -149,6 +153,12 @@ def known_rule(config: Config, rule: PublicRule) -> KnownRule:
         return getattr(importlib.import_module(module), name)(config)(updates, weights)
 
     return KnownRule(rule.name, rule.before, rule.after, combine)
+
+
+def random_model(inputs: RoundInputs, seed: int) -> Tensor:
+    """Parameters (d,) of the configured architecture, drawn anew from a seed."""
+    dataset, config = inputs.federation.dataset, inputs.config.model_copy(update={"seed": seed})
+    return flat_parameters(initial_module(config, dataset.image_shape, dataset.num_classes)).to(inputs.theta)
 
 
 def own_batches(inputs: RoundInputs) -> tuple[Batch, Batch]:

@@ -55,6 +55,11 @@ def no_edge_images() -> Tensor:
     raise ValueError("the coalition has no edge-case images")
 
 
+def no_random_model(seed: int) -> Tensor:
+    """For a coalition that cannot initialise the model."""
+    raise ValueError("the coalition cannot initialise the model")
+
+
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
     """`sum_i w_i g_i / sum_i w_i` (d,) of updates (n, d)."""
     return (weights @ updates) / weights.sum()
@@ -72,13 +77,20 @@ class HonestSum(NamedTuple):
     weight: float
 
 
+class HonestUpdates(NamedTuple):
+    """Every single honest update of this round (h, d), in client order and before a clip per client, and their weights (h,)."""
+
+    rows: Tensor
+    weights: Tensor
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """What the coalition knows, by level of `attack.knowledge`.
 
     coalition: the global model, the members' own batches, updates and data, which of them were sampled, and the protocol's public
     parameters (the server's learning rate, the settings of local training, how many clients are sampled per round). rule: also `rule`.
-    omniscient: also `seen` (the papers' white box). Unknown fields are None.
+    omniscient: also `seen` (the papers' white box). updates: also `shown`. Unknown fields are None.
     """
 
     round: int
@@ -103,6 +115,7 @@ class Knowledge:
     own_seed: int  # of the coalition's own randomness in this round
     rule: KnownRule | None = None
     seen: HonestSum | None = None
+    shown: HonestUpdates | None = None
     pixel_scale: PixelScale | None = None  # pixels of [0, 1] in the units of inputs; None for features
     expected_trigger: Tensor | None = None  # (d,) the combined update that a trigger is expected to give, if the attack moves images
     share: Callable[[int], Batch] = no_share  # all examples of a member, by its id; read when it is called
@@ -110,6 +123,7 @@ class Knowledge:
     coalition: tuple[int, ...] = ()  # all its members, in order, sampled or not
     pixels: PixelRange = ZERO_TO_ONE  # of the data
     edge_images: Callable[[], Tensor] = no_edge_images  # (e, C, H, W), those of `attack.edge-data` to train on
+    random_model: Callable[[int], Tensor] = no_random_model  # (d,) newly initialised parameters, by a seed
 
     @property
     def validation_draw(self) -> Batch:
@@ -163,8 +177,10 @@ class Knowledge:
         mean = (self.honest_sum + self.weights @ self._clipped(updates)) / self.total_weight
         return clip(mean, self.rule.after)[0] if self.rule and self.rule.after else mean
 
-    def stand_ins(self) -> Tensor:
-        """Rows (m, d) in place of single honest updates, which the coalition does not know: its members' updates, shifted so that their
-        mean is `honest_mean`."""
+    def honest_rows(self) -> Tensor:
+        """Single honest updates: all of them (h, d) with `attack.knowledge = "updates"`. Else stand-ins (m, d): the members' updates,
+        shifted so that their mean is `honest_mean` if that is known."""
+        if self.shown and len(self.shown.rows):
+            return self.shown.rows
         mean = torch.mean(self.updates, dim=0)
         return self.updates - mean + self.honest_mean if self.seen else self.updates

@@ -15,7 +15,7 @@ from torch import Tensor
 from clients.accumulative.objectives import objectives
 from clients.action import Action
 from clients.catalogue import attacks
-from clients.knowledge import HonestSum, Knowledge
+from clients.knowledge import HonestSum, HonestUpdates, Knowledge
 from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
 from fl_sim.model.flat_model import FlatModel
@@ -59,7 +59,7 @@ def checked_action(knowledge: Knowledge, state: AttackState, config: Config) -> 
 
 def _copies(knowledge: Knowledge, state: AttackState) -> tuple[Knowledge, AttackState]:
     """The same knowledge and state in other tensors, with a model of the attack's own."""
-    seen = knowledge.seen
+    seen, shown = knowledge.seen, knowledge.shown
     copies = replace(
         knowledge,
         model=_model_copy(knowledge.model),
@@ -67,6 +67,7 @@ def _copies(knowledge: Knowledge, state: AttackState) -> tuple[Knowledge, Attack
         updates=knowledge.updates.clone(),
         weights=knowledge.weights.clone(),
         seen=HonestSum(seen.total.clone(), seen.weight) if seen else None,
+        shown=HonestUpdates(shown.rows.clone(), shown.weights.clone()) if shown else None,
     )
     return copies, AttackState({name: value.clone() for name, value in state.arrays.items()}, dict(state.scalars))
 

@@ -52,6 +52,13 @@ def needs_of(config: Config) -> Needs:
     return FlowerHost.needs if isinstance(instance, Strategy) else instance.needs
 
 
+def publishes_combination(config: Config) -> bool:
+    """Whether a coalition that knows the rule can compute its result: not that of a Flower strategy, or of a rule that needs the server's
+    data."""
+    instance = instance_of(config, no_probe)
+    return isinstance(instance, Rule) and (instance.combine is None or not instance.needs.server_data)
+
+
 def public_combine(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     """The combination `(updates (n, d), weights (n,)) -> (d,)` of a configuration's rule, for a coalition that knows the rule: a new
     instance, without client ids and without the server's data."""

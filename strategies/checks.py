@@ -13,7 +13,7 @@ from fl_sim.config.keys import Config
 from fl_sim.config.options import parse_options
 from fl_sim.data.sampling import most_malicious
 from strategies.byzfl_rules import ByzflCombine
-from strategies.catalogue import instance_of, no_probe, strategies
+from strategies.catalogue import instance_of, no_probe, publishes_combination, strategies
 from strategies.dgc.guard import guard_problems
 from strategies.flower_host import makes_own_step
 from strategies.guarantees import guarantee_problem, tolerated
@@ -47,14 +47,13 @@ def strategy_problems(config: Config) -> list[str]:
     return problems
 
 
-def rehearsal_problem(config: Config) -> str:
-    """Why a coalition cannot try the rule (`attack.delivery = "rehearse"`); empty if it can: `public_rule` must say how it combines."""
-    if config.attack.delivery != "rehearse" or config.attack.name == "none":
+def rehearsal_problem(config: Config, asks: str) -> str:
+    """Why a coalition cannot try the rule, in words with the setting that `asks` for it; empty if it can: the rule must say how it
+    combines."""
+    if publishes_combination(config):
         return ""
-    instance = instance_of(config, no_probe)
-    why = "it is a strategy of Flower" if isinstance(instance, Strategy) else "it needs the server's data" * instance.needs.server_data
-    text = f"expected a rule that publishes how it combines with attack.delivery = 'rehearse', got strategy.name = {config.strategy.name!r}"
-    return f"{text}: {why}" if why else ""
+    why = "it is a strategy of Flower" if isinstance(instance_of(config, no_probe), Strategy) else "it needs the server's data"
+    return f"expected a rule that publishes how it combines with {asks}, got strategy.name = {config.strategy.name!r}: {why}"
 
 
 def _optimiser_problems(config: Config, *, is_flowers: bool) -> list[str]:

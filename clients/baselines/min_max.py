@@ -18,20 +18,20 @@ from fl_sim.wire.messages import AttackState
 
 def min_max(knowledge: Knowledge, state: AttackState) -> Action:
     """`mean(g) + gamma * p` with the largest gamma such that `max_i |A - g_i| <= max_ij |g_i - g_j|`."""
-    rows = knowledge.stand_ins()
+    rows = knowledge.honest_rows()
     p, offsets = perturbation(rows, knowledge.settings.perturbation), rows.mean(dim=0) - rows
     widest = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square().max()
     gamma = _root(p.square().sum(), offsets @ p, offsets.square().sum(dim=1) - widest).min()
-    return Action((rows.mean(dim=0) + gamma * p).expand_as(rows).clone())
+    return Action((rows.mean(dim=0) + gamma * p).expand_as(knowledge.updates).clone())
 
 
 def min_sum(knowledge: Knowledge, state: AttackState) -> Action:
     """`mean(g) + gamma * p` with the largest gamma such that `sum_i |A - g_i|^2 <= max_i sum_j |g_i - g_j|^2`."""
-    rows = knowledge.stand_ins()
+    rows = knowledge.honest_rows()
     p, offsets = perturbation(rows, knowledge.settings.perturbation), rows.mean(dim=0) - rows
     widest = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square().sum(dim=1).max()
     gamma = _root(len(rows) * p.square().sum(), (offsets @ p).sum(), offsets.square().sum() - widest)
-    return Action((rows.mean(dim=0) + gamma * p).expand_as(rows).clone())
+    return Action((rows.mean(dim=0) + gamma * p).expand_as(knowledge.updates).clone())
 
 
 def perturbation(rows: Tensor, kind: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clients.catalogue import attacks
+from fl_sim.config.checks import LINE_SEARCHES
 from fl_sim.config.keys import Config
 from fl_sim.config.options import OPTIONS_OF, parse_options
 from fl_sim.config.resolve import to_flat
@@ -20,12 +21,13 @@ def name_problems(config: Config) -> list[str]:
         if (options := parse_options(str(flat[key]))) and (text := registry(owner).options_problem(str(flat[owner]), options, key)):
             own_objective = owner == "attack.name" and ":" in config.attack.objective
             problems.append(text + "; an objective takes no options: it reads knowledge.settings" * own_objective)
-    if not problems and (text := rehearsal_problem(config)):
-        problems.append(text)
-    least = attacks.least_members.get(name, 1)
+    tries = {"attack.name": name in LINE_SEARCHES, "attack.delivery": config.attack.delivery == "rehearse" and name != "none"}
+    for key in (key for key, tried in tries.items() if tried and not problems):
+        problems += filter(None, [rehearsal_problem(config, f"{key} = {flat[key]!r}")])
+    least = 1 if config.attack.knowledge == "updates" else attacks.least_members.get(name, 1)
     if 0 < (members := len(malicious_clients(config))) < least:
         problems.append(
             f"expected at least {least} malicious clients (attack.malicious-fraction, attack.poison-ratio) with attack.name = {name!r}, "
-            f"which compares its members' own honest updates, got {members}"
+            f"which compares its members' own honest updates (or attack.knowledge = 'updates'), got {members}"
         )
     return problems

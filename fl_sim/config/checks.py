@@ -9,6 +9,8 @@ from fl_sim.config.keys import Config
 
 # Attacks whose trigger is in the images: no key of the trigger vector matters to them.
 BACKDOORS = ("badnets", "blended", "dba", "edge-case", "label-flip-pair")
+# Attacks that try the server's rule on the honest updates themselves.
+LINE_SEARCHES = ("optimal-alie", "optimal-ipm")
 
 Problem = tuple[tuple[str, ...], str]
 
@@ -66,6 +68,9 @@ def _attack(config: Config) -> list[Problem]:
                 "expected attack.trigger-scale > 0 with attack.norm-bound = inf (else the trigger gets length norm-bound), got 0",
             )
         )
+    if config.attack.name in LINE_SEARCHES and config.attack.knowledge != "updates":
+        text = f"expected attack.knowledge = 'updates' with attack.name = {config.attack.name!r}, got {config.attack.knowledge!r}"
+        problems.append((("attack.knowledge", "attack.name"), text))
     rounds = config.schedule.accumulate_rounds
     if config.attack.name == "accumulative" and config.attack.fire == "rehearsed" and 0 < rounds < config.attack.fire_from:
         problems.append(
@@ -81,9 +86,7 @@ def _attack(config: Config) -> list[Problem]:
     if config.attack.delivery == "rehearse" and config.attack.name != "none":
         keys = ("attack.delivery", "attack.knowledge", "attack.surface")
         if config.attack.knowledge == "coalition":
-            text = (
-                "expected attack.knowledge = 'rule' or 'omniscient' with attack.delivery = 'rehearse' (it tries the rule), got 'coalition'"
-            )
+            text = "expected attack.knowledge = 'rule', 'omniscient' or 'updates' with attack.delivery = 'rehearse' (it tries the rule), got 'coalition'"
             problems.append((keys, text))
         if config.attack.surface == "images":
             problems.append((keys, "expected attack.surface = 'updates' with attack.delivery = 'rehearse', got 'images'"))

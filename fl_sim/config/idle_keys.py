@@ -29,11 +29,12 @@ def _strategy(*names: str) -> Readers:
 DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "calibration-rounds", "margin", "drift", "small-bound",
             "probation")  # fmt: skip
 WITHOUT_RATE = ("none", "accumulative", "trigger-only", "label-flip", "gaussian", "sign-flip", "ipm", "alie", "mimic", "min-max", "min-sum",
-                "moles")  # fmt: skip
+                "moles", "fang-krum", "fang-trim", "optimal-alie", "optimal-ipm", "inf", "mpaf", "poisonedfl", "free-rider",
+                "random-weights")  # fmt: skip
 ALPHA = ("dirichlet", "dirichlet-per-class", "quantity-skew")
 # Certain cases only: a key that is not here may still have no effect.
 READERS: dict[str, Readers] = {
-    "attack.tau": _attack("gaussian", "ipm", "alie"),
+    "attack.tau": _attack("gaussian", "ipm", "alie", "mpaf", "poisonedfl", "free-rider", "random-weights"),
     "attack.perturbation": _attack("min-max", "min-sum"),
     **{f"attack.{key}": _attack("accumulative") for key in ("objective", "scaling", "stealth-gamma", "keep-honest", "discrepancy-weight")},
     "attack.rho": _accumulative("attack.scaling = 'relative'", lambda config: config.attack.scaling == "relative"),

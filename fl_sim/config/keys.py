@@ -147,7 +147,9 @@ class Attack(Section):
     from_round: Count = Field(1, description="first round in which the coalition may act; before it is honest")
     to_round: CountOrZero = Field(0, description="last round in which it may act (0: to the end of the phase and its triggers)")
     every: Count = Field(1, description="it acts in every so many rounds, counted from from-round, and is honest in the others")
-    knowledge: Literal["coalition", "rule", "omniscient"] = Field("omniscient", description="what the coalition may see")
+    knowledge: Literal["coalition", "rule", "omniscient", "updates"] = Field(
+        "omniscient", description="what the coalition may see (docs/attacks.md)"
+    )
     data: Literal["own-set", "members"] = Field("own-set", description="the coalition's data: a held-out set, or its members' shares")
     set_size: CountOrZero = Field(200, description="examples held out of the training part for the coalition's own set")
     batch_size: Count = Field(100, description="examples of the validation set drawn per round; the trigger batch has at most as many")
@@ -212,7 +214,7 @@ class Attack(Section):
         5, description="adaptive: rounds (with a sampled member) back of the discrepancy's second reference; the first is the start"
     )
     alignment: Share = Field(0.0, description="adaptive: least cosine of each update with the server's momentum (0: off)")
-    tau: NonNegative = Field(0.0, description="strength of gaussian, ipm and alie (0: the default of the attack, see docs/attacks.md)")
+    tau: NonNegative = Field(0.0, description="strength of a generic attack (0: the default of the attack, see docs/attacks.md)")
     class_: ClassOrAny = Field(-1, description="targeted attacks: the class that is attacked (-1: all)")
     to_class: ClassOrAny = Field(
         -1, description="targeted attacks: the class that the model should say instead (-1: class 0 for a backdoor, any other for the rest)"

@@ -129,11 +129,11 @@ class ClientGrid(Grid):
     def _round(self, order: Order) -> tuple[RecordDict, RoundOutcome]:
         """Run the waves of a round and pack the replies."""
         coalition, honest_only = order.coalition, replace(order, coalition=None)
-        omniscient = self._config.attack.knowledge == "omniscient"
-        one_wave = coalition is None or not omniscient or self._one_wave()
+        sees_honest = self._config.attack.knowledge in ("omniscient", "updates")
+        one_wave = coalition is None or not sees_honest or self._one_wave()
         parts = self._split(honest_only)
         if coalition and one_wave:
-            parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=order.blocks if omniscient else ()))
+            parts[-1] = replace(parts[-1], coalition=replace(coalition, witness=order.blocks if sees_honest else ()))
         merged = MergedRound(order, self._exchange(parts))
         if coalition and not one_wave:
             merged.add(self._exchange([self._second_wave(order, merged)]))
@@ -157,8 +157,10 @@ class ClientGrid(Grid):
             raise OutsideCodeError(f"the attack raised (attack.on-error = 'stop'): {coalition.error}")
 
     def _one_wave(self) -> bool:
-        """Whether an omniscient coalition gets the honest sum in a single wave: if one worker has all honest updates anyway, or if a wave
-        takes longer than computing them again."""
+        """Whether a coalition that sees the honest updates gets them in a single wave: if one worker has them all anyway, or if a wave
+        takes longer than computing them again. Single updates never travel: the coalition's worker computes them again."""
+        if self._config.attack.knowledge == "updates":
+            return True
         if self._waves:
             return self._waves == 1
         return min(self._max_messages, self._transport.num_workers) == 1 or self._transport.slow_waves

@@ -52,6 +52,8 @@ class CoalitionOrder:
     rule: PublicRule = PublicRule()
     honest_sum: Tensor | None = None  # (d,) in a second wave: the honest clients' weighted sum, as the server will combine it
     honest_weight: float = 0.0
+    honest_updates: Tensor | None = None  # (h, d) every single honest update, with `attack.knowledge = "updates"`
+    update_weights: tuple[float, ...] = ()  # their weights
     honest_trigger: bool = False  # in place of a trigger the members send what they would honestly send
     witness: Blocks = ()  # in a single wave: every honest block, which the worker recomputes from the shared seeds
 

@@ -20,6 +20,7 @@ from clients.catalogue import ATTACKS
 from clients.coalition import gather
 from clients.honest import RoundInputs
 from clients.knowledge import HonestSum, Knowledge, KnownRule, weighted_mean
+from fl_sim.config.checks import LINE_SEARCHES
 from fl_sim.config.keys import Attack, Config
 from fl_sim.data.federation import load_federation
 from fl_sim.model.flat_model import FlatModel
@@ -30,7 +31,7 @@ from fl_sim.training.local import weighted_sum
 from fl_sim.wire.messages import AttackState, CoalitionOrder, PublicRule
 from strategies.rule import Rule, stacked_mean
 from tests.support.differences import central_differences
-from tests.support.small_knowledge import M, N, knowing, knowledge_of
+from tests.support.small_knowledge import M, N, combining, knowing, knowledge_of, shown
 
 
 def combined(knowledge: Knowledge, updates: torch.Tensor) -> torch.Tensor:
@@ -301,29 +302,37 @@ def test_trigger_round_sends_the_trigger_and_a_control_only_differs_before() -> 
 def test_contract_of_every_attack(name: str, phase: str) -> None:
     """Shape, dtype, finite, deterministic, no mutation of what it was given."""
     k = dataclasses.replace(knowledge_of(), phase=phase)
+    if name in LINE_SEARCHES:
+        k = combining(shown(k, torch.randn(7, len(k.theta), dtype=torch.float64)), weighted_mean)
     before = [k.theta.clone(), k.updates.clone(), k.honest_sum.clone()]
     first, second = ATTACKS[name](k, AttackState()), ATTACKS[name](k, AttackState())
     assert first.updates.shape == k.updates.shape
     assert first.updates.dtype == k.updates.dtype
-    assert bool(torch.isfinite(first.updates).all())
+    assert bool(torch.isfinite(first.updates).all()) == (name != "inf")
     assert torch.equal(first.updates, second.updates)
     assert first.metrics == second.metrics
     assert first.metrics.get("fired", float(phase == "trigger")) == float(phase == "trigger")
     assert all(torch.equal(now, then) for now, then in zip([k.theta, k.updates, k.honest_sum], before, strict=True))
 
 
-@pytest.mark.parametrize(("level", "rule", "seen"), [("coalition", False, False), ("rule", True, False), ("omniscient", True, True)])
+@pytest.mark.parametrize(
+    ("level", "rule", "seen"), [("coalition", False, False), ("rule", True, False), ("omniscient", True, True), ("updates", True, True)]
+)
 def test_a_coalition_holds_what_its_level_says_and_no_more(configure: Callable[..., Config], level: str, rule: bool, seen: bool) -> None:
     config = configure(attack__knowledge=level, strategy__name="clip-before", strategy__bound=2.0)
     federation, clip = load_federation(config), Clip("l2", 2.0)
     module = new_module(config, federation)
     inputs = RoundInputs(config, federation, FlatModel(module), flat_parameters(module), 1, clip, stacked=False)
-    total = torch.ones(len(inputs.theta)) if level == "omniscient" else None  # the grid sends it to nobody else
-    order = CoalitionOrder((3, 5), "accumulate", True, 12, AttackState(), PublicRule("clip-before", clip, step_size=0.3), total, 7.0)
+    total = torch.ones(len(inputs.theta)) if seen else None  # the grid sends it to nobody else
+    rows = torch.ones(2, len(inputs.theta)) if level == "updates" else None
+    order = CoalitionOrder(
+        (3, 5), "accumulate", True, 12, AttackState(), PublicRule("clip-before", clip, step_size=0.3), total, 7.0, rows, (3.0, 4.0)
+    )
     held = gather(inputs, order, federation.cohort([3, 5], 1, 1, 10))
     assert held.rule == (KnownRule("clip-before", clip, None, weighted_mean) if rule else None)
     assert held.server_lr == 0.3, "the step is public"
     assert (held.seen is not None) == seen
+    assert (held.shown is not None) == (level == "updates")
     assert held.bound == (clip if rule else None)
 
 

@@ -128,7 +128,7 @@ def test_under_a_rehearsed_rule_an_exact_step_cancels_nothing() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"attack__knowledge": "coalition"}, "expected attack.knowledge = 'rule' or 'omniscient' with attack.delivery"),
+        ({"attack__knowledge": "coalition"}, "expected attack.knowledge = 'rule', 'omniscient' or 'updates' with attack.delivery"),
         ({"attack__surface": "images"}, "expected attack.surface = 'updates' with attack.delivery"),
     ],
 )
@@ -141,6 +141,6 @@ def test_bad_keys(configure: Callable[..., Config], keys: dict[str, Any], messag
     ("strategy", "why"), [("flwr.FedMedian", "it is a strategy of Flower"), ("byzfl.MoNNA", "it needs the server's data"), ("dgc", "")]
 )
 def test_a_rule_that_cannot_be_tried_is_refused(configure: Callable[..., Config], strategy: str, why: str) -> None:
-    config = configure(attack__delivery="rehearse", strategy__name=strategy)
-    assert rehearsal_problem(config).endswith(f"got strategy.name = {strategy!r}: {why}" if why else "")
-    assert bool(rehearsal_problem(config)) == bool(why)
+    problem = rehearsal_problem(configure(strategy__name=strategy), "attack.delivery = 'rehearse'")
+    assert problem.endswith(f"got strategy.name = {strategy!r}: {why}" if why else "")
+    assert bool(problem) == bool(why)

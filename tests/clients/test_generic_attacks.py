@@ -28,9 +28,9 @@ def sends(name: str, knowledge: Knowledge) -> Tensor:
 
 def test_stand_ins_are_the_members_updates_around_the_honest_mean() -> None:
     k = knowledge_of()
-    torch.testing.assert_close(k.stand_ins().mean(dim=0), k.honest_mean)
-    torch.testing.assert_close(k.stand_ins().std(dim=0), k.updates.std(dim=0))
-    assert dataclasses.replace(k, seen=None).stand_ins() is k.updates
+    torch.testing.assert_close(k.honest_rows().mean(dim=0), k.honest_mean)
+    torch.testing.assert_close(k.honest_rows().std(dim=0), k.updates.std(dim=0))
+    assert dataclasses.replace(k, seen=None).honest_rows() is k.updates
 
 
 @pytest.mark.parametrize(("name", "factor"), [("sign-flip", -1.0), ("ipm", -2.0)])
@@ -68,7 +68,7 @@ def test_label_flip_is_the_gradient_on_flipped_labels() -> None:
 @pytest.mark.parametrize("kind", ["std", "unit", "sign"])
 def test_min_max_and_min_sum_reach_exactly_their_bound(kind: str) -> None:
     k = knowledge_of(m=5, perturbation=kind)
-    rows = k.stand_ins()
+    rows = k.honest_rows()
     apart = torch.stack([(row - rows).norm(dim=1) for row in rows])
     far = (sends("min-max", k)[0] - rows).norm(dim=1)
     assert float(far.max()) == pytest.approx(float(apart.max()))

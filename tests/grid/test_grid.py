@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from clients import honest
+from clients.action import Action
 from clients.catalogue import ATTACKS
 from clients.client_app import answer
 from clients.honest import RoundInputs, compute_blocks
+from clients.knowledge import Knowledge
 from experiments.benchmarks.workloads import WORKLOADS, make_data
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
@@ -27,6 +29,7 @@ from fl_sim.training import local as training
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import block_sum, block_updates, weights_of
 from fl_sim.wire.arrays import from_record
+from fl_sim.wire.messages import AttackState
 from tests.support.workers import Workers, play, total
 
 Configure = Callable[..., Config]
@@ -227,6 +230,7 @@ def test_one_wave_where_knowledge_or_transport_allow_it(configure: Configure) ->
     assert play(config, Workers(2))[1].waves == 2
     assert play(config, Workers(2, slow_waves=True))[1].waves == 1
     assert play(configure(attack__knowledge="coalition"), Workers(2))[1].waves == 1
+    assert play(configure(attack__knowledge="updates"), Workers(2))[1].waves == 1
     assert play(config, Workers(2), phase="recover")[1].waves == 1
     assert play(config, Workers(2), max_messages=1)[1].waves == 1
 
@@ -260,3 +264,56 @@ def test_a_failing_member_is_left_out_and_the_others_act(configure: Configure) -
     assert second in outcome.combined
     assert outcome.metrics["scale"] > 0.0
     assert outcome.poison_ratio == pytest.approx(1 / 11)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_single_updates_are_shown_and_change_nothing_else(
+    configure: Configure, workers: int, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `attack.knowledge = "updates"` the coalition sees what each honest client sends, before the clip; the server's result, and the sum
+    that the coalition sees, are those of an omniscient one, with any number of workers."""
+    seen: list[Knowledge] = []
+
+    def onlooker(knowledge: Knowledge, state: AttackState) -> Action:
+        seen.append(knowledge)
+        return Action(knowledge.updates)
+
+    monkeypatch.setitem(ATTACKS, "label-flip", onlooker)
+    keys: dict[str, Any] = {"attack__name": "label-flip", "client__block": 2, "data__num_clients": 13}
+    clip, kind = Clip("l2", 0.5), "rows" if stacked else "sum"
+    contents = [
+        play(configure(**keys, attack__knowledge=level), Workers(count), clip=clip, stacked=stacked)[0].array_records[kind]
+        for level, count in (("omniscient", 1), ("updates", workers))
+    ]
+    assert torch.equal(*(from_record(record)[kind] for record in contents))
+    omniscient, shown = seen
+    assert omniscient.shown is None
+    assert shown.shown
+    assert omniscient.seen
+    assert shown.seen
+    assert torch.equal(omniscient.seen.total, shown.seen.total)
+    config = configure(**keys)
+    federation, client = load_federation(config), replace_engine(config, "loop").client
+    module = new_module(config, federation)
+    honest_ids = [i for i in range(13) if i not in malicious_clients(config)]
+    batches = [federation.cohort([i], 1, 1, config.client.batch_size) for i in honest_ids]
+    expected = torch.cat([block_updates(FlatModel(module), flat_parameters(module), batch, client) for batch in batches])
+    torch.testing.assert_close(shown.shown.rows, expected, rtol=1e-4, atol=1e-6)
+    assert shown.shown.weights.tolist() == [weights_of(batch)[0] for batch in batches]
+
+
+def test_the_coalition_is_shown_no_update_of_a_client_that_failed(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(attack__name="label-flip", attack__knowledge="updates", fault__raises="0")
+    assert 0 not in malicious_clients(config)
+    counts: list[int] = []
+
+    def count(knowledge: Knowledge, state: AttackState) -> Action:
+        assert knowledge.shown
+        counts.append(len(knowledge.shown.rows))
+        assert len(knowledge.shown.weights) == len(knowledge.shown.rows)
+        return Action(knowledge.updates)
+
+    monkeypatch.setitem(ATTACKS, "label-flip", count)
+    play(config, Workers(2))
+    assert counts == [12 - 2 - 1]

@@ -74,6 +74,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "attack__every": 2,
         "schedule__accumulate_rounds": 5,
     },
+    "poisonedfl": {"attack__name": "poisonedfl", "attack__every": 2, "schedule__accumulate_rounds": 5},
     "erosion": {
         "attack__objective": "erosion",
         "attack__scaling": "exact",
@@ -85,10 +86,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-MISSING = {"backdoor": ["control"], "erosion": ["honest-trigger"]}  # no accumulation, no trigger
+MISSING = {"backdoor": ["control"], "poisonedfl": ["control"], "erosion": ["honest-trigger"]}  # no accumulation, no trigger
 
 
-FAST = ("dgc", "byzfl.MoNNA", "backdoor", "erosion")  # the others in `make test` only
+FAST = ("dgc", "byzfl.MoNNA", "backdoor", "erosion", "poisonedfl")  # the others in `make test` only
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])

@@ -49,7 +49,7 @@ def test_phases_with_a_window(configure: Configure) -> None:
     assert phases(without, 9) == "aaaapprre"
 
 
-@pytest.mark.parametrize("name", ["label-flip", "accumulative"])
+@pytest.mark.parametrize("name", ["label-flip", "accumulative", "poisonedfl", "mpaf"])
 def test_exactly_its_rounds_are_in_the_records(configure: Configure, tmp_path: Path, name: str) -> None:
     keys: dict[str, Any] = {"attack__name": name, "schedule__accumulate_rounds": 7, "schedule__triggers": 0, "control": False}
     config = configure(**keys, attack__from_round=2, attack__to_round=6, attack__every=2)

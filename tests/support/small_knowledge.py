@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from clients.knowledge import HonestSum, Knowledge, KnownRule
+from clients.knowledge import HonestSum, HonestUpdates, Knowledge, KnownRule
 from fl_sim.config.keys import Attack, Client
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.model.flat_model import FlatModel
@@ -60,9 +61,27 @@ def knowledge_of(m: int = M, **settings: Any) -> Knowledge:
         own_seed=1,
         rule=KnownRule("mean", None, None),
         coalition=tuple(range(m)),
+        random_model=lambda seed: torch.randn(len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
         edge_images=lambda: torch.arange(12.0, dtype=torch.float64).view(2, 1, 2, 3),
         seen=HonestSum(torch.randn(len(theta), generator=generator, dtype=torch.float64), 17.0),
     )
+
+
+def shown(knowledge: Knowledge, rows: Tensor) -> Knowledge:
+    """The same, with every honest update (h, d) shown; all weights are 1."""
+    h, m = len(rows), len(knowledge.members)
+    return dataclasses.replace(
+        knowledge,
+        num_sampled=h + m,
+        weights=torch.ones(m, dtype=rows.dtype),
+        seen=HonestSum(rows.sum(dim=0), float(h)),
+        shown=HonestUpdates(rows, torch.ones(h, dtype=rows.dtype)),
+    )
+
+
+def combining(knowledge: Knowledge, combine: Callable[[Tensor, Tensor], Tensor], before: Clip | None = None) -> Knowledge:
+    """The same, with a known rule that combines `(updates, weights)` so."""
+    return dataclasses.replace(knowledge, rule=KnownRule("some", before, None, combine))
 
 
 def knowing(knowledge: Knowledge, before: Clip | None = None, after: Clip | None = None) -> Knowledge:
