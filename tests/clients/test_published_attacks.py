@@ -15,6 +15,7 @@ from clients.baselines import poisonedfl as poisoned
 from clients.baselines.fang import krum_strength
 from clients.catalogue import ATTACKS
 from clients.knowledge import Knowledge, weighted_mean
+from experiments.launch.name_checks import name_problems
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
 from fl_sim.rng.streams import torch_stream
@@ -239,6 +240,26 @@ def test_the_line_searches_need_every_update(configure: Configure) -> None:
         configure(attack__name="optimal-alie")
     config: Config = configure(attack__name="optimal-ipm", attack__knowledge="updates")
     assert config.attack.knowledge == "updates"
+
+
+@pytest.mark.parametrize("strategy", ["flwr.FedMedian", "byzfl.MoNNA"])
+def test_the_line_searches_need_a_rule_that_is_published(configure: Configure, strategy: str) -> None:
+    options = "f = 2" if strategy == "byzfl.MoNNA" else ""
+    keys = {"attack__knowledge": "updates", "strategy__name": strategy, "strategy__options": options}
+    (problem,) = name_problems(configure(attack__name="optimal-alie", **keys))
+    assert problem.startswith("expected a strategy whose way of combining is published with attack.name = 'optimal-alie'")
+    assert problem.endswith(f"got strategy.name = {strategy!r}")
+    assert (
+        name_problems(configure(attack__name="optimal-alie", **keys | {"strategy__name": "byzfl.TrMean", "strategy__options": "f = 2"}))
+        == []
+    )
+
+
+def test_one_member_is_enough_where_every_update_is_shown(configure: Configure) -> None:
+    keys = {"attack__malicious_fraction": 0.0, "attack__poison_ratio": 1 / 12, "attack__name": "alie"}
+    (problem,) = name_problems(configure(**keys))
+    assert problem.startswith("expected at least 2 malicious clients")
+    assert name_problems(configure(**keys, attack__knowledge="updates")) == []
 
 
 def test_a_clipped_rule_is_clipped_once() -> None:
