@@ -32,7 +32,7 @@ from experiments.sweep.study import Study, complete_runs, read_run, read_study, 
 from fl_sim.atomic_files import CannotWriteError, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, default_flat, parse_assignment, resolve
-from fl_sim.device import cpu_cores
+from fl_sim.grid.gpu_shares import workers_here
 from fl_sim.waits import ProcessError
 
 # What draws and tabulates (experiments.report) takes seconds to import: each command imports what it needs when the runs are done.
@@ -147,8 +147,8 @@ def _plan(cells: Cells, console: Console) -> int:
     from experiments.sweep.plan import plan_table
 
     first = cells.configs[0]
-    usual = {"inline": 1, "flower": 1, "ray": cpu_cores()}  # Flower's SuperNodes share one cell after the other
-    workers = first.ray.num_workers or usual[first.grid.transport]
+    usual = workers_here(first)[0] if first.grid.transport == "ray" else 1  # Flower's SuperNodes share one cell after the other
+    workers = first.ray.num_workers or usual
     with console.status("timing a round of each kind"):
         table = plan_table(cells.sweep.cells, cells.configs, cells.folders, workers)
     _print_table(table)

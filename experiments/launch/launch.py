@@ -24,6 +24,7 @@ from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve_cells
 from fl_sim.device import cpu_cores
+from fl_sim.grid.gpu_shares import workers_here
 from fl_sim.grid.ray_runtime import cluster_address, ray_running
 from fl_sim.grid.transports import claim_identity
 from fl_sim.outside_code import OutsideCodeError, is_interrupt
@@ -90,7 +91,7 @@ def start(flat: Mapping[str, Any], workers: int | None, on_line: OnLine) -> None
         if config.grid.transport == "inline":
             serve(flat, None)
             return
-        count = config.ray.num_workers or (0 if cluster_address() else cpu_cores())
+        count = config.ray.num_workers if cluster_address() else workers_here(config)[0]
         with ray_running():
             serve({**flat, "ray.num-workers": count}, None)
 

@@ -146,7 +146,8 @@ def open_transport(config: Config, grid: Grid | None) -> Transport:
         return FlowerTransport(grid)
     from fl_sim.grid.ray_workers import RayTransport  # importing Ray takes a second, and the other transports do not need it
 
-    return RayTransport(WORKER, config.ray.num_workers, config.ray.gpus_per_worker, on_gpu=device_of(config).type == "cuda")
+    ray, on_gpu = config.ray, device_of(config).type == "cuda"
+    return RayTransport(WORKER, ray.num_workers, ray.gpus_per_worker, on_gpu=on_gpu, start_timeout=ray.start_timeout)
 
 
 def absolute_output_dir(output_dir: str) -> Path:
