@@ -24,6 +24,7 @@ from fl_sim.data.sampling import malicious_clients
 from fl_sim.device import cpu_cores, gpus_here
 from fl_sim.grid.gpu_shares import gpu_problem, workers_here
 from fl_sim.grid.ray_runtime import cluster_address, cluster_problem, short_folder
+from fl_sim.grid.transport_choice import needs_ray
 from fl_sim.model.module import model_problem
 from strategies.catalogue import reads_weights_of
 from strategies.checks import strategy_notes
@@ -142,7 +143,7 @@ def _data_problems(config: Config, console: Console) -> list[str]:
 
 def _process_problems(config: Config) -> list[str]:
     """Why the processes of a transport cannot be started or joined, for the keys that all cells of a launch share."""
-    if config.grid.transport == "inline":
+    if config.grid.transport == "inline" or (config.grid.transport == "auto" and not needs_ray(config)):
         return []
     try:
         short_folder()

@@ -26,7 +26,9 @@ class Section(BaseModel):
 
 
 class Grid(Section):
-    transport: Literal["ray", "flower", "inline"] = Field("ray", description="how messages reach the workers")
+    transport: Literal["auto", "ray", "flower", "inline"] = Field(
+        "auto", description="how messages reach the workers (auto: inline or ray, whichever is likely to end first)"
+    )
 
 
 class Ray(Section):

@@ -5,11 +5,14 @@ For tests of the GPU path on a machine without one. It says nothing about speed,
 device in Python is experimental: its use stays in this file.
 """
 
+# pyright: reportPrivateUsage=false, reportUnknownLambdaType=false, reportAttributeAccessIssue=false, reportUnknownMemberType=false
+# pyright: reportIncompatibleMethodOverride=false, reportUnknownParameterType=false, reportMissingParameterType=false
+
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -36,6 +39,7 @@ class Copies(Counter[str]):
 
 
 copies = Copies()
+memory = {"largest": float("inf")}  # numbers that a tensor on the device may have; a larger one raises torch.OutOfMemoryError
 
 
 class StandInTensor(torch.Tensor):
@@ -46,7 +50,7 @@ class StandInTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> StandInTensor:
-        wrapper = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             values.size(),
             strides=values.stride(),
@@ -96,6 +100,8 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = operation(*args_, **kwargs_)
     if name.endswith("_") and isinstance(args[0], StandInTensor):
         return args[0]
+    if stays and isinstance(result, torch.Tensor) and result.numel() > memory["largest"]:
+        raise torch.OutOfMemoryError(f"{NAME}: {result.numel()} numbers")
     return tree_map(lambda x: StandInTensor(x) if isinstance(x, torch.Tensor) and stays else x, result)
 
 
@@ -117,7 +123,7 @@ class _Dispatch(TorchDispatchMode):
         return compute(operation, args, kwargs or {})
 
 
-class _DeviceModule(backend_registration._DummyBackendModule):  # pyright: ignore[reportPrivateUsage]
+class _DeviceModule(backend_registration._DummyBackendModule):
     """What `torch.autocast` asks of a device."""
 
     @staticmethod
@@ -128,11 +134,11 @@ class _DeviceModule(backend_registration._DummyBackendModule):  # pyright: ignor
 _libraries: list[torch.library.Library] = []  # they live as long as the process
 
 
-def _register() -> None:
-    """Make the device known to this process, once."""
+def register() -> None:
+    """Make the device known to this process, before its first backward pass: autograd starts a thread for each device that it knows then."""
     if _libraries:
         return
-    backend_registration._setup_privateuseone_for_python_backend(NAME, _DeviceModule())  # pyright: ignore
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _DeviceModule())
     every, some = (torch.library.Library(namespace, "IMPL", "AutocastPrivateUse1") for namespace in ("_", "aten"))
     every.fallback(torch.library.fallthrough_kernel)
     for packets, dtype in ((LOWERED, torch.bfloat16), (WIDENED, torch.float32)):
@@ -154,9 +160,9 @@ def _cast_to(operation: Any, dtype: torch.dtype) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def stand_in_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
+def stand_in_device(monkeypatch: pytest.MonkeyPatch) -> Generator[Copies]:
     """Inside the block a configuration with `device = "auto"` computes on the stand-in device. Yields the copies, counted from 0."""
-    _register()
+    register()
 
     def device_of(config: Config) -> torch.device:
         return torch.device("cpu") if config.device == "cpu" else torch.device(NAME, 0)
