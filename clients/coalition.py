@@ -45,13 +45,13 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
     if order.honest_trigger and action.metrics.get("fired", float(order.phase == "trigger")):
         action = action._replace(updates=knowledge.updates, images=None)
     updates_sent, shift, seen = sent_updates(inputs, knowledge, action)
-    finite = torch.isfinite(updates_sent).all(dim=1)
-    figures = _figures(knowledge, updates_sent[finite], shift)
-    if not bool(finite.all()):
-        updates_sent = updates_sent[finite]
+    finite: list[bool] = torch.isfinite(updates_sent).all(dim=1).tolist()
+    if not all(finite):
+        updates_sent = updates_sent[[i for i, good in enumerate(finite) if good]]
+    figures = _figures(knowledge, updates_sent, shift)
     weights = weights_of(batches)
-    senders = [client for client, good in zip(members, finite.tolist(), strict=True) if good]
-    sender_weights = [weight for weight, good in zip(weights, finite.tolist(), strict=True) if good]
+    senders = [client for client, good in zip(members, finite, strict=True) if good]
+    sender_weights = [weight for weight, good in zip(weights, finite, strict=True) if good]
     summed = weighted_sum(updates_sent, sender_weights, inputs.before)
     reports = [ClientReport(client, w, norm) for client, w, norm in zip(senders, sender_weights, summed.norms, strict=True)]
     reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in senders]
@@ -68,12 +68,14 @@ def _figures(knowledge: Knowledge, sent: Tensor, shift: float) -> dict[str, floa
     send; whether they differ from that; and the shift that the attack wanted."""
     lengths = torch.linalg.vector_norm(sent, dim=1, dtype=torch.float64)  # the square of a long update is beyond float32
     honest = torch.linalg.vector_norm(knowledge.updates, dim=1, dtype=torch.float64)
+    of_sent = [lengths.max(), lengths.quantile(0.5)] if len(sent) else [honest.new_zeros(()), honest.new_zeros(())]
+    norm, median, honest_norm = torch.stack([*of_sent, honest.quantile(0.5)]).tolist()
     return {
         "acted": float(len(sent) != len(knowledge.updates) or not torch.equal(sent, knowledge.updates)) if len(sent) else 0.0,
         "shift_norm": shift,
-        "malicious_norm": float(lengths.max()) if len(sent) else 0.0,
-        "malicious_median": float(lengths.quantile(0.5)) if len(sent) else 0.0,
-        "honest_norm": float(honest.quantile(0.5)),
+        "malicious_norm": norm,
+        "malicious_median": median,
+        "honest_norm": honest_norm,
     }
 
 

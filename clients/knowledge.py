@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from fl_sim.config.keys import Attack, Client
 from fl_sim.data.batches import Batch, CohortBatches
 from fl_sim.data.datasets import Dataset, normalised
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.rng.streams import torch_stream
 from fl_sim.training.clipping import Clip, clip
 
 
@@ -152,10 +154,15 @@ class Knowledge:
         """The honest clients' total weight: known, or estimated from the members' mean weight."""
         return self.seen.weight if self.seen else float(self.weights.mean()) * (self.num_sampled - len(self.members))
 
-    @property
+    @cached_property
     def total_weight(self) -> float:
         """W, the weight of all n sampled clients."""
         return self.honest_weight + float(self.weights.sum())
+
+    @cached_property
+    def mask_noise(self) -> Tensor:
+        """Standard normal numbers (m, d) of this round, for masks."""
+        return torch.randn(self.updates.shape, generator=torch_stream(self.own_seed, "masks")).to(self.updates)
 
     @property
     def honest_mean(self) -> Tensor:

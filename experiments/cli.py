@@ -25,6 +25,7 @@ from experiments.launch.preflight import checked, notes
 from experiments.records.folder import failure_of, is_complete, run_folder
 from experiments.records.reading import DamagedError, read_summary
 from experiments.run.checkpoint import latest_checkpoint
+from experiments.run.phases import expected_rounds
 from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
 from experiments.sweep.spec import Cell, label, read_preset, read_sweep
@@ -32,7 +33,8 @@ from experiments.sweep.study import Study, complete_runs, read_run, read_study, 
 from fl_sim.atomic_files import CannotWriteError, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, default_flat, parse_assignment, resolve
-from fl_sim.device import cpu_cores
+from fl_sim.grid.gpu_shares import workers_here
+from fl_sim.grid.transport_choice import choose_transport
 from fl_sim.waits import ProcessError
 
 # What draws and tabulates (experiments.report) takes seconds to import: each command imports what it needs when the runs are done.
@@ -147,10 +149,11 @@ def _plan(cells: Cells, console: Console) -> int:
     from experiments.sweep.plan import plan_table
 
     first = cells.configs[0]
-    usual = {"inline": 1, "flower": 1, "ray": cpu_cores()}  # Flower's SuperNodes share one cell after the other
-    workers = first.ray.num_workers or usual[first.grid.transport]
+    transport = choose_transport([(config, expected_rounds(config)) for config in cells.configs], len(cells.configs)).transport
+    usual = workers_here(first)[0] if transport == "ray" else 1  # Flower's SuperNodes share one cell after the other
+    workers = first.ray.num_workers or usual
     with console.status("timing a round of each kind"):
-        table = plan_table(cells.sweep.cells, cells.configs, cells.folders, workers)
+        table = plan_table(cells.sweep.cells, cells.configs, cells.folders, transport, workers)
     _print_table(table)
     return 0
 

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (run, sweep, search):
         command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
         command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")
-        command.add_argument("--transport", choices=("ray", "flower", "inline"), help="how messages reach the workers")
+        command.add_argument("--transport", choices=("auto", "ray", "flower", "inline"), help="how messages reach the workers")
         command.add_argument("--workers", type=int, metavar="K", help="Ray actors, or SuperNodes with --transport flower")
         command.add_argument("--gpus-per-worker", type=float, metavar="F", help="share of a GPU for each worker")
         command.add_argument("--ray-address", metavar="HOST:PORT", help="join this Ray cluster, as RAY_ADDRESS does (docs/cluster.md)")

@@ -18,3 +18,8 @@ def device_of(config: Config) -> torch.device:
 def cpu_cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus_here() -> int:
+    """The CUDA devices that this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -18,10 +18,12 @@ from fl_sim.config.keys import Config
 from fl_sim.config.resolve import resolve
 from fl_sim.grid.ray_runtime import ray_running
 from fl_sim.grid.transports import claim_identity
+from tests.support import stand_in_device
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 torch.set_num_threads(1)
 claim_identity()
+stand_in_device.register()
 settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("tests")
 

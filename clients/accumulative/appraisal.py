@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from clients.knowledge import Knowledge
@@ -27,10 +28,9 @@ def appraise(knowledge: Knowledge, start: dict[str, Tensor]) -> Appraisal:
     Args: start, `losses` and `hits` (e,) of the first model, see `first_look`.
     """
     losses, hits = knowledge.model.examples(knowledge.theta, *knowledge.validation_draw)
-    start_loss, start_accuracy = float(start["losses"].mean()), 100.0 * float(start["hits"].mean())
-    rise = float((losses - start["losses"][knowledge.drawn]).mean())
-    gain = 100.0 * float((hits - start["hits"][knowledge.drawn]).mean())
-    return Appraisal(start_loss + rise, start_accuracy + gain, start_loss, start_accuracy)
+    rise, gain = losses - start["losses"][knowledge.drawn], hits - start["hits"][knowledge.drawn]
+    means: list[float] = torch.stack([values.mean() for values in (start["losses"], start["hits"], rise, gain)]).tolist()
+    return Appraisal(means[0] + means[2], 100.0 * means[1] + 100.0 * means[3], means[0], 100.0 * means[1])
 
 
 def first_look(knowledge: Knowledge, state: AttackState) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from clients.knowledge import Knowledge
-from fl_sim.rng.streams import torch_stream
 from fl_sim.training.clipping import clip
 
 
@@ -38,8 +37,7 @@ def masks(knowledge: Knowledge) -> Tensor:
     length = knowledge.settings.masks * float(torch.linalg.vector_norm(knowledge.honest_mean))
     if m == 1 or length == 0.0 or knowledge.limits:
         return torch.zeros_like(knowledge.updates)
-    generator = torch_stream(knowledge.own_seed, "masks")
-    noise = torch.randn(m, d, generator=generator).to(knowledge.updates) * (length / d**0.5)
+    noise = knowledge.mask_noise * (length / d**0.5)
     return noise - (knowledge.weights @ noise) / knowledge.weights.sum()
 
 

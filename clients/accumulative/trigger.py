@@ -43,8 +43,8 @@ def trigger_vector(knowledge: Knowledge, previous: Tensor | None) -> Tensor:
     if settings.trigger_scale:
         scale = settings.trigger_scale
     else:  # 0 for a gradient so small that the factor would be infinite
-        usable = float(length) > settings.norm_bound / torch.finfo(gradient.dtype).max
-        scale = float(settings.norm_bound / length) if usable else 0.0
+        long, factor = torch.stack([length, settings.norm_bound / length]).tolist()
+        scale = factor if long > settings.norm_bound / torch.finfo(gradient.dtype).max else 0.0
     return project(-scale * gradient, settings.norm_bound)
 
 

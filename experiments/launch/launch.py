@@ -24,6 +24,7 @@ from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve_cells
 from fl_sim.device import cpu_cores
+from fl_sim.grid.gpu_shares import workers_here
 from fl_sim.grid.ray_runtime import cluster_address, ray_running
 from fl_sim.grid.transports import claim_identity
 from fl_sim.outside_code import OutsideCodeError, is_interrupt
@@ -31,6 +32,7 @@ from fl_sim.waits import ProcessError
 
 LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
 NOTE = re.compile(r"(?:[A-Z]+ *: *)?fl-sim: ")  # begins a line that the user should see at once; Flower's log puts its level before it
+CHOICE = "transport: "  # begins the line that says which transport was chosen
 LOG_TAIL = 40  # last lines of a failed run's log that are shown
 LOG_KEPT = 1000  # lines of a run's log in memory
 LINE_LENGTH = 10_000  # characters of a line that are kept: code from outside may print a megabyte
@@ -83,16 +85,19 @@ def start(flat: Mapping[str, Any], workers: int | None, on_line: OnLine) -> None
         if flower_run.exit_code:
             raise RunFailedError(f"Flower says that the run ended as {flower_run.status!r}")
         return
-    from experiments.launch.serve import serve  # it imports everything that a run needs; in Flower another process does that
+    from experiments.launch.serve import (
+        chosen_transport,
+        serve,
+    )  # it imports everything that a run needs; in Flower another process does that
 
     claim_identity()
     with contextlib.redirect_stdout(_Lines(on_line)):
-        if config.grid.transport == "inline":
-            serve(flat, None)
+        if (transport := chosen_transport(flat)) == "inline":
+            serve({**flat, "grid.transport": transport}, None)
             return
-        count = config.ray.num_workers or (0 if cluster_address() else cpu_cores())
+        count = config.ray.num_workers if cluster_address() else workers_here(config)[0]
         with ray_running():
-            serve({**flat, "ray.num-workers": count}, None)
+            serve({**flat, "grid.transport": transport, "ray.num-workers": count}, None)
 
 
 def error_console(*, quiet: bool = False) -> Console:
@@ -120,7 +125,9 @@ def display(console: Console, title: str, lines: list[str]) -> Any:
             nonlocal last_line_at
             event = parse(line)
             if event is None:
-                if mark := NOTE.match(line):
+                if line.startswith(CHOICE):
+                    console.print(Text(line), highlight=False, soft_wrap=True)
+                elif mark := NOTE.match(line):
                     console.print(Text.assemble(("warning: ", "yellow"), line[mark.end() :]), highlight=False, soft_wrap=True)
                 else:
                     lines.append(line)

@@ -21,9 +21,10 @@ from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
 from fl_sim.data.federation import Federation, load_federation, read_federation
 from fl_sim.data.sampling import malicious_clients
-from fl_sim.device import cpu_cores
-from fl_sim.grid.gpu_shares import gpu_problem
+from fl_sim.device import cpu_cores, gpus_here
+from fl_sim.grid.gpu_shares import gpu_problem, workers_here
 from fl_sim.grid.ray_runtime import cluster_address, cluster_problem, short_folder
+from fl_sim.grid.transport_choice import needs_ray
 from fl_sim.model.module import model_problem
 from strategies.catalogue import reads_weights_of
 from strategies.checks import strategy_notes
@@ -142,7 +143,7 @@ def _data_problems(config: Config, console: Console) -> list[str]:
 
 def _process_problems(config: Config) -> list[str]:
     """Why the processes of a transport cannot be started or joined, for the keys that all cells of a launch share."""
-    if config.grid.transport == "inline":
+    if config.grid.transport == "inline" or (config.grid.transport == "auto" and not needs_ray(config)):
         return []
     try:
         short_folder()
@@ -155,11 +156,10 @@ def _process_problems(config: Config) -> list[str]:
 
 def _worker_problems(config: Config) -> list[str]:
     """Why this machine has no place for the workers of a Ray of our own. (A cluster's GPUs are counted when it is joined.)"""
-    count, share = config.ray.num_workers or cpu_cores(), config.ray.gpus_per_worker
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count, share = workers_here(config)
     room = psutil.virtual_memory().available
     most = max(int(room / WORKER_MEMORY), 1)
     return [
-        gpu_problem(count, share, [gpus], "this machine"),
+        gpu_problem(count, share, cpu_cores(), [gpus_here()], "this machine"),
         f"expected ray.num-workers <= {most} ({room / 1e9:.1f} GB of memory are free), got {count}" if count > most else "",
     ]

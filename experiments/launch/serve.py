@@ -25,6 +25,7 @@ from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
 from fl_sim.device import device_of
+from fl_sim.grid.transport_choice import choose_transport
 from fl_sim.grid.transports import CellTransport, FlowerTransport, InlineTransport, Transport, WorkerDiedError
 from fl_sim.outside_code import OutsideCodeError, is_interrupt
 from fl_sim.waits import ProcessError
@@ -38,15 +39,13 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
 
     Raises `ConfigError` for a bad configuration, `CannotWriteError` at once, and RuntimeError for failed cells after all cells have ended.
     """
-    search = Search.from_json(str(flat["search"])) if flat.get("search") else None
-    common = {key: value for key, value in flat.items() if key != "search"}
-    cells = [resolve({**common, **settings}) for settings in search.corners()] if search else resolve_cells(flat)
+    search, common, cells = _planned(flat)
     problems = dict.fromkeys(problem for cell in cells for problem in name_problems(cell))
     if problems:
         raise ConfigError(list(problems))
     config = cells[0]  # for the keys that all cells share: transport, workers, output folder
     torch.set_num_threads(config.client.threads)
-    transport = open_transport(config, grid)
+    transport = open_transport(config, chosen_transport(flat), grid)
     total, at_once = (search.trials, search.batch) if search else (len(cells), len(cells))
     rounds = total * expected_rounds(config) if search else sum(expected_rounds(cell) for cell in cells)
     runner = _Cells(absolute_output_dir(config.output_dir), transport, ProgressLines(rounds), total, at_once, config.ray.parallel)
@@ -61,6 +60,24 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     if runner.failures:
         raise CellsFailedError("failed: " + "; ".join(runner.failures))
     print(f"results are in {runner.output_dir}", flush=True)
+
+
+def _planned(flat: Mapping[str, Any]) -> tuple[Search | None, dict[str, Any], list[Config]]:
+    """The search that flat keys describe, if it is one; the keys that all its trials share; and its corners, or the cells of a sweep."""
+    search = Search.from_json(str(flat["search"])) if flat.get("search") else None
+    common = {key: value for key, value in flat.items() if key != "search"}
+    return search, common, [resolve({**common, **settings}) for settings in search.corners()] if search else resolve_cells(flat)
+
+
+def chosen_transport(flat: Mapping[str, Any]) -> str:
+    """The transport of a launch. With `auto` it prints which one and why."""
+    search, _, cells = _planned(flat)
+    if cells[0].grid.transport != "auto":
+        return cells[0].grid.transport
+    planned = [(cells[0], search.trials * expected_rounds(cells[0]))] if search else [(cell, expected_rounds(cell)) for cell in cells]
+    choice = choose_transport(planned, search.batch if search else len(cells))
+    print(f"transport: {choice.transport} ({choice.reason})", flush=True)
+    return choice.transport
 
 
 class _Cells:
@@ -134,19 +151,20 @@ class _Cells:
                     raise
 
 
-def open_transport(config: Config, grid: Grid | None) -> Transport:
-    """The transport of `grid.transport`."""
-    if config.grid.transport == "inline":
+def open_transport(config: Config, name: str, grid: Grid | None) -> Transport:
+    """The transport `inline`, `flower` or `ray`."""
+    if name == "inline":
         from clients.client_app import answer
 
         return InlineTransport(answer)
-    if config.grid.transport == "flower":
+    if name == "flower":
         if grid is None:
             raise ValueError("expected Flower's grid with grid.transport = 'flower'; start it with `flwr run` or `fl-sim run`")
         return FlowerTransport(grid)
     from fl_sim.grid.ray_workers import RayTransport  # importing Ray takes a second, and the other transports do not need it
 
-    return RayTransport(WORKER, config.ray.num_workers, config.ray.gpus_per_worker, on_gpu=device_of(config).type == "cuda")
+    ray, on_gpu = config.ray, device_of(config).type == "cuda"
+    return RayTransport(WORKER, ray.num_workers, ray.gpus_per_worker, on_gpu=on_gpu, start_timeout=ray.start_timeout)
 
 
 def absolute_output_dir(output_dir: str) -> Path:

@@ -53,14 +53,18 @@ class Evaluator:
 
     def probe(self, theta: Tensor) -> float:
         """Accuracy on the server's probe set."""
-        return self.model.score(theta.to(self._device), *self._probe)[0]
+        return self.model.score(self.on_device(theta), *self._probe)[0]
+
+    def on_device(self, theta: Tensor) -> Tensor:
+        """A model (d,) where models are run."""
+        return theta.to(self._device)
 
     def probe_by_class(self, theta: Tensor) -> list[float | None]:
         """Accuracy of each class on the server's probe set; None for a class without an example."""
         return self._score(theta, self._probe).by_class
 
     def _score(self, theta: Tensor, examples: Batch) -> Score:
-        losses, predictions = self.model.predictions(theta.to(self._device), *examples)
+        losses, predictions = self.model.predictions(self.on_device(theta), *examples)
         cells = torch.bincount(examples.labels * self._classes + predictions, minlength=self._classes**2)
         confusion = cells.view(self._classes, self._classes).cpu()
         accuracy = 100.0 * int(confusion.trace()) / len(examples.labels)

@@ -156,7 +156,10 @@ class TrackRun:
         missed = "" if fired or phase != "trigger" else self._missed_trigger(result.outcome)
         self._fired += (self._round,) if fired else ()
         self._spent += (self._round,) if fired or missed else ()
-        alarm, rolled_back = self._watch()
+        theta = self._inputs.evaluator.on_device(self._strategy.theta)
+        alarm, rolled_back = self._watch(theta)
+        if rolled_back:
+            theta = self._inputs.evaluator.on_device(self._strategy.theta)
         last = (alarm and self._inputs.config.monitor.action == "stop") or self._phase(self._round + 1) == "end"
         line: dict[str, Any] = {"track": self.name, "round": self._round, "phase": "trigger" if fired else phase}
         if self._round == 1:
@@ -169,7 +172,7 @@ class TrackRun:
         if rolled_back:
             line["rolled_back"] = True
         ends = phase in ACTING and self._phase(self._round + 1) not in ACTING  # the coalition's acting
-        line |= self._accuracies(before, fired=fired, alarm=alarm, last=last, ends=ends)
+        line |= self._accuracies(theta, before, fired=fired, alarm=alarm, last=last, ends=ends)
         line |= _figures(result.outcome, result.metrics)
         if result.skipped:
             line["skipped"] = result.skipped
@@ -190,10 +193,10 @@ class TrackRun:
             return "every malicious client failed: " + "; ".join(sorted({report.failure for report in members}))
         return outcome.idle or "the attack did not fire"
 
-    def _watch(self) -> tuple[bool, bool]:
-        """Let the monitor check the model. Returns whether there is an alarm, and whether the model was rolled back."""
+    def _watch(self, theta: Tensor) -> tuple[bool, bool]:
+        """Let the monitor check the model theta (d,). Returns whether there is an alarm, and whether the model was rolled back."""
         monitor = self._monitor
-        alarm = monitor.active and monitor.alarm(self._round, *self._probe(self._strategy.theta))
+        alarm = monitor.active and monitor.alarm(self._round, *self._probe(theta))
         if alarm and self._rollback:
             self._strategy.load(self._rollback)
             monitor.forget()
@@ -215,11 +218,11 @@ class TrackRun:
         success = evaluator.success.part(evaluator.model, theta) | evaluator.success.whole(evaluator.model, theta)
         return {"accuracy": part.accuracy, "whole_accuracy": whole.accuracy, **by_class, **success}
 
-    def _accuracies(self, before: Tensor, *, fired: bool, alarm: bool, last: bool, ends: bool) -> dict[str, Any]:
-        """The accuracies of a round: on `evaluate.examples` if due, after an alarm and around the trigger; on the whole test set around the
-        trigger, where the acting `ends` and at the end. The attack success rate with the first, and on the whole test set where the acting
-        ends and at the end."""
-        evaluator, theta, line, part = self._inputs.evaluator, self._strategy.theta, dict[str, Any](), None
+    def _accuracies(self, theta: Tensor, before: Tensor, *, fired: bool, alarm: bool, last: bool, ends: bool) -> dict[str, Any]:
+        """The accuracies of a round that made theta (d,) from `before`: on `evaluate.examples` if due, after an alarm and around the
+        trigger; on the whole test set around the trigger, where the acting `ends` and at the end. The attack success rate with the first,
+        and on the whole test set where the acting ends and at the end."""
+        evaluator, line, part = self._inputs.evaluator, dict[str, Any](), None
         is_compared = fired or self._round == self._compared_round()
         if self._round % self._inputs.config.evaluate.every == 0 or is_compared or alarm:
             part = evaluator.part(theta)

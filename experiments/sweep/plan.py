@@ -29,7 +29,7 @@ ATTACK = 1.3  # a round of the default attack over an honest one: 15 and 11.6 ms
 TICK = 0.1  # seconds: no wave of Flower's own engine is faster
 
 
-def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequence[Path], workers: int) -> Table:
+def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequence[Path], transport: str, workers: int) -> Table:
     """Every cell with its hash, whether it is complete already, its rounds and the seconds that they may take; and the sum.
 
     Not counted: burn-ins, calibrations, DGC's scores, figures. The rounds of a clean twin that several cells share are counted for each of
@@ -47,12 +47,12 @@ def plan_table(cells: Sequence[Cell], configs: Sequence[Config], folders: Sequen
         if not done:
             round_times[key] = round_times[key] if key in round_times else round_seconds(config)
             factor = 1.0 if config.attack.name == "none" else ATTACK
-            least = TICK if config.grid.transport == "flower" else 0.0
+            least = TICK if transport == "flower" else 0.0
             estimate = rounds * max(factor * round_times[key], least)
             left += estimate
         table.add_row(*cell.labels.values(), run_hash(config), str(rounds), "complete" if done else f"{estimate:.0f}")
     todo = sum(not is_complete(folder) for folder in folders)
-    together = START_UP[configs[0].grid.transport] + left / workers if todo else 0.0
+    together = START_UP[transport] + left / workers if todo else 0.0
     table.caption = f"{len(cells)} cells, {todo} to run: about {together / 60:.0f} min with {workers} workers (an estimate)"
     return table
 

@@ -135,13 +135,13 @@ def _faults(config: Config) -> list[Problem]:
         beyond = [i for i in ids if i >= config.data.num_clients]
         if beyond:
             problems.append(((key, "data.num-clients"), f"expected {key} to hold client ids below data.num-clients, got {beyond[0]}"))
-    if config.fault.reply == "slow" and not (config.client.timeout and config.grid.transport == "ray"):
+    if config.fault.reply == "slow" and not (config.client.timeout and config.grid.transport in ("auto", "ray")):
         keys = ("fault.reply", "client.timeout", "grid.transport")
         values = f"{config.client.timeout} and {config.grid.transport!r}"
         problems.append((keys, f"expected client.timeout > 0 and grid.transport = 'ray' with fault.reply = 'slow', got {values}"))
     if config.fault.reply != "none" and not config.fault.clients.strip():
         problems.append((("fault.reply", "fault.clients"), f"expected fault.clients with fault.reply = {config.fault.reply!r}, got none"))
-    if config.fault.kill_round and config.grid.transport != "ray":
+    if config.fault.kill_round and config.grid.transport not in ("auto", "ray"):
         keys = ("fault.kill-round", "grid.transport")
         problems.append((keys, f"expected grid.transport = 'ray' with fault.kill-round, got {config.grid.transport!r}"))
     return problems

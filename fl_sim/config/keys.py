@@ -26,12 +26,17 @@ class Section(BaseModel):
 
 
 class Grid(Section):
-    transport: Literal["ray", "flower", "inline"] = Field("ray", description="how messages reach the workers")
+    transport: Literal["auto", "ray", "flower", "inline"] = Field(
+        "auto", description="how messages reach the workers (auto: inline or ray, whichever is likely to end first)"
+    )
 
 
 class Ray(Section):
-    num_workers: CountOrZero = Field(0, description="our Ray actors (0: one per CPU of the Ray cluster)")
-    gpus_per_worker: NonNegative = Field(0.0, description="share of a GPU that each actor reserves")
+    num_workers: CountOrZero = Field(0, description="our Ray actors (0: one per CPU of the Ray cluster; on GPUs one per GPU)")
+    gpus_per_worker: NonNegative = Field(
+        0.0, description="share of a GPU that each actor reserves (0: on GPUs the largest with which all actors fit)"
+    )
+    start_timeout: Positive = Field(120.0, description="seconds in which the actors must be ready when they are first needed")
     parallel: CountOrZero = Field(0, description="cells of a sweep that run at once (0: one per worker); fewer share the workers")
 
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,8 +93,15 @@ def normalised(inputs: Tensor, dataset: Dataset) -> Tensor:
     if inputs.is_floating_point():
         return inputs
     images = inputs.to(torch.float32)
-    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
-    return (images - mean) / torch.where(std > 0, std, 1)
+    mean, scale = _moments(dataset.mean, dataset.std, images.device)
+    return (images - mean) / scale
+
+
+@lru_cache(maxsize=16)
+def _moments(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The mean and the divisor of each channel (C, 1, 1) on a device (a process-wide cache, so that each is copied there once)."""
+    means, scales = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+    return means.to(device), torch.where(scales > 0, scales, 1).to(device)
 
 
 DATASETS: Mapping[str, Source] = {

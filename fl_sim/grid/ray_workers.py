@@ -17,7 +17,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fl_sim.config.resolve import ConfigError
-from fl_sim.grid.gpu_shares import equal_share, gpu_problem
+from fl_sim.grid.gpu_shares import gpu_problem, workers_and_share
 from fl_sim.grid.transports import Answer, CellTransport, InlineTransport, WorkerDiedError, call_worker, claim_identity
 from fl_sim.waits import PATIENCE, ProcessError
 from fl_sim.wire.arrays import as_tensor
@@ -25,7 +25,6 @@ from fl_sim.wire.messages import Order
 from fl_sim.wire.object_state import State, pack, unpack
 
 STARTS = 3  # attempts to start a worker; after the last its next order is sent anyway, and fails
-START_LIMIT = 300.0  # seconds in which a worker must start: its process imports PyTorch, perhaps from a slow disk
 NOTICE = 300.0  # seconds from one line about a worker that is late to the next
 LATE = "worker %d did not answer in time (client.timeout)"
 SMALL = 64 * 1024  # bytes; Ray carries a smaller array inside the call, which is faster than its object store
@@ -120,30 +119,36 @@ def actor_class() -> type:
 
 
 class RayTransport(CellTransport):
-    """`num_workers` actors (0: one per CPU of the cluster). The model, which all orders share, is put into the object store once per wave.
+    """Actors that answer orders. The model, which all orders share, is put into the object store once per wave. A worker that died is
+    replaced at once.
 
-    A worker that died is replaced at once. On a GPU, `gpus_per_worker` = 0 gives each worker an equal share: Ray hides the GPUs from an
-    actor that reserves none. Raises ConfigError if the cluster has no place for the workers, ProcessError if Ray does not run.
+    Args: num_workers, gpus_per_worker, 0 for our choice (`workers_and_share`); start_timeout, seconds in which Ray, and later all workers
+    that are needed, must be ready. Raises ConfigError if the cluster has no place for the workers, ProcessError if Ray does not run.
     """
 
-    def __init__(self, target: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, timeout: float = 120.0) -> None:
-        until = time.monotonic() + timeout
+    def __init__(
+        self, target: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, start_timeout: float = 120.0
+    ) -> None:
+        until = time.monotonic() + start_timeout
         while not ray.is_initialized():
             if time.monotonic() > until:
-                raise ProcessError(f"Flower's simulation did not start Ray within {timeout:.0f} s")
+                raise ProcessError(f"Flower's simulation did not start Ray within {start_timeout:g} s (ray.start-timeout)")
             time.sleep(0.05)
         nodes: dict[str, dict[str, float]] = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         cpus, node_gpus = ({node: has.get(name, 0.0) for node, has in nodes.items()} for name in ("CPU", "GPU"))
-        count = num_workers or max(1, int(sum(cpus.values())))
-        gpus = gpus_per_worker or (equal_share(count, [*node_gpus.values()]) if on_gpu else 0.0)
-        if problem := gpu_problem(count, gpus, [*node_gpus.values()], "the Ray cluster"):
+        total, each = sum(cpus.values()), [*node_gpus.values()]
+        if on_gpu and not sum(each):
+            raise ConfigError([f"expected device to be 'cpu' (the Ray cluster: {total:g} cores and 0 GPUs), got a GPU for the server"])
+        count, gpus = workers_and_share(num_workers, gpus_per_worker, total, each, on_gpu=on_gpu)
+        if problem := gpu_problem(count, gpus, total, each, "the Ray cluster"):
             raise ConfigError([problem])
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(actor_class())  # Flower's actors reserve the CPUs
         # Ray puts an actor that reserves nothing on a random node, SPREAD or not, unless it is bound to a node.
         places: list[Any] = ["SPREAD"] * count
         if not gpus:
             places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in spread(count, cpus)]
-        self._gpus, self._start = gpus, lambda: actor.remote(target, sys.path)
+        self._start_timeout, self._start = start_timeout, lambda: actor.remote(target, sys.path)
+        self._resources = f"the Ray cluster has {total:g} cores and {sum(each):g} GPUs; each of {count} workers reserves {gpus:g} of a GPU"
         self._actors = [actor.options(scheduling_strategy=place).remote(target, sys.path) for place in places]
         self._busy = [0] * count
         self._lock = threading.Lock()
@@ -208,8 +213,9 @@ class RayTransport(CellTransport):
                 idle = [worker for worker, busy in enumerate(self._busy) if not busy and worker not in self._starting]
                 self._starting |= {worker: self._actors[worker].ready.remote() for worker in idle}
                 self._doubtful = False
+            until = time.monotonic() + self._start_timeout
             for worker in self._starting:
-                self._await(worker)
+                self._await(worker, until)
             self._starting = {}
             order = sorted(range(len(self._actors)), key=lambda worker: (worker == avoid, self._busy[worker], worker))
             workers = [order[i % len(order)] for i in range(count)]
@@ -225,16 +231,17 @@ class RayTransport(CellTransport):
             self._starting[worker] = self._actors[worker].ready.remote()
             self._doubtful = True
 
-    def _await(self, worker: int) -> None:
-        """Wait until a worker is ready. If Ray started it on a node that is gone, it is started again. Raises ProcessError after
-        `START_LIMIT`."""
+    def _await(self, worker: int, until: float) -> None:
+        """Wait until a worker is ready. It is started again if its node is gone. Raises ProcessError after `until`."""
         for _ in range(STARTS):
             try:
-                ray.get(self._starting[worker], timeout=START_LIMIT)
+                ray.get(self._starting[worker], timeout=max(until - time.monotonic(), 0.0))
                 return
             except ray.exceptions.GetTimeoutError:
-                needs = f"; it needs {self._gpus:g} of a GPU (ray.gpus-per-worker), {_free_gpus():g} are free" if self._gpus else ""
-                raise ProcessError(f"worker {worker} did not start on the Ray cluster within {START_LIMIT:.0f} s{needs}") from None
+                limit = f"{self._start_timeout:g} s (ray.start-timeout)"
+                raise ProcessError(
+                    f"worker {worker} did not start within {limit}: {self._resources}, and {_free_gpus():g} GPUs are free"
+                ) from None
             except ray.exceptions.RayError:
                 pass
             self._actors[worker] = self._start()

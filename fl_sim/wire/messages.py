@@ -80,12 +80,12 @@ class Order:
     data: str = ""
 
     def on(self, device: torch.device) -> Order:
-        """The same order with its tensors on a device."""
+        """The same order with its tensors on a device; the buffers stay, because a worker puts them into a model once."""
         part = self.coalition
         if part:
             honest_sum = None if part.honest_sum is None else part.honest_sum.to(device)
             part = replace(part, honest_sum=honest_sum, state=_state_on(part.state, device))
-        return replace(self, theta=self.theta.to(device), buffers=self.buffers.to(device), coalition=part)
+        return replace(self, theta=self.theta.to(device), coalition=part)
 
 
 class ClientReport(NamedTuple):

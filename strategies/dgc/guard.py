@@ -102,20 +102,23 @@ class Guard:
         fragility (the rehearsing guard): the increase of the probe loss after one reversed step of norm eta = `strategy.bound`,
         `L(probe; theta + server_lr * eta * u) - L(probe; theta)` with u the unit probe gradient.
         """
-        divergence, settings, scores = DIVERGENCES[self.settings.divergence], self.settings, dict[str, float]()
+        divergence, settings, means = DIVERGENCES[self.settings.divergence], self.settings, dict[str, Tensor]()
         if settings.guard != "rehearsing":
             if settings.reference != "fixed":
-                scores["history"] = float(divergence(state.recent[0], log_probs).mean())
+                means["history"] = divergence(state.recent[0], log_probs).mean()
             if settings.reference != "history":
-                scores["fixed"] = float(divergence(state.fixed, log_probs).mean())
+                means["fixed"] = divergence(state.fixed, log_probs).mean()
+        means["loss"] = F.nll_loss(log_probs, self.probe.labels)
+        scores = dict(zip(means, torch.stack([*means.values()]).tolist(), strict=True))  # one copy from the device
+        loss = scores.pop("loss")
         if settings.rise:
-            scores["rise"] = max(self._loss(log_probs) - state.lowest, 0.0)  # in this order NaN stays NaN
+            scores["rise"] = max(loss - state.lowest, 0.0)  # in this order NaN stays NaN
         if settings.guard != "discrepancy":
-            theta = theta.to(self.probe.inputs.device)
+            theta = self._here(theta)
             gradient = self.model.gradient(theta, *self.probe)
             u = gradient / torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
             loss_after = self.model.score(theta + self.learning_rate * settings.bound * u, *self.probe)[1]
-            scores["fragility"] = loss_after - self._loss(log_probs)
+            scores["fragility"] = loss_after - loss
         return scores
 
     def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judgement:
@@ -137,8 +140,9 @@ class Guard:
         """
         round_, settings, calibration = state.round + 1, self.settings, self.calibration
         proposal = server_step(server, combined, self.learning_rate, self.momentum)
-        log_probs = self._log_probs(proposal.theta)
-        scores = self.scores(proposal.theta, state, log_probs)
+        candidate = self._here(proposal.theta)
+        log_probs = self._log_probs(candidate)
+        scores = self.scores(candidate, state, log_probs)
         thresholds = calibration.during_probation if state.probation else calibration.thresholds
         refused = not all_below(scores, thresholds, round_)
         scale, server_state = 1.0, proposal
@@ -196,8 +200,9 @@ class Guard:
         threshold. And the round's figures: the largest value of each score, and how many updates were clipped (`refused`).
         """
         round_, rows, worst, clipped = state.round + 1, list(updates), dict[str, float](), 0
+        theta_here = self._here(theta)
         for i, update in enumerate(updates):
-            candidate = theta - self.learning_rate * update
+            candidate = theta_here - self.learning_rate * self._here(update)
             scores = self.scores(candidate, state, self._log_probs(candidate))
             worst = {name: max(value, worst.get(name, value)) for name, value in scores.items()}
             if not all_below(scores, self.calibration.thresholds, round_):
@@ -231,4 +236,8 @@ class Guard:
     @torch.no_grad()
     def _log_probs(self, theta: Tensor) -> Tensor:
         """Log-probabilities (e, c) of theta (d,) on the probe set."""
-        return log_probabilities(self.model.logits(theta.to(self.probe.inputs.device), self.probe.inputs))
+        return log_probabilities(self.model.logits(self._here(theta), self.probe.inputs))
+
+    def _here(self, theta: Tensor) -> Tensor:
+        """A model (d,) on the device of the probe set."""
+        return theta.to(self.probe.inputs.device)
