@@ -141,5 +141,5 @@ def optional_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def options_taken(function: Callable[..., Any]) -> tuple[str, ...]:
     """The parameters of a function that are options: neither the updates and their weights, nor `OPTIONAL` inputs."""
-    _, _, *others = inspect.signature(function).parameters
-    return tuple(name for name in others if name not in OPTIONAL)
+    names = list(inspect.signature(function).parameters)[2:]
+    return tuple(name for name in names if name not in OPTIONAL)
