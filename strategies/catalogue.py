@@ -1,4 +1,4 @@
-"""Strategies by name: our rules, DGC, Flower's classes, ByzFL's aggregators, and strategies and rules from outside."""
+"""Strategies by name: our rules, DGC, published defences, Flower's classes, ByzFL's aggregators, and strategies and rules from outside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fl_sim.config.keys import Client, Config
 from fl_sim.config.options import parse_options
-from fl_sim.data.batches import Batch
 from fl_sim.data.federation import Federation
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.model.flat_model import FlatModel
@@ -28,7 +27,9 @@ from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
 from strategies.dgc.guard import Guard
 from strategies.dgc.thresholds import Calibration
 from strategies.flower_host import FlowerHost, reads_weights
-from strategies.own_rule import OPTIONAL, OwnCombine, optional_parameters
+from strategies.guarantees import assumption
+from strategies.own_rule import OPTIONAL, OwnCombine, ServerInputs, optional_parameters, options_taken
+from strategies.robust.catalogue import ROBUST
 from strategies.rule import RULES, Rule, stacked_mean
 from strategies.rule_strategy import RuleStrategy
 
@@ -40,7 +41,7 @@ FLOWER = (
 
 def reads_weights_of(config: Config) -> bool:
     """Whether the weights of clients (`client.weight`) can change what a configuration's strategy combines."""
-    instance = instance_of(config, no_probe)
+    instance = instance_of(config)
     return reads_weights(instance) if isinstance(instance, Strategy) else instance.weighted
 
 
@@ -48,21 +49,21 @@ def needs_of(config: Config) -> Needs:
     """What the strategy of a configuration requires."""
     if config.strategy.name == "dgc":
         return Needs(server_data=True, calibration=True)
-    instance = instance_of(config, no_probe)
+    instance = instance_of(config)
     return FlowerHost.needs if isinstance(instance, Strategy) else instance.needs
 
 
 def publishes_combination(config: Config) -> bool:
     """Whether a coalition that knows the rule can compute its result: not that of a Flower strategy, or of a rule that needs the server's
     data."""
-    instance = instance_of(config, no_probe)
+    instance = instance_of(config, public=True)
     return isinstance(instance, Rule) and (instance.combine is None or not instance.needs.server_data)
 
 
 def public_combine(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     """The combination `(updates (n, d), weights (n,)) -> (d,)` of a configuration's rule, for a coalition that knows the rule: a new
     instance, without client ids and without the server's data."""
-    rule = instance_of(config, no_probe)
+    rule = instance_of(config, public=True)
     assert isinstance(rule, Rule)
     return lambda updates, weights: stacked_mean(rule, updates, weights, torch.arange(len(updates)))
 
@@ -81,7 +82,7 @@ def build_strategy(
 
     Args: sample, the client ids of a round; calibration, of DGC's thresholds; calibrating, whether workers must report every update's norm.
     """
-    instance = instance_of(config, federation.probe, lambda theta: probe_update(config.client, model, federation, theta))
+    instance = instance_of(config, server_inputs(config, model, federation))
     if isinstance(instance, Strategy):
         return FlowerHost(instance, theta, config, model.layout, sample)
     guard = None
@@ -100,19 +101,70 @@ def probe_update(client: Client, model: FlatModel, federation: Federation, theta
     return update
 
 
-def instance_of(config: Config, probe: Callable[[], Batch], own_update: Callable[[Tensor], Tensor] | None = None) -> Rule | Strategy:
-    """A rule, or a Flower strategy with its options. own_update: the server's own update (d,) at a model (d,), for rules that need it."""
-    name, options = config.strategy.name, parse_options(config.strategy.options)
+def server_inputs(config: Config, model: FlatModel, federation: Federation) -> ServerInputs:
+    """What the server can give to a rule, by name, as functions of the model theta (d,)."""
+    return {
+        **_public_inputs(config),
+        "theta": lambda theta: theta.clone(),
+        "model": lambda theta: model,
+        "server_data": lambda theta: federation.probe(),
+        "server_update": lambda theta: probe_update(config.client, model, federation, theta).to(theta),
+    }
+
+
+def _public_inputs(config: Config) -> ServerInputs:
+    """What a rule gets where there is no server: only the learning rates."""
+    private = ("theta", "model", "server_data", "server_update")
+    rates = {"server_lr": config.server.learning_rate, "client_lr": config.client.learning_rate}
+    return {**dict.fromkeys(private, _not_here), **{name: lambda theta, rate=rate: rate for name, rate in rates.items()}}
+
+
+def _not_here(theta: Tensor) -> Any:
+    raise RuntimeError("the server's data and model are not available here")
+
+
+def options_of(config: Config) -> dict[str, Any]:
+    """`strategy.options`, and where they do not say it, how many malicious clients the strategy is told to expect."""
+    return told_by_key(config) | parse_options(config.strategy.options)
+
+
+def told_by_key(config: Config) -> dict[str, Any]:
+    """The option that `strategy.assumed-malicious` sets; empty if the strategy takes none, or if `strategy.options` sets it."""
+    function, given = function_of(config.strategy.name), parse_options(config.strategy.options)
+    told = assumption(config, options_taken(function) if function else ())
+    return {option: value for option, value in told.items() if option not in given}
+
+
+def function_of(name: str) -> Callable[..., Any] | None:
+    """The function of a strategy that is one, or has one as its combination: a published defence or a user's own."""
+    if name in ROBUST:
+        return ROBUST[name].combine
+    thing = strategies.find(name) if strategies.outside(name) else None
+    thing = thing.combine if isinstance(thing, Rule) else thing
+    return thing if callable(thing) and not isinstance(thing, type) else None
+
+
+def instance_of(config: Config, server: ServerInputs | None = None, *, public: bool = False) -> Rule | Strategy:
+    """A rule, or a Flower strategy with its options.
+
+    Args: server, what the server can give to a rule that asks for it; public, whether it is the copy of a coalition that knows the rule.
+    """
+    name, server = config.strategy.name, server or _public_inputs(config)
     if name in RULES:
         return RULES[name](config.strategy)
     if name == "dgc":
         after = clip_of(config.strategy.norm, config.strategy.bound) if config.strategy.scope == "aggregate" else None
         return Rule(after=after)
+    options = options_of(config)
+    if name in ROBUST:
+        defence = ROBUST[name]
+        _check_options(defence.combine, options)
+        return Rule(combine=OwnCombine(name, defence.combine, options, server, config.seed, defence.weighted, public))
     if strategies.outside(name):
-        return _from_outside(name, options, probe, config.seed)
+        return _from_outside(name, options, server, config.seed, public)
     package, rest = name.split(".", 1)
     if package == "byzfl":
-        return Rule(combine=byzfl_combine(rest, options, config.seed, own_update or _no_update))
+        return Rule(combine=byzfl_combine(rest, options, config.seed, server["server_update"]))
     if rest.startswith("DifferentialPrivacy"):
         inner = getattr(flower, str(options.get("strategy", "FedAvg")))()
         options = {"num_sampled_clients": config.clients_per_round, **options, "strategy": inner}
@@ -122,7 +174,14 @@ def instance_of(config: Config, probe: Callable[[], Batch], own_update: Callable
     return getattr(flower, rest)(**options)
 
 
-def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Batch], seed: int) -> Rule | Strategy:
+def _check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises TypeError for an option that a published defence does not have."""
+    takes = options_taken(function)
+    if strange := [option for option in options if option not in takes]:
+        raise TypeError(f"it has no option {', '.join(strange)}; it takes {', '.join(takes) or 'none'}")
+
+
+def _from_outside(name: str, options: Mapping[str, Any], server: ServerInputs, seed: int, public: bool) -> Rule | Strategy:
     """A user's Flower strategy, `Rule`, or plain function `(updates, weights, **options) -> (d,)`. Raises TypeError for anything else, and
     OutsideCodeError if a strategy cannot be made."""
     thing = strategies.find(name)
@@ -133,7 +192,7 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
         for slot, clip in (("before", thing.before), ("after", thing.after)):
             if clip is not None and not isinstance(clip, Clip):  # pyright: ignore[reportUnnecessaryIsInstance] - the user's
                 raise TypeError(f"expected Rule.{slot} to be a fl_sim.Clip(norm, bound) or None, got {type(clip).__name__}")
-        return replace(thing, combine=OwnCombine(name, thing.combine, options, probe, seed)) if thing.combine else thing
+        return replace(thing, combine=OwnCombine(name, thing.combine, options, server, seed, public=public)) if thing.combine else thing
     if isinstance(thing, type) or not callable(thing):
         raise TypeError(
             "expected a subclass of flwr.serverapp.strategy.Strategy, a fl_sim.Rule, or a function (updates, weights, **options), "
@@ -147,15 +206,7 @@ def _from_outside(name: str, options: Mapping[str, Any], probe: Callable[[], Bat
         raise TypeError(
             f"expected a function (updates, weights, **options), a fl_sim.Rule or a Flower Strategy, got {takes}: {error}"
         ) from None
-    return Rule(combine=OwnCombine(name, thing, options, probe, seed))
-
-
-def no_probe() -> Batch:
-    raise RuntimeError("the server's data is not available here")
-
-
-def _no_update(theta: Tensor) -> Tensor:
-    raise RuntimeError("the server's data is not available here")
+    return Rule(combine=OwnCombine(name, thing, options, server, seed, public=public))
 
 
 def _family_problem(name: str) -> str | None:
@@ -180,7 +231,7 @@ def _family_problem(name: str) -> str | None:
 strategies: Registry[Any] = Registry(
     "strategy",
     "strategy.name",
-    {**RULES, "dgc": Rule},
+    {**RULES, "dgc": Rule, **ROBUST},
     "fl_sim.strategies",
     callable=False,  # a `Rule` is not
     family=_family_problem,

@@ -10,14 +10,16 @@ from typing import Any
 from flwr.serverapp.strategy import FedAvgM, Strategy
 
 from fl_sim.config.keys import Config
-from fl_sim.config.options import parse_options
+from fl_sim.config.options import options_text, parse_options
 from fl_sim.data.sampling import most_malicious
 from strategies.byzfl_rules import ByzflCombine
-from strategies.catalogue import instance_of, no_probe, publishes_combination, strategies
+from strategies.catalogue import instance_of, options_of, publishes_combination, strategies, told_by_key
 from strategies.dgc.guard import guard_problems
 from strategies.flower_host import makes_own_step
-from strategies.guarantees import guarantee_problem, tolerated
-from strategies.trial import Trial, try_byzfl, try_inner
+from strategies.guarantees import assumed_malicious, guarantee_problem, tolerated
+from strategies.own_rule import OwnCombine
+from strategies.rule import RULES, OptionError
+from strategies.trial import Trial, trial_inputs, try_byzfl, try_function, try_inner
 
 NOT_CALLED = {
     "start": "the phases of an attack decide which round follows",
@@ -30,20 +32,26 @@ def strategy_problems(config: Config) -> list[str]:
     """What is wrong with `strategy.*`, one sentence per problem. Builds a strategy of Flower, ByzFL or the user. One of Flower or ByzFL
     must be able to hold its guarantee with the clients of a round, and is tried once on random vectors."""
     settings = config.strategy
-    if settings.name in strategies.table:
+    if settings.name in RULES or settings.name == "dgc":
         superfluous = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
         problems = (superfluous if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
         return problems + _optimiser_problems(config, is_flowers=False)
-    if not strategies.outside(settings.name) and (strategies.family is None or strategies.family(settings.name) is None):
+    known = settings.name in strategies.table or strategies.outside(settings.name)
+    if not known and (strategies.family is None or strategies.family(settings.name) is None):
         return []  # an unknown name: `resolve` says so
     made = f"strategy.name = {settings.name!r} with strategy.options = {settings.options!r}"
     try:
-        instance = instance_of(config, no_probe)
+        instance = instance_of(config)
     except Exception as error:
         return [f"cannot make {made}: {error}"]
     problems = _optimiser_problems(config, is_flowers=isinstance(instance, Strategy))
-    if not problems and (text := _tried(config).problem):
-        problems.append(f"{made} is no defence of {config.clients_per_round} clients a round: {text}")
+    try:
+        text = _tried(config).problem if not problems else ""
+    except OptionError as error:
+        return [f"{error}, with strategy.name = {settings.name!r}"]
+    if text:
+        told = f" (strategy.assumed-malicious: {assumed_malicious(config)})" if told_by_key(config) else ""
+        problems.append(f"{made}{told} is no defence of {config.clients_per_round} clients a round: {text}")
     return problems
 
 
@@ -52,7 +60,7 @@ def rehearsal_problem(config: Config, asks: str) -> str:
     combines."""
     if publishes_combination(config):
         return ""
-    why = "it is a strategy of Flower" if isinstance(instance_of(config, no_probe), Strategy) else "it needs the server's data"
+    why = "it is a strategy of Flower" if isinstance(instance_of(config, public=True), Strategy) else "it needs the server's data"
     return f"expected a rule that publishes how it combines with {asks}, got strategy.name = {config.strategy.name!r}: {why}"
 
 
@@ -64,15 +72,16 @@ def _optimiser_problems(config: Config, *, is_flowers: bool) -> list[str]:
 
 
 def _tried(config: Config) -> Trial:
-    """The trial of a strategy of Flower or ByzFL; of the user's own nothing is wrong, because it may depend on the model."""
-    if strategies.outside(config.strategy.name) or "." not in config.strategy.name:
+    """The trial of a published defence or a strategy of Flower or ByzFL; of the user's own nothing is wrong, because it may depend on the
+    model."""
+    if strategies.outside(config.strategy.name):
         return Trial("", config.clients_per_round)
     what: dict[str, Any] = {
         "device": "cpu",
         "data": {"num-clients": config.clients_per_round},
         "client": {"learning-rate": config.client.learning_rate},
         "server": {"learning-rate": config.server.learning_rate, "momentum": config.server.momentum},
-        "strategy": {"name": config.strategy.name, "options": config.strategy.options, "optimiser": config.strategy.optimiser},
+        "strategy": {"name": config.strategy.name, "options": options_text(options_of(config)), "optimiser": config.strategy.optimiser},
     }
     return _trial(json.dumps(what))
 
@@ -84,21 +93,25 @@ def _trial(what: str) -> Trial:
     n, name = config.clients_per_round, config.strategy.name
     if text := guarantee_problem(name, parse_options(config.strategy.options), n):
         return Trial(text, n)
-    instance = instance_of(config, no_probe)
+    instance = instance_of(config, trial_inputs(n))
     if isinstance(instance, Strategy):
         return try_inner(instance, config)
-    assert isinstance(instance.combine, ByzflCombine)
-    return Trial(try_byzfl(instance.combine, n), n)
+    assert isinstance(instance.combine, ByzflCombine | OwnCombine)
+    return Trial(try_byzfl(instance.combine, n) if isinstance(instance.combine, ByzflCombine) else try_function(instance.combine, n), n)
 
 
 def strategy_notes(config: Config) -> list[str]:
     """What a valid strategy does other than one may expect, one sentence each: methods of a user's Flower strategy that are never called, a
     step of its own, clients that it does not ask, more malicious clients than it is made for."""
     name, settings = config.strategy.name, config.strategy
-    if name in strategies.table:
+    if name in RULES or name == "dgc":
         unbounded = name.startswith("clip-") and math.isinf(settings.bound)
         return [f"{name} with strategy.bound = inf never clips: it is the mean"] if unbounded else []
-    instance, notes = instance_of(config, no_probe), list[str]()
+    instance, notes = instance_of(config), list[str]()
+    if told_by_key(config):
+        f, by_default = assumed_malicious(config), config.strategy.assumed_malicious < 0
+        why = "the number in this configuration" if by_default else "strategy.assumed-malicious"
+        notes.append(f"{name} expects {f} malicious clients of {config.clients_per_round} a round ({why})")
     if isinstance(instance, Strategy):
         if strategies.outside(name):
             own = [method for method in NOT_CALLED if not _is_flowers(getattr(type(instance), method))]
@@ -111,7 +124,7 @@ def strategy_notes(config: Config) -> list[str]:
         notes.append(
             f"{name} asks {asked} of the {config.clients_per_round} sampled clients a round: attack.poison-ratio is then a mean, not exact"
         )
-    f, malicious = tolerated(name, parse_options(settings.options), config.clients_per_round), most_malicious(config)
+    f, malicious = tolerated(name, options_of(config), config.clients_per_round), most_malicious(config)
     if f is not None and malicious > f:
         notes.append(
             f"{name} is made for at most {f} malicious clients of {config.clients_per_round}: this run has up to {malicious} a round"

@@ -1,10 +1,12 @@
-"""How many malicious clients a rule of ByzFL or Flower is told to expect, and how many updates its published guarantee then needs."""
+"""How many malicious clients a rule is told to expect, and how many updates its published guarantee then needs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
+
+from fl_sim.config.keys import Config
 
 MOST_SUBSETS = 100_000  # that a rule may go through in a round: minutes
 SUBSETS = ("MDA", "SMEA")  # go through all subsets of n - f updates
@@ -24,8 +26,39 @@ NEEDS: Mapping[str, tuple[int, int]] = {
     "flwr.Krum": (2, 3),
     "flwr.MultiKrum": (2, 3),
     "flwr.Bulyan": (4, 3),
+    "dnc": (2, 1),
 }
-MEDIANS = ("byzfl.Median", "byzfl.GeometricMedian", "flwr.FedMedian")  # need no number: they hold against any minority
+# Need no number: they hold against any minority.
+MEDIANS = ("byzfl.Median", "byzfl.GeometricMedian", "flwr.FedMedian", "signguard", "flame", "clipped-clustering")
+ASSUMED = "assumed_malicious"  # the option of a rule of ours that takes the number
+
+
+def assumed_malicious(config: Config) -> int:
+    """f, the malicious clients of a round that a rule expects: `strategy.assumed-malicious`, or by default the number that the
+    configuration names, at least 1: `attack.poison-ratio` of the n sampled clients or, in the mean over the rounds,
+    `attack.malicious-fraction` of them. Also with `attack.name = "none"`, so that a clean run has the rule of the attacked one."""
+    if config.strategy.assumed_malicious >= 0:
+        return config.strategy.assumed_malicious
+    attack = config.attack
+    share = attack.poison_ratio if attack.poison_ratio >= 0.0 else attack.malicious_fraction
+    return max(1, round(share * config.clients_per_round))
+
+
+def assumption(config: Config, takes: Collection[str]) -> dict[str, Any]:
+    """The option with which a strategy is told f, empty if it takes none. takes: the names of its options, if it is a function.
+
+    `flwr.FedTrimmedAvg` has a default of its own, beta = 0.2, and is told only a number that the key gives.
+    """
+    name, f = config.strategy.name, assumed_malicious(config)
+    package, _, rest = name.partition(".")
+    if name == "flwr.FedTrimmedAvg":
+        n = config.clients_per_round  # Flower cuts int(beta * n) at each end
+        return {"beta": (f + 0.5) / n if f else 0.0} if config.strategy.assumed_malicious >= 0 else {}
+    if package == "byzfl" and any(f"byzfl.{part}" in NEEDS for part in rest.split("+")):
+        return {"f": f}
+    if package == "flwr" and name in NEEDS:
+        return {"num_malicious_nodes": f}
+    return {ASSUMED: f} if ASSUMED in takes else {}
 
 
 class Guarantee(NamedTuple):
@@ -44,13 +77,14 @@ def guarantees(name: str, options: Mapping[str, Any], n: int) -> list[tuple[str,
         f = int(float(options.get("beta", 0.2)) * n)  # as Flower rounds: 0.29 of 100 is 28
         return [(name, n, Guarantee(f, 2 * f + 1, "2f + 1"))]
     result, updates = list[tuple[str, int, Guarantee]](), n
-    for part in rest.split("+") if package in ("byzfl", "flwr") else ():
-        full = f"{package}.{part}"
+    parts = [f"{package}.{part}" for part in rest.split("+")] if package in ("byzfl", "flwr") else [name]
+    for full in parts:
+        part = full.rpartition(".")[2]
         if part == "Bucketing":
             updates = math.ceil(updates / max(_whole(options.get("s", 1)), 1))
         elif full in NEEDS:
             a, b = NEEDS[full]
-            f = _whole(options.get("num_malicious_nodes" if package == "flwr" else "f", 0))
+            f = _whole(options.get({"flwr": "num_malicious_nodes", "byzfl": "f"}.get(package, ASSUMED), 0))
             result.append((full, updates, Guarantee(f, a * f + b, f"{a}f + {b}")))
         elif full in MEDIANS:
             f = (updates - 1) // 2

@@ -19,6 +19,10 @@ class CannotCombineError(RuntimeError):
     """A combination cannot make anything of the updates of a round: the round is skipped."""
 
 
+class OptionError(ValueError):
+    """An option of a rule of ours is out of its range."""
+
+
 @runtime_checkable
 class SeesModel(Protocol):
     """A combination that must know the global model of a round."""

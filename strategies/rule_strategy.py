@@ -65,8 +65,9 @@ class RuleStrategy(Strategy):
 
     def public_rule(self) -> PublicRule:
         """The clips of this round, a guard's included; the name of a function that makes the combination from the configuration, unless it
-        needs the server's data; and whether weights count."""
-        combine = "" if self.rule.combine is None else None if self.needs.server_data else PUBLIC_COMBINE
+        needs the server's data or the model; and whether weights count."""
+        hidden = self.needs.server_data or self.needs.model
+        combine = "" if self.rule.combine is None else None if hidden else PUBLIC_COMBINE
         return PublicRule(self.name, self._round_rule().before, self.rule.after, combine, self.step_size, self.rule.weighted)
 
     def save(self) -> State:

@@ -8,16 +8,19 @@ from typing import NamedTuple, cast
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_sim.config.keys import Config
+from fl_sim.data.batches import Batch
 from fl_sim.grid.grid import ClientGrid
 from fl_sim.grid.transports import InlineTransport, claim_identity
+from fl_sim.model.flat_model import FlatModel
 from fl_sim.wire.arrays import to_record
 from fl_sim.wire.messages import Order, Reply
 from strategies.byzfl_rules import PRE_AGGREGATORS, ByzflCombine
 from strategies.flower_host import FlowerHost, core_of, makes_own_step
 from strategies.guarantees import subsets
+from strategies.own_rule import OwnCombine, ServerInputs
 from strategies.rule import CannotCombineError
 
 SIZE = 8  # numbers in a vector
@@ -55,6 +58,34 @@ def try_byzfl(combine: ByzflCombine, n: int) -> str:
         if part in PRE_AGGREGATORS and _same_rows(stage(rows.clone()), rows):
             return f"its part {part} leaves every update as it is"
     return ""
+
+
+def trial_inputs(n: int) -> ServerInputs:
+    """Stand-ins for what the server gives to a rule: a linear model with SIZE parameters, a few examples, and the update that most clients
+    would agree with."""
+    generator = torch.Generator().manual_seed(n)
+    model = FlatModel(nn.Linear(SIZE // 2 - 1, 2))
+    batch = Batch(torch.randn(4, SIZE // 2 - 1, generator=generator), torch.tensor([0, 1, 0, 1]))
+    theta = torch.randn(SIZE, generator=generator)
+    given = {
+        "theta": theta,
+        "model": model,
+        "server_data": batch,
+        "server_update": vectors(n).mean(dim=0),
+        "server_lr": 0.1,
+        "client_lr": 0.1,
+    }
+    return {name: lambda _, value=value: value for name, value in given.items()}
+
+
+def try_function(combine: OwnCombine, n: int) -> str:
+    """What is wrong with a published defence for n clients; empty if nothing. `combine` is used up: it must not be that of a run. Raises
+    OptionError."""
+    rows = vectors(n)
+    try:
+        return _inaction(combine(rows, torch.ones(n), torch.arange(n)), rows, exempt=False)
+    except CannotCombineError:  # of random vectors it may leave nobody
+        return ""
 
 
 def try_flower(strategy: Strategy, config: Config) -> Trial:

@@ -14,9 +14,9 @@ from experiments.run.attack_success import WHOLE, rates_of
 from experiments.run.filtering import mean_rates
 from experiments.run.history import Line, TrackHistory, accuracy_by_class, history_of
 from fl_sim.config.keys import Config
-from fl_sim.config.options import parse_options
 from fl_sim.data.sampling import malicious_clients
-from strategies.guarantees import tolerated
+from strategies.catalogue import options_of, told_by_key
+from strategies.guarantees import assumed_malicious, tolerated
 
 
 class Part(BaseModel):
@@ -224,6 +224,7 @@ class Summary(Part):
     skipped: Skipped
     clipped: Clipped | None
     tolerance: Tolerance | None
+    assumed_malicious: int | None
     client_failures: int
     retries: int
     clean_twin: CleanTwin | None
@@ -282,6 +283,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         skipped=_skipped(tracks),
         clipped=_clipped(attacked),
         tolerance=_tolerance(config, attacked),
+        assumed_malicious=assumed_malicious(config) if told_by_key(config) else None,
         client_failures=sum(len(line.get("failures", {})) for line in attacked.lines),
         retries=sum(len(line.get("retried", {})) for line in attacked.lines),
         clean_twin=_clean_twin(twin) if twin else None,
@@ -357,8 +359,8 @@ def _clipped(track: TrackHistory) -> Clipped | None:
 
 def _tolerance(config: Config, track: TrackHistory) -> Tolerance | None:
     """None if the rule promises nothing about a number of malicious clients."""
-    name, options = config.strategy.name, parse_options(config.strategy.options)
-    promised = [(tolerated(name, options, line["clients"]), line) for line in track.lines]
+    options = options_of(config)
+    promised = [(tolerated(config.strategy.name, options, line["clients"]), line) for line in track.lines]
     acting = [(f, round(line["poison_ratio"] * line["clients"]) if "attack" in line else 0) for f, line in promised if f is not None]
     return Tolerance(f=min(f for f, _ in acting), exceeded=sum(m > f for f, m in acting)) if acting else None
 

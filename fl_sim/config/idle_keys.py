@@ -62,6 +62,10 @@ READERS: dict[str, Readers] = {
     "strategy.norm": _strategy("clip-before", "clip-after", "dgc"),
     "strategy.bound": _strategy("clip-before", "clip-after", "dgc"),
     **{f"strategy.{key}": _strategy("dgc") for key in DGC_KEYS},
+    "strategy.assumed-malicious": (
+        "rules that are told a number of malicious clients (docs/defences.md)",
+        lambda config: config.strategy.name not in ("mean", "clip-before", "clip-after", "dgc"),
+    ),
 }
 
 

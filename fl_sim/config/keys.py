@@ -100,7 +100,12 @@ class Strategy(Section):
     name: str = Field(
         "clip-after", description="the server's strategy: a rule of ours or a class of Flower, ByzFL or your own (docs/defences.md)"
     )
-    options: str = Field("", description="arguments of a Flower, ByzFL or own class or rule, as a JSON object or as TOML keys")
+    options: str = Field("", description="arguments of a published, Flower, ByzFL or own class or rule, as a JSON object or as TOML keys")
+    assumed_malicious: Annotated[int, Field(ge=-1, le=LARGEST)] = Field(
+        -1,
+        description="malicious clients of a round that a rule expects which takes such a number, unless strategy.options gives it (-1: the "
+        "number in this configuration, at least 1; flwr.FedTrimmedAvg then keeps its own beta)",
+    )
     optimiser: Literal["server", "own"] = Field(
         "server",
         description="what makes the step from a Flower strategy's model: `server.*`, as for every other strategy, or the strategy itself "

@@ -14,11 +14,12 @@ from fl_sim.wire.object_state import State
 
 
 class Needs(NamedTuple):
-    """What a strategy requires: clean examples of the server, the client id of each update, a calibration on clean rounds."""
+    """What a strategy requires: clean examples of the server, the client id of each update, a calibration on clean rounds, the model."""
 
     server_data: bool = False
     client_ids: bool = False
     calibration: bool = False
+    model: bool = False
 
 
 class ServerStrategy(Protocol):

@@ -21,11 +21,12 @@ from strategies.own_rule import OwnCombine
 def left_out_by(rule: object, updates: Tensor) -> Tensor | None:
     """The clients, bool (n,), that a combination or a Flower strategy left out of updates (n, d); None if it is none that selects.
 
-    A combination of our own says it itself: with an attribute `left_out`, or, a user's function, with the tensor `left_out` in its `state`.
+    A combination of our own says it itself: with an attribute `left_out`, or, a function, with the tensor `left_out` in its `report` (or in
+    its `state`).
     """
     if isinstance(rule, ByzflCombine):
         return _byzfl(rule, updates)
-    reported = rule.state.get("left_out") if isinstance(rule, OwnCombine) else getattr(rule, "left_out", None)
+    reported = rule.report.get("left_out", rule.state.get("left_out")) if isinstance(rule, OwnCombine) else getattr(rule, "left_out", None)
     if isinstance(reported, Tensor) and tuple(reported.shape) == (len(updates),):
         return reported.bool()
     select = _FLOWER.get(type(rule).__name__)

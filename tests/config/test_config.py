@@ -27,6 +27,7 @@ from fl_sim.config.resolve import (
     to_flat,
     to_json,
 )
+from strategies.robust.catalogue import ROBUST
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,7 +58,10 @@ def test_every_key_is_described() -> None:
         ("server.momentum", "number >= 0, < 1"),
         ("strategy.bound", "number > 0, or `inf`"),
         ("client.engine", "`auto`, `vmap`, `loop`"),
-        ("strategy.name", "`mean`, `clip-before`, `clip-after`, `dgc`, `flwr.…`, `byzfl.…`, your own"),
+        (
+            "strategy.name",
+            ", ".join(f"`{name}`" for name in ("mean", "clip-before", "clip-after", "dgc", *ROBUST, "flwr.…", "byzfl.…")) + ", your own",
+        ),
         ("model.options", "options"),
         ("data.root", "text"),
     ],

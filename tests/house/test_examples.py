@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 
 import fl_sim
+from clients.client_app import answer
 from experiments.records.folder import read_rounds
+from experiments.run.execute import execute_run
+from fl_sim.config.resolve import resolve
+from fl_sim.grid.transports import InlineTransport
 from tests.support.pages import examples
+from tests.support.runs import fingerprint, lines
 
 SMALL: Mapping[str, Any] = {
     "data.num-clients": 12,
@@ -38,6 +43,10 @@ BY_KEY: Mapping[str, tuple[str, dict[str, Any]]] = {  # key of the name: example
 }
 
 
+def silent(track: str, round_: int, phase: str, accuracy: float | None) -> None:
+    """Hears of a round."""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, cache_dir: Path) -> Path:
     for name, text in examples("contributing.md").items():
@@ -49,6 +58,7 @@ def test_there_is_an_example_for_everything_that_comes_from_outside() -> None:
     assert {name.partition(":")[0] for name, _ in BY_KEY.values()} | {
         "own_rule_with_state.py",
         "own_rule_with_clips.py",
+        "own_rule_with_server_data.py",
         "own_attack_with_state.py",
     } == set(examples("contributing.md"))
 
@@ -69,6 +79,28 @@ def test_each_example_changes_a_run_and_its_hash(folder: Path, cache_dir: Path, 
 def test_a_rule_with_ids_and_state_runs(folder: Path, cache_dir: Path) -> None:
     settings = {**SMALL, "data.cache-dir": str(cache_dir), "strategy.name": str(folder / "own_rule_with_state.py:trusted_mean")}
     assert fl_sim.run("digits", settings, output_dir=folder, progress=False).summary.rounds == 4
+
+
+def test_a_rule_with_ids_server_data_and_state_goes_on_from_a_checkpoint(folder: Path, cache_dir: Path) -> None:
+    """In 20 lines. A run that was interrupted and goes on ends with the lines and the model of one that was not."""
+    assert len(examples("contributing.md")["own_rule_with_server_data.py"].splitlines()) <= 20
+    name = str(folder / "own_rule_with_server_data.py:credit")
+    keys = {"data.cache-dir": str(cache_dir), "strategy.name": name, "attack.malicious-fraction": 0.25, "checkpoint.every": 1}
+    config = resolve({**SMALL, **keys, "schedule.accumulate-rounds": 3})
+
+    def interrupt(track: str, round_: int, phase: str, accuracy: float | None) -> None:
+        if round_ == 3:
+            raise InterruptedError
+
+    whole = execute_run(config, folder / "whole", InlineTransport(answer), silent)
+    with pytest.raises(InterruptedError):
+        execute_run(config, folder / "cut", InlineTransport(answer), interrupt)
+    resumed = execute_run(config, folder / "cut", InlineTransport(answer), silent)
+    assert json.loads((resumed / "meta.json").read_text())["sessions"][-1]["resumed_from"]
+    assert fingerprint(resumed) == fingerprint(whole)
+    rounds = lines(whole)
+    assert [line["strategy"]["trusted"] for line in rounds] == [12 - len(line["left_out"]) for line in rounds]
+    assert any(line["left_out"] for line in rounds)
 
 
 def test_a_rule_with_clips_applies_both(folder: Path, cache_dir: Path) -> None:

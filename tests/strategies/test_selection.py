@@ -94,7 +94,7 @@ def test_others_say_nothing(name: str) -> None:
 
 
 def test_an_own_rule_reports_in_its_state() -> None:
-    rule = OwnCombine("own", lambda updates, weights, state: updates.mean(dim=0), {}, lambda: None)  # pyright: ignore[reportArgumentType]
+    rule = OwnCombine("own", lambda updates, weights, state: updates.mean(dim=0), {})
     assert left_out_by(rule, rows(0)) is None
     rule.state["left_out"] = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0, 0])
     left = left_out_by(rule, rows(0))

@@ -1,0 +1,1 @@
+"""Defences that leave out clients."""

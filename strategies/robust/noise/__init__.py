@@ -1,0 +1,1 @@
+"""Defences that bound updates and add noise."""

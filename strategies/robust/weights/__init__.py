@@ -1,0 +1,1 @@
+"""Defences that weigh clients or coordinates."""
