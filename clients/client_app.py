@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
+from clients.cleaning.fitted import fitted
 from clients.coalition import coalition_turn
 from clients.honest import BlockResults, RoundInputs, compute_blocks
 from fl_sim.config.keys import Config
@@ -66,13 +69,14 @@ def _answer(config: Config, order: Order, start: float) -> Reply:
         round=order.round,
         before=order.before,
         stacked=order.stacked,
+        fitted=_fitted(order.config, content, order.cleaning),
     )
     results = compute_blocks(inputs, order.blocks, last_attempt=order.attempt > 0)
     coalition = None
     if order.coalition:
         coalition = _turn(inputs, order, order.coalition, results)
     nodes = reduce_tree({(0, position): total for position, total in results.sums.items()}, order.num_blocks)
-    reply = Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - start)
+    reply = Reply(nodes, results.rows, results.reports, results.retry, coalition, time.perf_counter() - start, results.cleaning)
     return with_fault(config.fault, order, reply.on(torch.device("cpu")))
 
 
@@ -116,6 +120,20 @@ def _with_honest(inputs: RoundInputs, order: Order, coalition: CoalitionOrder, r
     stack = [rows[position] for position in sorted(rows)]
     updates = torch.cat(stack) if stack else torch.zeros(0, len(inputs.theta), device=inputs.theta.device)
     return replace(coalition, honest_updates=updates, update_weights=weights)
+
+
+@lru_cache(maxsize=16)
+def _fitted(config_json: str, content: tuple[str, ...], expected: str) -> Mapping[str, Tensor]:
+    """What the cleaning of a configuration was fitted to (a process-wide cache, as of the model). Raises DataError if the server's is
+    another: on another kind of machine the numbers of a fit may differ."""
+    config = from_json(config_json)
+    tensors, digest, _ = fitted(config, load_federation(config))
+    if expected and digest != expected:
+        raise DataError(
+            f"expected the server's fit of cleaning.name = {config.cleaning.name!r} ({expected}), got another ({digest}) on "
+            f"{platform.node()}: let data.cache-dir be a folder that all machines share"
+        )
+    return tensors
 
 
 @lru_cache(maxsize=16)

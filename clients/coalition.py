@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from clients.accumulative.offset import within_budget
 from clients.action import Action
 from clients.backdoors.edge_images import edge_images
 from clients.delivery import rehearsed
-from clients.honest import RoundInputs, failing_clients
+from clients.honest import RoundInputs, Work, client_updates, failing_clients, work_of
 from clients.images.enforcement import enforce
 from clients.images.surface import moved_images
 from clients.knowledge import HonestSum, HonestUpdates, Knowledge, KnownRule, no_share, pixel_range, weighted_mean
@@ -25,8 +26,8 @@ from fl_sim.data.sampling import malicious_clients
 from fl_sim.model.module import initial_module
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.rng.streams import stream
-from fl_sim.training.local import block_updates, weighted_sum, weights_of
-from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, PublicRule
+from fl_sim.training.local import weighted_sum, weights_of
+from fl_sim.wire.messages import NOTHING_LEFT, AttackState, ClientReport, CoalitionOrder, CoalitionReply, PublicRule
 
 
 def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply:
@@ -40,27 +41,33 @@ def coalition_turn(inputs: RoundInputs, order: CoalitionOrder) -> CoalitionReply
         zeros = torch.zeros(0 if inputs.stacked else 1, len(inputs.theta), device=inputs.theta.device)
         return CoalitionReply(zeros, failures, order.state, {})
     batches = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
-    knowledge = gather(inputs, replace(order, members=tuple(members)), batches)
+    own = work_of(inputs, members, batches)
+    knowledge = gather(inputs, replace(order, members=tuple(members)), batches, client_updates(inputs, own))
     action = act(knowledge, order.state, inputs.config)
     if order.honest_trigger and action.metrics.get("fired", float(order.phase == "trigger")):
         action = action._replace(updates=knowledge.updates, images=None)
-    updates_sent, shift, seen = sent_updates(inputs, knowledge, action)
-    finite: list[bool] = torch.isfinite(updates_sent).all(dim=1).tolist()
-    if not all(finite):
-        updates_sent = updates_sent[[i for i, good in enumerate(finite) if good]]
-    figures = _figures(knowledge, updates_sent, shift)
-    weights = weights_of(batches)
-    senders = [client for client, good in zip(members, finite, strict=True) if good]
-    sender_weights = [weight for weight, good in zip(weights, finite, strict=True) if good]
+    sent = sent_updates(inputs, knowledge, action, own)
+    finite, left = torch.isfinite(sent.updates).all(dim=1), torch.tensor(sent.weights, device=inputs.theta.device) > 0
+    usable = finite & left
+    figures = _figures(knowledge, sent.updates[usable], sent.shift)
+    updates_sent = sent.updates if bool(usable.all()) else sent.updates[usable]
+    senders = [client for client, good in zip(members, usable.tolist(), strict=True) if good]
+    sender_weights = [weight for weight, good in zip(sent.weights, usable.tolist(), strict=True) if good]
     summed = weighted_sum(updates_sent, sender_weights, inputs.before)
     reports = [ClientReport(client, w, norm) for client, w, norm in zip(senders, sender_weights, summed.norms, strict=True)]
-    reports += [ClientReport(client, 0.0, float("nan"), "an update is not finite") for client in members if client not in senders]
+    reports += [
+        ClientReport(client, 0.0, float("nan"), "an update is not finite" if kept else NOTHING_LEFT)
+        for client, good, kept in zip(members, usable.tolist(), left.tolist(), strict=True)
+        if not good
+    ]
     fires = order.phase == "trigger" and not action.reason
-    metrics = {"fired": float(fires), **action.metrics, **seen, **figures}
+    metrics = {"fired": float(fires), **action.metrics, **sent.figures, **figures}
     if not senders:
         metrics["fired"] = 0.0
     updates = updates_sent if inputs.stacked else summed.total.unsqueeze(0)
-    return CoalitionReply(updates, (*reports, *failures), action.state if senders else order.state, metrics, action.reason)
+    state = action.state if senders else order.state
+    reply = CoalitionReply(updates, (*reports, *failures), state, metrics, action.reason)
+    return replace(reply, clean=sent.work.clean, poisoned=sent.work.poisoned)
 
 
 def _figures(knowledge: Knowledge, sent: Tensor, shift: float) -> dict[str, float]:
@@ -88,26 +95,51 @@ def act(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
     return rehearsed(knowledge, action) if config.attack.delivery == "rehearse" else action
 
 
-def sent_updates(inputs: RoundInputs, knowledge: Knowledge, action: Action) -> tuple[Tensor, float, dict[str, float]]:
-    """The members' updates (m, d), how far they move the combined update, and figures: updates of an attack within its budget, or those of
-    the images that it proposes, computed as honest clients do. Images have a budget of their own, in pixels.
+class Sent(NamedTuple):
+    """What the members send: updates (m, d) and their weights; how far they move the combined update; figures of the images; and the work
+    of honest software behind it (empty if the attack sends vectors)."""
 
-    The batches are drawn again, because an attack may have written into those that it was given.
+    updates: Tensor
+    weights: list[float]
+    shift: float
+    figures: dict[str, float]
+    work: Work
+
+
+def sent_updates(inputs: RoundInputs, knowledge: Knowledge, action: Action, own: Work) -> Sent:
+    """What the members send: updates of an attack within its budget, or those of the batches or images that it proposes, computed by the
+    software of honest clients, cleaning included. Images have a budget of their own, in pixels.
+
+    The batches are drawn again, because an attack may have written into those that it was given. Args: own, of the members' own batches.
     """
+    attack, settings, members = inputs.config.attack, inputs.config.client, list(knowledge.members)
+    if action.images is None and torch.equal(action.updates, knowledge.updates):
+        return Sent(*_limited(knowledge, action.updates, own.weights), {}, own)
+    cleaned = action.batches if inputs.config.cleaning.name != "none" else None
+    if action.images is None and cleaned is None:
+        return Sent(*_limited(knowledge, action.updates, weights_of(knowledge.batches)), {}, Work(knowledge.batches))
+    drawn = inputs.federation.cohort(members, inputs.round, settings.local_steps, settings.batch_size, settings.weight)
     if action.images is None:
-        return *within_budget(knowledge, action.updates), {}
-    attack, settings = inputs.config.attack, inputs.config.client
+        assert cleaned is not None
+        work = work_of(inputs, members, cleaned, drawn)
+        return Sent(*_limited(knowledge, client_updates(inputs, work), work.weights), {}, work)
     scale = pixel_scale(inputs.federation.dataset, inputs.theta.device)
     if scale is None:
         raise ValueError("expected a data set of images for an attack that proposes images, got features")
-    drawn = inputs.federation.cohort(list(knowledge.members), inputs.round, settings.local_steps, settings.batch_size, settings.weight)
     batches, figures = enforce(drawn, action.images, scale, attack.epsilon, attack.image_fraction)
-    updates = block_updates(inputs.model, inputs.theta, batches, settings)
-    return updates, within_budget(knowledge, updates)[1], figures
+    work = work_of(inputs, members, batches, drawn)
+    updates = client_updates(inputs, work)
+    return Sent(updates, work.weights, within_budget(knowledge, updates)[1], figures, work)
 
 
-def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -> Knowledge:
-    """The Knowledge at the level of `attack.knowledge`. batches: the members' own."""
+def _limited(knowledge: Knowledge, updates: Tensor, weights: list[float]) -> tuple[Tensor, list[float], float]:
+    """Updates within the budget, their weights, and how far they move the combined update."""
+    limited, shift = within_budget(knowledge, updates)
+    return limited, weights, shift
+
+
+def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches, updates: Tensor) -> Knowledge:
+    """The Knowledge at the level of `attack.knowledge`. batches: the members' own; updates (m, d): what they would honestly send."""
     config, attack = inputs.config, inputs.config.attack
     validation, trigger_batch = own_batches(inputs)
     draw = stream(config.seed, "validation-draw", inputs.round).permutation(len(validation.labels))[: attack.batch_size]
@@ -123,7 +155,7 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches) -
         members=order.members,
         batches=batches,
         client=config.client,
-        updates=block_updates(inputs.model, inputs.theta, batches, config.client),
+        updates=updates,
         weights=torch.tensor(weights_of(batches), device=inputs.theta.device),
         num_sampled=order.num_sampled,
         server_lr=order.rule.step_size,

@@ -20,6 +20,7 @@ OBJECTS = {
     "attack": "attack.name",
     "objective": "attack.objective",
     "strategy": "strategy.name",
+    "cleaning": "cleaning.name",
     "model": "model.name",
     "data": "data.name",
     "partition": "data.partition",
@@ -29,6 +30,7 @@ FORMS = {
     "attack": "a function (knowledge, state) -> Action",
     "objective": "a function (knowledge, theta, trigger) -> Aim",
     "strategy": "a function (updates, weights) -> update, a fl_sim.Rule, or a subclass of Flower's Strategy",
+    "cleaning": "a function (batch, context) -> batch",
     "model": "a class or a function (image_shape, num_classes) that makes an nn.Module",
     "data": "a function (root) -> (train, test)",
     "partition": "a function (labels, num_clients, generator) -> list of index arrays",
@@ -41,6 +43,7 @@ class Things(TypedDict, total=False):
 
     attack: str | Callable[..., Action]
     objective: str | Callable[..., Aim]
+    cleaning: str | Callable[..., Any]
     strategy: str | Rule | type | Callable[..., Any]
     model: str | Callable[..., nn.Module]
     data: str | Callable[..., Any]

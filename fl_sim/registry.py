@@ -39,6 +39,7 @@ REGISTRIES: Mapping[str, str] = {
     "model.name": "fl_sim.model.architectures:models",
     "attack.name": "clients.catalogue:attacks",
     "attack.objective": "clients.accumulative.objectives:objectives",
+    "cleaning.name": "clients.cleaning.catalogue:cleanings",
     "strategy.name": "strategies.catalogue:strategies",
     "tracking": "experiments.records.trackers:trackers",
 }

@@ -62,8 +62,8 @@ def moles(knowledge: Knowledge, state: AttackState) -> Action:
     remembered = AttackState(scalars=dict(pair._asdict()))
     if not len(sent):
         return Action(knowledge.updates, remembered, figures, NO_IMAGE)
-    updates = block_updates(knowledge.model, knowledge.theta, knowledge.batches._replace(inputs=inputs, labels=labels), knowledge.client)
-    return Action(updates, remembered, figures)
+    batches = knowledge.batches._replace(inputs=inputs, labels=labels)
+    return Action(block_updates(knowledge.model, knowledge.theta, batches, knowledge.client), remembered, figures, batches=batches)
 
 
 def choose_pair(p: Tensor, labels: Tensor, attacked: int = -1, confounding: int = -1) -> Pair | None:

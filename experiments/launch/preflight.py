@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from clients.cleaning.fitted import cleaning_problem
 from experiments.launch.name_checks import name_problems
 from experiments.records.identity import same_keys_other_data
 from experiments.run.attack_success import success_problem
@@ -132,7 +133,7 @@ def _data_problems(config: Config, console: Console) -> list[str]:
         with console.status(Text(f"reading {data.name}")) as status:
             here = config.model_copy(update={"device": "cpu"})  # this process needs no GPU
             federation = read_federation(here, lambda done, total: status.update(Text(f"reading {data.name}: {done}/{total}")))
-        if problem := model_problem(here, federation) or success_problem(here, federation):
+        if problem := model_problem(here, federation) or success_problem(here, federation) or cleaning_problem(here, federation):
             return [problem]
     except CannotWriteError as error:
         return [f"expected data.cache-dir to have room for the data, got {data.cache_dir!r} ({error})"]

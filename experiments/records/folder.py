@@ -121,6 +121,11 @@ class RunRecords:
         """Write `calibration.json`: DGC's thresholds, and the scores of the clean rounds that they were fitted to."""
         write_whole(self.folder / "calibration.json", _pretty(plain(record)))
 
+    def cleaning(self, record: Mapping[str, Any]) -> None:
+        """Write `cleaning.json`: the threshold and the bins of a cleaning, and some images before and after it; nothing if it is empty."""
+        if record:
+            write_whole(self.folder / "cleaning.json", json.dumps(plain(record), allow_nan=False) + "\n")
+
     def model(self, state: Mapping[str, Tensor], record: Mapping[str, str]) -> None:
         """Write `final.safetensors`: the attacked track's last model, by the names of its parameters."""
         save_tensors(self.folder / "final.safetensors", state, record)

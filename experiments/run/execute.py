@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from clients.cleaning.fitted import fitted
+from experiments.records.cleaning import cleaning_record
 from experiments.records.folder import ResumePoint, RunRecords, is_complete, run_folder
 from experiments.run.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from experiments.run.evaluator import Evaluator
@@ -90,9 +92,14 @@ class _Run:
                 progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
             )
             self._records.calibration(record)
-        seconds = {"burn_in": round(burn_in_end - start_time, 6), "calibration": round(time.perf_counter() - burn_in_end, 6)}
+        calibration_end = time.perf_counter()
+        cleaning = fitted(config, federation, lambda done, steps: progress("cleaning", done, f"fit {done}/{steps}", None))
+        self._records.cleaning(cleaning_record(config, cleaning.tensors, federation, evaluator.model, start.theta))
+        seconds = {"burn_in": round(burn_in_end - start_time, 6), "calibration": round(calibration_end - burn_in_end, 6)}
+        if cleaning.digest:
+            seconds["cleaning_fit"] = round(time.perf_counter() - calibration_end, 6)
         self._final = final_record(config, federation.dataset)  # now, because an outside model's file may change during the run
-        self._inputs = RunInputs(config, transport, federation, start, evaluator, calibration, max_messages, seconds)
+        self._inputs = RunInputs(config, transport, federation, start, evaluator, calibration, max_messages, seconds, cleaning)
 
     def execute(self, twins: Path | None) -> None:
         """Play the tracks that are not in the records yet, and complete the records."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from clients.cleaning.fitted import Fitted
+from experiments.records.cleaning import cleaning_figures
 from experiments.run.attack_success import ACTING
 from experiments.run.evaluator import Evaluator, Score
 from experiments.run.filtering import filter_rates
@@ -32,7 +34,7 @@ from strategies.dgc.thresholds import Calibration
 @dataclass(frozen=True)
 class RunInputs:
     """What the tracks of a run share. max_messages: the most orders per wave (0: one per worker); seconds: of the burn-in and of the
-    calibration."""
+    calibration; cleaning: what it was fitted to."""
 
     config: Config
     transport: Transport
@@ -42,6 +44,7 @@ class RunInputs:
     calibration: Calibration | None
     max_messages: int
     seconds: dict[str, float]
+    cleaning: Fitted = field(default_factory=lambda: Fitted({}))
 
     def new_strategy(self) -> ServerStrategy:
         """The strategy at the start of a track."""
@@ -96,6 +99,7 @@ class TrackRun:
             accumulate=name != "control",
             max_messages=inputs.max_messages,
         )
+        self._grid.cleaning = inputs.cleaning.digest
         self._grid.honest_trigger = name == "honest-trigger"
         self._monitor = Monitor(config.monitor, *self._probe(inputs.start.theta))
         self._by_class = config.evaluate.by_class
@@ -180,6 +184,8 @@ class TrackRun:
             line["left_out"] = list(result.left_out)
             if result.outcome.metrics.get("acted"):
                 line["filtering"] = filter_rates(result.left_out, result.outcome.combined, self._malicious)
+        if result.outcome.cleaning:
+            line["cleaning"] = cleaning_figures(self._round, self._inputs.cleaning.tensors, *result.outcome.cleaning)
         before_round_1 = self._inputs.seconds if self._round == 1 and self.name == "attacked" else {}
         line["seconds"] = before_round_1 | _seconds(result, time.perf_counter() - clock)
         return line, last
@@ -272,4 +278,6 @@ def _seconds(result: RoundResult, evaluation: float) -> dict[str, float]:
     """The seconds of a round without evaluation, and in them those of the slowest worker and of the strategy's aggregation; the seconds of
     the evaluation; and the number of waves."""
     seconds = {"train": result.seconds, "compute": result.outcome.seconds, "aggregate": result.aggregation, "evaluate": evaluation}
+    if result.outcome.cleaning:
+        seconds["cleaning"] = sum(counts.seconds for counts in result.outcome.cleaning)
     return {name: round(value, 6) for name, value in seconds.items()} | {"waves": result.outcome.waves}

@@ -86,7 +86,8 @@ def _attack(config: Config) -> list[Problem]:
     if config.attack.delivery == "rehearse" and config.attack.name != "none":
         keys = ("attack.delivery", "attack.knowledge", "attack.surface")
         if config.attack.knowledge == "coalition":
-            text = "expected attack.knowledge = 'rule', 'omniscient' or 'updates' with attack.delivery = 'rehearse' (it tries the rule), got 'coalition'"
+            wanted = "expected attack.knowledge = 'rule', 'omniscient' or 'updates' with attack.delivery = 'rehearse'"
+            text = f"{wanted} (it tries the rule), got 'coalition'"
             problems.append((keys, text))
         if config.attack.surface == "images":
             problems.append((keys, "expected attack.surface = 'updates' with attack.delivery = 'rehearse', got 'images'"))

@@ -26,6 +26,12 @@ def _strategy(*names: str) -> Readers:
     return ", ".join(names), lambda config: config.strategy.name in names
 
 
+def _cleaning(*names: str) -> Readers:
+    """Read by these of our cleanings; perhaps by one from outside."""
+    return ", ".join(names), lambda config: config.cleaning.name in names or ":" in config.cleaning.name
+
+
+FILTERS = ("filter-kd", "filter-lid", "filter-gda", "filter-gmm")
 DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "calibration-rounds", "margin", "drift", "small-bound",
             "probation")  # fmt: skip
 WITHOUT_RATE = ("none", "accumulative", "trigger-only", "label-flip", "gaussian", "sign-flip", "ipm", "alie", "mimic", "min-max", "min-sum",
@@ -66,6 +72,9 @@ READERS: dict[str, Readers] = {
         "rules that are told a number of malicious clients (docs/defences.md)",
         lambda config: config.strategy.name not in ("mean", "clip-before", "clip-after", "dgc"),
     ),
+    **{f"cleaning.{key}": _cleaning("dsc") for key in ("unit", "p0", "growth", "calibration-rounds", "history")},
+    "cleaning.fpr": _cleaning("dsc", *FILTERS),
+    **{f"cleaning.{key}": _cleaning("dsc", "correct-all", "adversarial") for key in ("epsilon", "steps", "step")},
 }
 
 

@@ -1,4 +1,4 @@
-"""Checks of the keys of attacks that choose or move images, against each other."""
+"""Checks of the keys of attacks that choose or move images, and of cleanings, against each other."""
 
 from __future__ import annotations
 
@@ -23,4 +23,16 @@ def image_checks(config: Config) -> list[Problem]:
         keys = ("attack.image-fraction", "client.batch-size")
         batch = config.client.batch_size
         problems.append((keys, f"expected attack.image-fraction * client.batch-size = {batch} to be an image, got {attack.image_fraction}"))
+    return [*problems, *_cleaning(config)]
+
+
+def _cleaning(config: Config) -> list[Problem]:
+    cleaning, epochs, problems = config.cleaning, config.schedule.burn_in_epochs, list[Problem]()
+    if cleaning.shrunk and cleaning.name == "none":
+        keys = ("cleaning.shrunk", "cleaning.name")
+        problems.append((keys, "expected another cleaning.name than 'none' with cleaning.shrunk = true: it says how long updates are"))
+    if cleaning.name == "dsc" and round(cleaning.history * epochs) == epochs:
+        keys = ("cleaning.history", "schedule.burn-in-epochs")
+        what = f"an earlier model than the burnt-in one with cleaning.name = 'dsc', got {cleaning.history} of {epochs} epochs"
+        problems.append((keys, f"expected cleaning.history to give {what}"))
     return problems

@@ -57,6 +57,10 @@ class Data(Section):
     stream: bool = Field(
         False, description="a client's batches follow one another without repetition in a pass over its share; false: drawn anew each round"
     )
+    public_size: CountOrZero = Field(
+        0,
+        description="examples of the training part that are public: cleanings are fitted to them (docs/cleaning.md), nobody else uses them",
+    )
     dirichlet_alpha: Positive = Field(0.5, description="concentration of the Dirichlet partitions; small is uneven")
     shards_per_client: Count = Field(2, description="label-sorted shards per client in the shards partition")
 
@@ -279,6 +283,31 @@ class Attack(Section):
     )
 
 
+class Cleaning(Section):
+    """What an honest client does to its images before it trains on them."""
+
+    name: str = Field("none", description="what an honest client does to its images: one of `CLEANINGS` (docs/cleaning.md), or your own")
+    options: str = Field("", description="arguments of the cleaning, as a JSON object or as TOML keys")
+    unit: Literal["example", "batch"] = Field(
+        "example", description="dsc: correct each image by its own discrepancy, or a batch as a whole by its mean (as in the released code)"
+    )
+    fpr: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.05, description="dsc and filters: share of clean images above the threshold, where it is calibrated"
+    )
+    p0: Annotated[float, Field(ge=-1.0)] = Field(-1.0, description="dsc: threshold of the discrepancy at the start (-1: calibrated)")
+    growth: NonNegative = Field(0.0, description="dsc: how much the threshold grows per round, where p0 is not calibrated")
+    calibration_rounds: Annotated[int, Field(ge=3, le=LARGEST)] = Field(
+        30, description="dsc: clean rounds that calibrate the threshold; their model is discarded"
+    )
+    history: Share = Field(0.5, description="dsc: the earlier model, as a share of the epochs of the burn-in")
+    epsilon: Share = Field(0.2, description="dsc, correct-all, adversarial: how far each pixel of [0, 1] may be moved")
+    steps: Count = Field(10, description="dsc, correct-all, adversarial: most gradient steps on the pixels")
+    step: Share = Field(0.02, description="dsc, correct-all, adversarial: size of a step, in pixels of [0, 1]")
+    shrunk: bool = Field(
+        False, description="control: images stay as they are, and honest updates get the mean length that the cleaning would leave"
+    )
+
+
 class Schedule(Section):
     burn_in_epochs: CountOrZero = Field(20, description="epochs of clean central training before round 1")
     burn_in_batch_size: Count = Field(
@@ -360,6 +389,7 @@ class Config(Section):
     server: Server = Server.model_validate({})
     strategy: Strategy = Strategy.model_validate({})
     attack: Attack = Attack.model_validate({})
+    cleaning: Cleaning = Cleaning.model_validate({})
     schedule: Schedule = Schedule.model_validate({})
     evaluate: Evaluate = Evaluate.model_validate({})
     monitor: Monitor = Monitor.model_validate({})

@@ -10,6 +10,7 @@ from typing import Any, cast
 OPTIONS_OF = {  # by the key whose thing they are the arguments of
     "strategy.name": "strategy.options",
     "attack.name": "attack.options",
+    "cleaning.name": "cleaning.options",
     "model.name": "model.options",
     "data.name": "data.options",
     "data.partition": "data.partition-options",

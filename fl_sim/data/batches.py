@@ -28,7 +28,8 @@ class CohortBatches(NamedTuple):
 
     inputs (k, steps, b, C, H, W), labels (k, steps, b), weights (k, steps, b): 1 / (the client's batch size) for a real
     example and 0 for padding; sizes: each client's batch size; shares: the weight of each client's update if it is not the examples that it
-    uses: how many it has (`client.weight = "share"`), or 1 ("equal").
+    uses: how many it has (`client.weight = "share"`), or 1 ("equal"). dropped: whether a cleaning has dropped examples: their weight is 0,
+    and that of the others of the batch 1 / (how many are left).
     """
 
     inputs: Tensor
@@ -36,6 +37,7 @@ class CohortBatches(NamedTuple):
     weights: Tensor
     sizes: list[int]
     shares: list[int] | None = None
+    dropped: bool = False
 
     def part(self, start: int, stop: int) -> CohortBatches:
         """The batches of some of the clients, the same as if drawn alone. Copies, because the rounding of sums depends on the layout in
@@ -45,7 +47,7 @@ class CohortBatches(NamedTuple):
         inputs, labels, weights = (
             values[where].clone(memory_format=torch.contiguous_format) for values in (self.inputs, self.labels, self.weights)
         )
-        return CohortBatches(inputs, labels, weights, sizes, self.shares and self.shares[start:stop])
+        return CohortBatches(inputs, labels, weights, sizes, self.shares and self.shares[start:stop], self.dropped)
 
     def halves(self) -> Iterator[CohortBatches]:
         """The first half of the clients, then the others."""

@@ -21,15 +21,16 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Splits:
-    """Index arrays, int64. `shares` (one per client, never empty), `own_set` and `burn_in` (empty: the burn-in trains on the clients'
-    shares) point into the training part and do not overlap; `probe` and `test` point into the test part and do not overlap. Only `test` is
-    sorted, for reading from disk in order."""
+    """Index arrays, int64. `shares` (one per client, never empty), `own_set`, `public` and `burn_in` (empty: the burn-in trains on the
+    clients' shares) point into the training part and do not overlap; `probe` and `test` point into the test part and do not overlap. Only
+    `test` is sorted, for reading from disk in order."""
 
     shares: tuple[Integers, ...]
     own_set: Integers
     probe: Integers
     test: Integers
     burn_in: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    public: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def trained_before(self) -> Integers:
@@ -50,6 +51,7 @@ class SplitPlan:
     own_set_size: int
     probe_size: int
     burn_in_share: float = 0.0
+    public_size: int = 0
 
 
 def split_plan(config: Config) -> SplitPlan:
@@ -69,6 +71,7 @@ def split_plan(config: Config) -> SplitPlan:
         own_set_size=config.attack.set_size if config.attack.data == "own-set" else 0,
         probe_size=config.strategy.probe_size,
         burn_in_share=data.burn_in_share,
+        public_size=data.public_size,
     )
 
 
@@ -87,6 +90,9 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
         if size >= len(labels):
             raise ValueError(f"{key} = {size}: expected 0 to {len(labels) - 1} of the {len(labels)} {part} examples")
     remaining = len(train_labels) - plan.own_set_size
+    if plan.public_size >= remaining:
+        raise ValueError(f"data.public-size = {plan.public_size}: expected 0 to {remaining - 1} of the {remaining} training examples left")
+    remaining -= plan.public_size
     before = round(plan.burn_in_share * remaining)
     remaining -= before
     if plan.burn_in_share and not before:
@@ -96,7 +102,7 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
 
     train = stream(plan.seed, "splits", "train").permutation(len(train_labels))
     test = stream(plan.seed, "splits", "test").permutation(len(test_labels))
-    own_set, burn_in, rest = np.split(train, [plan.own_set_size, plan.own_set_size + before])
+    own_set, public, burn_in, rest = np.split(train, np.cumsum([plan.own_set_size, plan.public_size, before]))
     ours = plan.partition in PARTITIONS
     generator = stream(plan.seed, "splits", plan.partition if ours else "outside")
     if ours:
@@ -108,7 +114,9 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
             raise DataError(f"data.partition = {plan.partition!r}: {error}") from error
     # Shuffled within a share too, so that a batch may be a slice of it.
     shares = tuple(rest[generator.permutation(share)] for share in positions)
-    return Splits(shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]), burn_in=burn_in)
+    return Splits(
+        shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]), burn_in=burn_in, public=public
+    )
 
 
 def _outside_positions(train_labels: Integers, rest: Integers, plan: SplitPlan, generator: np.random.Generator) -> list[Integers]:

@@ -23,7 +23,18 @@ from fl_sim.grid.transports import Answer, Transport
 from fl_sim.outside_code import OutsideCodeError
 from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import from_record, to_record
-from fl_sim.wire.messages import AttackState, Blocks, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
+from fl_sim.wire.messages import (
+    NOTHING_LEFT,
+    AttackState,
+    Blocks,
+    CleaningCounts,
+    ClientReport,
+    CoalitionOrder,
+    CoalitionReply,
+    Order,
+    PublicRule,
+    Reply,
+)
 
 RESTING = ("", "pause", "recover")  # phases in which the malicious clients behave honestly and travel as honest clients
 
@@ -42,6 +53,7 @@ class RoundOutcome:
     retried: Mapping[str, str] = field(default_factory=dict[str, str])
     seconds: float = 0.0
     idle: str = ""
+    cleaning: tuple[CleaningCounts, CleaningCounts] | None = None  # of the clients' own images, and of the attacker's
 
     @cached_property
     def combined(self) -> tuple[int, ...]:
@@ -78,6 +90,7 @@ class ClientGrid(Grid):
     ) -> None:
         self._transport, self._config, self._buffers, self._malicious = transport, config, buffers.cpu(), malicious
         self._json = to_json({**to_flat(config), "output-dir": "", "cells": "", "search": "", "device": device_of(config).type})
+        self.cleaning = ""  # digest of what the cleaning was fitted to; empty: not checked
         self.honest_trigger = False  # whether the members are honest in the round of a trigger
         self._accumulate, self._max_messages, self._waves = accumulate, max_messages or transport.num_workers, waves
         self._data = data_fingerprint(config)
@@ -113,6 +126,7 @@ class ClientGrid(Grid):
             before=Clip(norm, cast(float, settings["clip-bound"])) if norm else None,
             weighted=rule.weighted,
             data=self._data,
+            cleaning=self.cleaning,
         )
         if not members:
             return order
@@ -149,6 +163,7 @@ class ClientGrid(Grid):
             retried=merged.retried,
             seconds=merged.seconds,
             idle=merged.coalition.reason if merged.coalition else "",
+            cleaning=merged.cleaning() if self._config.cleaning.name != "none" else None,
         )
         return merged.content(), outcome
 
@@ -272,7 +287,7 @@ def play_round(strategy: ServerStrategy, grid: ClientGrid, round_: int, phase: s
     reply_time = time.perf_counter()
     _, metrics = strategy.aggregate_train(round_, replies) if messages else (None, None)
     end = time.perf_counter()
-    if messages and not outcome.combined:
+    if messages and not outcome.combined and any(report.failure != NOTHING_LEFT for report in outcome.reports):
         reasons = sorted({report.failure for report in outcome.reports})
         raise RuntimeError(f"every client failed ({'; '.join(reasons)})")
     figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}

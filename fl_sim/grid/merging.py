@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from fl_sim.wire.arrays import to_record
-from fl_sim.wire.messages import ClientReport, CoalitionReply, Order, Reply, rows_sum
+from fl_sim.wire.messages import CleaningCounts, ClientReport, CoalitionReply, Order, Reply, rows_sum
 from fl_sim.wire.reduction import Node, reduce_tree, root
 
 Result = tuple[Order, Reply | None, str]  # an order, its reply, and if there is none the reason
@@ -21,6 +23,7 @@ class MergedRound:
         self._nodes: dict[Node, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
         self._reports: dict[int, tuple[ClientReport, ...]] = {}
+        self._cleaning: dict[int, CleaningCounts] = {}
         self._failures: list[ClientReport] = []
         self._honest: tuple[Tensor, float] | None = None
         self.retried: dict[str, str] = {}
@@ -43,8 +46,15 @@ class MergedRound:
             self._nodes |= reply.nodes
             self._rows |= reply.rows
             self._reports |= reply.reports
+            self._cleaning |= reply.cleaning
             self.retried |= {f"block {position}": reason for position, reason in reply.retry.items()}
             self.coalition = reply.coalition or self.coalition
+
+    def cleaning(self) -> tuple[CleaningCounts, CleaningCounts]:
+        """What the cleaning did to the clients' own images, added in block order, and to the attacker's."""
+        part = self.coalition
+        own = [self._cleaning[position] for position in sorted(self._cleaning)] + ([part.clean] if part and part.clean else [])
+        return functools.reduce(CleaningCounts.plus, own, CleaningCounts()), (part and part.poisoned) or CleaningCounts()
 
     def honest(self) -> tuple[Tensor, float]:
         """The honest clients' weighted sum (d,) and their weight, added in block order."""

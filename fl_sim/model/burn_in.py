@@ -89,7 +89,7 @@ def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()
 
 def _splits_digest(splits: Splits) -> str:
     digest = hashlib.sha256(repr([len(share) for share in splits.shares]).encode())
-    for indices in (*splits.shares, splits.own_set, splits.probe, splits.test, splits.burn_in):
+    for indices in (*splits.shares, splits.own_set, splits.probe, splits.test, splits.burn_in, splits.public):
         digest.update(np.ascontiguousarray(indices).data)
     return digest.hexdigest()
 

@@ -66,7 +66,8 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
         update = torch.zeros_like(theta)
         for step in range(steps):
             local = theta if step == 0 else theta - settings.learning_rate * update
-            update = update + model.gradient(local, batches.inputs[row, step, :size], batches.labels[row, step, :size])
+            weights = batches.weights[row, step, :size] if batches.dropped else None
+            update = update + model.gradient(local, batches.inputs[row, step, :size], batches.labels[row, step, :size], weights)
         rows.append(update)
     return torch.stack(rows)
 

@@ -63,7 +63,8 @@ class Order:
     """One message to one worker: the model theta (d,), batch-norm buffers (s,), and blocks of clients to compute.
 
     weighted: whether updates have the weights of `client.weight`, or all the weight 1, because the server's rule ignores weights. data: the
-    fingerprint of the server's data set, which the worker's must have (empty: not checked).
+    fingerprint of the server's data set, which the worker's must have (empty: not checked). cleaning: the same for what the cleaning was
+    fitted to.
     """
 
     theta: Tensor
@@ -78,6 +79,7 @@ class Order:
     coalition: CoalitionOrder | None = None
     weighted: bool = True
     data: str = ""
+    cleaning: str = ""
 
     def on(self, device: torch.device) -> Order:
         """The same order with its tensors on a device; the buffers stay, because a worker puts them into a model once."""
@@ -86,6 +88,29 @@ class Order:
             honest_sum = None if part.honest_sum is None else part.honest_sum.to(device)
             part = replace(part, honest_sum=honest_sum, state=_state_on(part.state, device))
         return replace(self, theta=self.theta.to(device), coalition=part)
+
+
+NOTHING_LEFT = "the cleaning dropped all of its images"  # the failure of a client that sends no update for that reason
+
+
+class CleaningCounts(NamedTuple):
+    """What a cleaning did to images: how many it got, changed and dropped; the sum over the images of their largest change of a pixel, in
+    pixels of [0, 1]; how many have a score in each bin (empty if it has no scores); and the seconds that it took."""
+
+    images: int = 0
+    changed: int = 0
+    dropped: int = 0
+    shift: float = 0.0
+    bins: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    def plus(self, other: CleaningCounts) -> CleaningCounts:
+        """The counts of both."""
+        longest = max(len(self.bins), len(other.bins))
+        mine, theirs = ((*counts.bins, *(0,) * (longest - len(counts.bins))) for counts in (self, other))
+        bins = tuple(a + b for a, b in zip(mine, theirs, strict=True))
+        sums = [a + b for a, b in zip((*self[:4], self.seconds), (*other[:4], other.seconds), strict=True)]
+        return CleaningCounts(int(sums[0]), int(sums[1]), int(sums[2]), sums[3], bins, sums[4])
 
 
 class ClientReport(NamedTuple):
@@ -102,7 +127,7 @@ class CoalitionReply:
     """The coalition's updates, combined (1, d) or stacked (m, d), its new state, and figures for the records.
 
     reason: why the attack did not act in this round, empty if it did or says nothing. error: what it raised, with the traceback, if
-    `attack.on-error = "stop"`: the run must end.
+    `attack.on-error = "stop"`: the run must end. clean, poisoned: what the cleaning did to the members' own images and to the attacker's.
     """
 
     updates: Tensor
@@ -111,12 +136,15 @@ class CoalitionReply:
     metrics: Mapping[str, float]
     reason: str = ""
     error: str = ""
+    clean: CleaningCounts | None = None
+    poisoned: CleaningCounts | None = None
 
 
 @dataclass(frozen=True)
 class Reply:
     """A worker's answer. nodes: partial sums of the reduction tree; rows: stacked updates by block position; reports: by block position;
-    retry: blocks that another worker should try, with the reason; seconds: of the worker's computation, without the transport."""
+    retry: blocks that another worker should try, with the reason; seconds: of the worker's computation, without the transport; cleaning:
+    what the cleaning did, by block position."""
 
     nodes: Mapping[Node, Tensor]
     rows: Mapping[int, Tensor]
@@ -124,6 +152,7 @@ class Reply:
     retry: Mapping[int, str]
     coalition: CoalitionReply | None = None
     seconds: float = 0.0
+    cleaning: Mapping[int, CleaningCounts] = field(default_factory=dict[int, CleaningCounts])
 
     def on(self, device: torch.device) -> Reply:
         """The same reply with its tensors on a device, without a graph behind them."""

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from fl_sim.training.clipping import Clip
 from fl_sim.wire.arrays import array_record, from_record
-from fl_sim.wire.messages import AttackState, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
+from fl_sim.wire.messages import AttackState, CleaningCounts, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply
 
 MESSAGES: Mapping[str, type] = {
-    kind.__name__: kind for kind in (Clip, AttackState, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply)
+    kind.__name__: kind
+    for kind in (Clip, AttackState, CleaningCounts, ClientReport, CoalitionOrder, CoalitionReply, Order, PublicRule, Reply)
 }
 KEYS = frozenset({bool, int, str, tuple})  # types of a mapping's keys
 PLAIN = frozenset({bool, int, str, float, type(None)})  # types that JSON has

@@ -328,7 +328,7 @@ def test_a_coalition_holds_what_its_level_says_and_no_more(configure: Callable[.
     order = CoalitionOrder(
         (3, 5), "accumulate", True, 12, AttackState(), PublicRule("clip-before", clip, step_size=0.3), total, 7.0, rows, (3.0, 4.0)
     )
-    held = gather(inputs, order, federation.cohort([3, 5], 1, 1, 10))
+    held = gather(inputs, order, federation.cohort([3, 5], 1, 1, 10), torch.zeros(2, len(inputs.theta)))
     assert held.rule == (KnownRule("clip-before", clip, None, weighted_mean) if rule else None)
     assert held.server_lr == 0.3, "the step is public"
     assert (held.seen is not None) == seen

@@ -63,6 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rollback": {"strategy__name": "mean", "monitor__action": "rollback", "monitor__drop": 0.5, "attack__stealth_gamma": float("inf")},
     "classes": {"monitor__action": "rollback", "monitor__class_drop": 1.0, "strategy__name": "mean"},
     "images": {"attack__surface": "images", "attack__pgd_steps": 2, "attack__trigger_images": "refreshed", "schedule__triggers": 2},
+    "cleaning": {"cleaning__name": "filter-kd", "data__public_size": 200, "attack__surface": "images", "attack__pgd_steps": 2},
     "flwr.FedAdam": {"strategy__name": "flwr.FedAdam"},
     "flwr.FedMedian": {"strategy__name": "flwr.FedMedian"},
     "byzfl.MoNNA": {"strategy__name": "byzfl.MoNNA", "strategy__options": "f = 3"},

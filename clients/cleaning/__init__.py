@@ -1,0 +1,1 @@
+"""What an honest client does to its own images before it trains on them."""
