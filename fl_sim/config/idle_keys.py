@@ -26,7 +26,7 @@ def _strategy(*names: str) -> Readers:
     return ", ".join(names), lambda config: config.strategy.name in names
 
 
-DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "calibration-rounds", "margin", "drift", "small-bound",
+DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "margin", "drift", "small-bound",
             "probation")  # fmt: skip
 WITHOUT_RATE = ("none", "accumulative", "trigger-only", "label-flip", "gaussian", "sign-flip", "ipm", "alie", "mimic", "min-max", "min-sum",
                 "moles")  # fmt: skip
@@ -56,11 +56,13 @@ READERS: dict[str, Readers] = {
     "strategy.norm": _strategy("clip-before", "clip-after", "dgc"),
     "strategy.bound": _strategy("clip-before", "clip-after", "dgc"),
     **{f"strategy.{key}": _strategy("dgc") for key in DGC_KEYS},
+    "strategy.calibration-rounds": _strategy("dgc", "dgc-2"),
+    **{f"strategy.{key}": _strategy("dgc-2") for key in ("bound-quantile", "persistence-memory", "most-lost", "most-lost-class")},
 }
 
 
 def _may_be_flowers(name: str) -> bool:
-    return not (name in ("mean", "clip-before", "clip-after", "dgc") or name.startswith("byzfl."))
+    return not (name in ("mean", "clip-before", "clip-after", "dgc", "dgc-2") or name.startswith("byzfl."))
 
 
 def idle_key_notes(configs: Sequence[Config]) -> list[str]:
