@@ -66,7 +66,7 @@ def calibrate(
                 record = measure(config, grid, start, federation, model, on_round)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
-        levels = fit_levels(record, config.data.num_clients)
+        levels = fit_levels(record, config.data.num_clients, config.strategy.persistence_memory)
         return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist()}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]

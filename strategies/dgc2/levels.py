@@ -8,8 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-USUAL = 0.99  # quantile of the honest clients' persistence that is nobody's fault
-LEAST_CUT = 1.2  # a persistence of about 1 is that of independent updates
+from strategies.dgc2.persistence import largest_persistence
+
+OWN = 1.25  # of its largest clean persistence: what a client may reach
+LEAST_CUT = 2.0  # what any client may reach: about the 99 % quantile of the persistence of independent gradients of one image
+ALIKE = (
+    0.5  # of the largest persistence that there can be: above it a client's clean updates are all alike, and its persistence says nothing
+)
 LEAST_RISE = 0.02  # nats: a probe loss that never rose in the clean rounds may rise by this much
 
 
@@ -32,15 +37,18 @@ def bound_of(norms: Sequence[float], quantile: float) -> float:
     return max(float(torch.tensor(norms, dtype=torch.float64).quantile(quantile)), torch.finfo(torch.float32).tiny)
 
 
-def fit_levels(record: Mapping[str, Any], num_clients: int) -> Levels:
-    """The levels that follow from a record of clean rounds: its `bound`; `persistence`, by client id the values of R; `rises`, by class the
-    differences between the loss and its reference.
+def fit_levels(record: Mapping[str, Any], num_clients: int, beta: float) -> Levels:
+    """The levels that follow from a record of clean rounds.
 
-    A client's cut is the 99 % quantile of all values, or the largest of its own clean ones if that is more: under non-iid data a client
-    whose examples are all alike pushes in one direction without any malice. A class may rise by its largest clean difference.
+    record: its `bound`; `persistence`, by client id the values of R; `rises`, in each round the differences (c,) between the loss of a
+    class and its reference.
+
+    A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
+    cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. A class may
+    rise by its largest clean difference.
     """
-    values: Mapping[str, Sequence[float]] = record["persistence"]
-    pooled = torch.tensor([value for own in values.values() for value in own], dtype=torch.float64).quantile(USUAL)
-    cuts = torch.full((num_clients,), max(float(pooled), LEAST_CUT))
-    rises = torch.tensor(record["rises"]).amax(dim=0).clamp(min=LEAST_RISE)
-    return Levels(record["bound"], cuts, rises)
+    cuts = torch.full((num_clients,), LEAST_CUT)
+    for client, values in record["persistence"].items():
+        cuts[int(client)] = max(OWN * max(values), LEAST_CUT)
+    cuts[cuts > ALIKE * largest_persistence(beta)] = float("inf")
+    return Levels(record["bound"], cuts, torch.tensor(record["rises"]).amax(dim=0).clamp(min=LEAST_RISE))

@@ -38,8 +38,13 @@ def sketch(updates: Tensor, signs: Tensor) -> Tensor:
 
 
 def persistence(pushes: Pushes) -> Tensor:
-    """`R = |S|^2 / Q` (n,): about 1 for independent updates, `(1 + beta) / (1 - beta)` for the same one in every round."""
+    """`R = |S|^2 / Q` (n,): about 1 for independent updates; see `largest_persistence`."""
     return pushes.sums.square().sum(dim=1) / pushes.squares.clamp(min=torch.finfo(pushes.squares.dtype).tiny)
+
+
+def largest_persistence(beta: float) -> float:
+    """`(1 + beta) / (1 - beta)`: the R of the same update in every round."""
+    return (1.0 + beta) / (1.0 - beta)
 
 
 def add(pushes: Pushes, sketches: Tensor, beta: float) -> Pushes:
