@@ -15,7 +15,8 @@ LEAST_CUT = 2.0  # what any client may reach: about the 99 % quantile of the per
 ALIKE = (
     0.5  # of the largest persistence that there can be: above it a client's clean updates are all alike, and its persistence says nothing
 )
-LEAST_RISE = 0.02  # nats: a probe loss that never rose in the clean rounds may rise by this much
+RISE = 1.5  # of its largest clean rise: by how much the loss of a class may exceed its reference
+LEAST_RISE = 0.1  # nats, if the loss of the class hardly rose in the clean rounds
 
 
 class Levels(NamedTuple):
@@ -45,10 +46,11 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, beta: float) -> Leve
 
     A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
     cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. A class may
-    rise by its largest clean difference.
+    rise by 1.5 times its largest clean difference, at least by 0.1 nats.
     """
     cuts = torch.full((num_clients,), LEAST_CUT)
     for client, values in record["persistence"].items():
         cuts[int(client)] = max(OWN * max(values), LEAST_CUT)
     cuts[cuts > ALIKE * largest_persistence(beta)] = float("inf")
-    return Levels(record["bound"], cuts, torch.tensor(record["rises"]).amax(dim=0).clamp(min=LEAST_RISE))
+    rises = (RISE * torch.tensor(record["rises"]).amax(dim=0)).clamp(min=LEAST_RISE)
+    return Levels(record["bound"], cuts, rises)

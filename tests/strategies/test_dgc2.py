@@ -245,7 +245,7 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
     values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
     levels = fit_levels({"bound": 0.5, "persistence": values, "rises": [[0.0, 0.3], [-0.1, 0.1]]}, 4, BETA)
     assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
-    torch.testing.assert_close(levels.rises, torch.tensor([0.02, 0.3]))
+    torch.testing.assert_close(levels.rises, torch.tensor([0.1, 0.45]))
 
 
 DGC2: dict[str, Any] = {"strategy__name": "dgc-2", "strategy__calibration_rounds": 12, "strategy__probe_size": 30}
