@@ -12,6 +12,7 @@ from torch import Tensor
 from clients.accumulative.offset import within_budget
 from clients.action import Action
 from clients.backdoors.edge_images import edge_images
+from clients.delivery import rehearsed
 from clients.honest import RoundInputs, failing_clients
 from clients.images.enforcement import enforce
 from clients.images.surface import moved_images
@@ -75,10 +76,12 @@ def _figures(knowledge: Knowledge, sent: Tensor, shift: float) -> dict[str, floa
 
 
 def act(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
-    """The action of the attack in a round; with `attack.surface = "images"` it proposes images."""
+    """The action of the attack in a round; with `attack.surface = "images"` it proposes images, with `attack.delivery = "rehearse"` its
+    updates are fitted to the server's rule."""
     if config.attack.surface == "images":
         return moved_images(lambda shown, earlier: checked_action(shown, earlier, config), knowledge, state)
-    return checked_action(knowledge, state, config)
+    action = checked_action(knowledge, state, config)
+    return rehearsed(knowledge, action) if config.attack.delivery == "rehearse" else action
 
 
 def sent_updates(inputs: RoundInputs, knowledge: Knowledge, action: Action) -> tuple[Tensor, float, dict[str, float]]:

@@ -32,6 +32,8 @@ OURS = (
     "images",
     "image_shift",
     "images_corrected",
+    "delivery_gap",
+    "plain_gap",
 )  # figures that the attack's caller sets
 
 

@@ -47,6 +47,16 @@ def strategy_problems(config: Config) -> list[str]:
     return problems
 
 
+def rehearsal_problem(config: Config) -> str:
+    """Why a coalition cannot try the rule (`attack.delivery = "rehearse"`); empty if it can: `public_rule` must say how it combines."""
+    if config.attack.delivery != "rehearse" or config.attack.name == "none":
+        return ""
+    instance = instance_of(config, no_probe)
+    why = "it is a strategy of Flower" if isinstance(instance, Strategy) else "it needs the server's data" * instance.needs.server_data
+    text = f"expected a rule that publishes how it combines with attack.delivery = 'rehearse', got strategy.name = {config.strategy.name!r}"
+    return f"{text}: {why}" if why else ""
+
+
 def _optimiser_problems(config: Config, *, is_flowers: bool) -> list[str]:
     if is_flowers or config.strategy.optimiser == "server":
         return []

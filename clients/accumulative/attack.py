@@ -30,11 +30,12 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     trained only in rounds in which stealth control pauses the accumulation.
     The trigger comes in the phase "trigger" or, with `attack.fire = "rehearsed"`, in the first accumulative round in which a rehearsal
     succeeds. Between two triggers the coalition accumulates without stealth control, because the model is damaged already. In a control
-    the scale is 0.
+    the scale is 0. With `attack.provoke` (ours) the coalition sends the trigger in every accumulative round without a clip per client: a
+    guard refuses it and clips each client for a while, and under that clip the coalition accumulates.
     """
     settings = knowledge.settings
     previous_theta = state.arrays.get("theta")
-    vector = trigger_vector(knowledge, state.arrays.get("trigger"))
+    vector = trigger_vector(knowledge, state.arrays.get("trigger")) if _needs_trigger(knowledge) else torch.zeros_like(knowledge.theta)
     trigger_updates = _send(knowledge, vector, previous_theta)
     trigger = knowledge.combined(trigger_updates) if knowledge.expected_trigger is None else knowledge.expected_trigger
     start = first_look(knowledge, state)
@@ -50,9 +51,7 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         return Action(trigger_updates, next_state, metrics)
     gamma = settings.stealth_gamma if knowledge.phase == "accumulate" else float("inf")
     scale = stealth(own.loss, own.start_loss, gamma) if knowledge.accumulate else 0.0
-    h, rehearsed = (
-        direction(objectives.find(settings.objective), knowledge, trigger, history, first.get("first_log_probs")) if scale else (None, None)
-    )
+    h, rehearsed = direction(objectives.find(settings.objective), knowledge, trigger, history, start | first) if scale else (None, None)
     may_fire = knowledge.may_fire and knowledge.phase == "accumulate" and knowledge.round >= settings.fire_from
     if settings.fire == "rehearsed" and may_fire:
         rehearsal = rehearse(knowledge, trigger, own, rehearsed)
@@ -60,6 +59,8 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
         if rehearsal.succeeds:
             metrics["fired"] = 1.0
             return Action(trigger_updates, next_state, metrics)
+    if settings.provoke and scale and not knowledge.bound:
+        return Action(trigger_updates, next_state, metrics | {"provoked": 1.0})
     if h is None:
         return Action(knowledge.updates, next_state, metrics, "stealth control pauses the accumulation" if knowledge.accumulate else "")
     if not bool(h.any()) or (settings.scaling == "exact" and is_noise(h)):
@@ -70,6 +71,13 @@ def accumulative(knowledge: Knowledge, state: AttackState) -> Action:
     metrics["scale"], metrics["push_norm"] = scale, float(torch.linalg.vector_norm(push))
     target = knowledge.honest_mean + push if settings.keep_honest else push
     return Action(_send(knowledge, target, previous_theta), next_state, metrics)
+
+
+def _needs_trigger(knowledge: Knowledge) -> bool:
+    """Whether this round's trigger vector can matter: erosion does not look at it."""
+    settings = knowledge.settings
+    sends = knowledge.phase != "accumulate" or knowledge.may_fire or settings.provoke
+    return settings.objective != "erosion" or sends or settings.trigger_refresh == "accumulate"
 
 
 def _send(knowledge: Knowledge, target: Tensor, previous_theta: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients.accumulative.adaptive import discrepancy
-from clients.accumulative.targeted import has_target, margins, retained, victims, wanted
+from clients.accumulative.erosion import has_caps, over_caps, surrogate_loss
+from clients.accumulative.targeted import has_target, retained, victims, wanted
 from clients.knowledge import Knowledge
 from fl_sim.data.batches import Batch
 from fl_sim.outside_code import OutsideCodeError, defined_at, error_report, outside_call, with_place
@@ -18,10 +19,12 @@ from fl_sim.registry import Registry
 
 
 class Aim(NamedTuple):
-    """The scalar to minimise; and if the objective computes it anyway, the accuracy after the trigger on this round's draw (percent)."""
+    """The scalar to minimise; if the objective computes them anyway, on this round's draw: the accuracy after the trigger (percent), and
+    the model's logits (b, c)."""
 
     value: Tensor
     rehearsed: float | None = None
+    logits: Tensor | None = None
 
 
 Objective = Callable[[Knowledge, Tensor, Tensor], Aim]  # knowledge, theta (d,), trigger vector P_t (d,)
@@ -78,9 +81,9 @@ def lookahead_unbounded(knowledge: Knowledge, theta: Tensor, trigger: Tensor) ->
 
 
 def erosion(knowledge: Knowledge, theta: Tensor, trigger: Tensor) -> Aim:
-    """`sum_{i attacked} relu(z_y - max_{j != y} z_j + margin) / b`, z the logits: the attacked class is lost without any trigger. For a
-    pair z_to in place of the maximum. Ours."""
-    return Aim(margins(knowledge, theta))
+    """`sum_{i attacked} s(z_i, y_i) / b`, z the logits, s a surrogate of accuracy: the attacked class is lost without any trigger. Ours."""
+    logits = knowledge.model.logits(theta, knowledge.validation_draw.inputs)
+    return Aim(surrogate_loss(knowledge, logits), logits=logits)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -95,25 +98,28 @@ objectives: Registry[Objective] = Registry("objective", "attack.objective", OBJE
 
 
 def direction(
-    objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None, first: Tensor | None = None
+    objective: Objective, knowledge: Knowledge, trigger: Tensor, history: Tensor | None, first: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, float | None]:
     """h_t (d,): the gradient with respect to theta of the objective plus, if there is a `history` (r, e, c), `attack.discrepancy-weight`
-    times the discrepancy against it (Zhu et al. 2023, Eq. 21), and, if there is what the `first` model said (e, c), the term that retains
-    it. And the `rehearsed` accuracy of the objective's `Aim`.
+    times the discrepancy against it (Zhu et al. 2023, Eq. 21), plus the terms of `attack.retain` and of the caps, if they are on. And the
+    `rehearsed` accuracy of the objective's `Aim`.
 
+    Args: first, of the first model on S_val, as `over_caps` needs it; may be None if these terms are off.
     Raises OutsideCodeError if an objective from outside does not return an Aim whose value depends on theta.
     """
     leaf = knowledge.theta.detach().clone().requires_grad_(True)
     if defined_at(objective):
         with outside_call(lambda error: _failure(objective, error)):
-            aim = objective(knowledge, leaf, trigger.clone())
-        value, rehearsed = _checked_aim(objective, aim)
+            aim = _checked_aim(objective, objective(knowledge, leaf, trigger.clone()))
     else:
-        value, rehearsed = objective(knowledge, leaf, trigger)
+        aim = objective(knowledge, leaf, trigger)
+    value, rehearsed, logits = aim
     if history is not None:
         value = value + knowledge.settings.discrepancy_weight * discrepancy(knowledge, leaf, history)
-    if first is not None:
-        value = value + retained(knowledge, leaf, first)
+    if first and (knowledge.settings.retain or has_caps(knowledge.settings)):
+        if logits is None:
+            logits = knowledge.model.logits(leaf, knowledge.validation_draw.inputs)
+        value = value + retained(knowledge, logits, first) + over_caps(knowledge, logits, first)
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
     if gradient is None:  # pyright: ignore[reportUnnecessaryComparison] - typed without allow_unused
         raise OutsideCodeError(f"{_expected(objective)} whose value depends on theta, got one that does not")

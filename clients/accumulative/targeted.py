@@ -5,6 +5,8 @@ Ours (docs/mathematics.md, section 4.11).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,8 +65,10 @@ def wanted(knowledge: Knowledge, batch: Batch) -> Batch:
 
 
 def first_log_probs(knowledge: Knowledge, state: AttackState) -> dict[str, Tensor]:
-    """Log-probabilities (e, c) of the first model that the coalition got on S_val, kept in its state; nothing with `attack.retain = 0`."""
-    if knowledge.settings.retain == 0.0:
+    """Log-probabilities (e, c) of the first model that the coalition got on S_val, kept in its state; nothing if neither `attack.retain`
+    nor `attack.kl-cap` needs them."""
+    settings = knowledge.settings
+    if settings.retain == 0.0 and settings.kl_cap == 0.0:
         return {}
     if "first_log_probs" in state.arrays:
         return {"first_log_probs": state.arrays["first_log_probs"]}
@@ -73,30 +77,17 @@ def first_log_probs(knowledge: Knowledge, state: AttackState) -> dict[str, Tenso
     return {"first_log_probs": F.log_softmax(logits, dim=1)}
 
 
-def retained(knowledge: Knowledge, theta: Tensor, first: Tensor) -> Tensor:
+def retained(knowledge: Knowledge, logits: Tensor, first: Mapping[str, Tensor]) -> Tensor:
     """`attack.retain * mean KL(p(. | x, theta_first) || p(. | x, theta))` over this round's draw without the attacked class: what the model
     says of the others stays. A scalar with a gradient; 0 if the draw has no others.
 
-    Args: first (e, c), log-probabilities on S_val of the first model.
+    Args: logits (b, c) of the draw; first, what the first model said of S_val: `first_log_probs` (e, c).
     """
-    others = knowledge.drawn[~attacked(knowledge, knowledge.validation.labels[knowledge.drawn])]
-    if not len(others):
-        return 0.0 * theta.sum()
-    log_q = F.log_softmax(knowledge.model.logits(theta, knowledge.validation.inputs[others]), dim=1)
-    return knowledge.settings.retain * kl(first[others], log_q).mean()
-
-
-def margins(knowledge: Knowledge, theta: Tensor) -> Tensor:
-    """`sum_{i attacked} relu(z_y - max_{j != y} z_j + margin) / b` over this round's draw of b examples, z the logits of the model theta
-    (d,); for a pair z_to in place of the maximum. A scalar; an example that is wrong by the margin counts no more."""
-    inputs, labels = knowledge.validation_draw
-    logits, own = knowledge.model.logits(theta, inputs), labels.unsqueeze(1)
-    right = logits.gather(1, own).squeeze(1)
-    if has_target(knowledge.settings):
-        rival = logits[:, target_class(knowledge.settings, knowledge.num_classes)]
-    else:
-        rival = logits.scatter(1, own, float("-inf")).amax(dim=1)
-    return (F.relu(right - rival + knowledge.settings.margin) * attacked(knowledge, labels)).sum() / len(labels)
+    others = ~attacked(knowledge, knowledge.validation.labels[knowledge.drawn])
+    if knowledge.settings.retain == 0.0 or not bool(others.any()):
+        return 0.0 * logits.sum()
+    divergences = kl(first["first_log_probs"][knowledge.drawn[others]], F.log_softmax(logits[others], dim=1))
+    return knowledge.settings.retain * divergences.mean()
 
 
 def is_noise(h: Tensor) -> bool:
@@ -108,6 +99,9 @@ def exact_step(knowledge: Knowledge, h: Tensor, scale: float, state: AttackState
     """Updates (m, d) with which the server moves the model by exactly `scale * attack.step` along -h (d,), honest training and momentum
     cancelled: `target = scale * step * h / |h| - momentum * (theta_{t-1} - theta_t) / server_lr`, through the recovered offset.
 
+    A rule that is rehearsed (`attack.delivery`) limits how far it can be moved. All of that goes along h: the target is
+    `honest_t + scale * step * h / |h|`.
+
     If a clip per client is known, every member sends the update at the bound along h instead: together they move the mean by at most
     `m * b / n`. The momentum is known only if the coalition saw the model in the round before.
     """
@@ -118,6 +112,8 @@ def exact_step(knowledge: Knowledge, h: Tensor, scale: float, state: AttackState
             along = along.clamp(-knowledge.bound.bound, knowledge.bound.bound)
         return clip(along.expand(len(knowledge.members), -1), knowledge.bound)[0].clone()
     target = scale * knowledge.settings.step * unit
+    if knowledge.settings.delivery == "rehearse":
+        return send(knowledge, knowledge.honest_mean + target)
     if state.scalars.get("round") == knowledge.round - 1:
         target = target - knowledge.momentum * (state.arrays["theta"] - knowledge.theta) / knowledge.server_lr
     return send(knowledge, target)

@@ -8,7 +8,7 @@ from fl_sim.config.options import OPTIONS_OF, parse_options
 from fl_sim.config.resolve import to_flat
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.registry import registry
-from strategies.checks import strategy_problems
+from strategies.checks import rehearsal_problem, strategy_problems
 
 OPTIONS = {options: key for key, options in OPTIONS_OF.items() if key != "strategy.name"}  # of strategies: strategy_problems
 
@@ -20,6 +20,8 @@ def name_problems(config: Config) -> list[str]:
         if (options := parse_options(str(flat[key]))) and (text := registry(owner).options_problem(str(flat[owner]), options, key)):
             own_objective = owner == "attack.name" and ":" in config.attack.objective
             problems.append(text + "; an objective takes no options: it reads knowledge.settings" * own_objective)
+    if not problems and (text := rehearsal_problem(config)):
+        problems.append(text)
     least = attacks.least_members.get(name, 1)
     if 0 < (members := len(malicious_clients(config))) < least:
         problems.append(

@@ -75,6 +75,18 @@ def _attack(config: Config) -> list[Problem]:
                 f"got {config.attack.fire_from}: lower attack.fire-from, or set attack.fire = 'schedule'",
             )
         )
+    if config.attack.provoke and config.attack.knowledge == "coalition":
+        text = "expected attack.knowledge = 'rule' or 'omniscient' with attack.provoke (it acts on the published clip), got 'coalition'"
+        problems.append((("attack.knowledge", "attack.provoke"), text))
+    if config.attack.delivery == "rehearse" and config.attack.name != "none":
+        keys = ("attack.delivery", "attack.knowledge", "attack.surface")
+        if config.attack.knowledge == "coalition":
+            text = (
+                "expected attack.knowledge = 'rule' or 'omniscient' with attack.delivery = 'rehearse' (it tries the rule), got 'coalition'"
+            )
+            problems.append((keys, text))
+        if config.attack.surface == "images":
+            problems.append((keys, "expected attack.surface = 'updates' with attack.delivery = 'rehearse', got 'images'"))
     return problems
 
 

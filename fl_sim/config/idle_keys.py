@@ -43,9 +43,14 @@ READERS: dict[str, Readers] = {
     **{f"attack.{key}": _attack(*BACKDOORS) for key in ("poison-share", "boost", "project-norm", "mask-share")},
     **{f"attack.{key}": _attack("edge-case") for key in ("edge-data", "edge-root", "edge-class")},
     **{f"attack.{key}": _attack("accumulative", *BACKDOORS) for key in ("class", "to-class")},
-    "attack.retain": _attack("accumulative"),
+    **{f"attack.{key}": _attack("accumulative") for key in ("retain", "rise-cap", "kl-cap", "provoke")},
+    "attack.cap-weight": _accumulative("a cap", lambda config: max(config.attack.rise_cap, config.attack.kl_cap) > 0.0),
     "attack.step": _accumulative("attack.scaling = 'exact'", lambda config: config.attack.scaling == "exact"),
-    "attack.margin": _accumulative("attack.objective = 'erosion'", lambda config: config.attack.objective == "erosion"),
+    **{
+        f"attack.{key}": _accumulative("attack.objective = 'erosion'", lambda config: config.attack.objective == "erosion")
+        for key in ("margin", "surrogate")
+    },
+    "attack.ramp-width": _accumulative("attack.surrogate = 'ramp'", lambda config: config.attack.surrogate == "ramp"),
     "attack.discrepancy-lag": _accumulative("attack.discrepancy-weight > 0", lambda config: config.attack.discrepancy_weight > 0.0),
     "data.dirichlet-alpha": (f"data.partition = {', '.join(ALPHA)}", lambda config: config.data.partition in ALPHA),
     "data.shards-per-client": ("data.partition = shards", lambda config: config.data.partition == "shards"),

@@ -170,6 +170,22 @@ class Attack(Section):
     )
     step: Positive = Field(1.0, description="exact scaling: length of the step of each round, in gradient units")
     margin: NonNegative = Field(1.0, description="erosion: an example that is wrong by this much (logits) counts no more")
+    surrogate: Literal["hinge", "ramp", "cross-entropy"] = Field(
+        "hinge", description="erosion: loss of an attacked example (docs/attacks.md)"
+    )
+    ramp_width: Positive = Field(
+        10.0, description="surrogate ramp: an example that is right by more than this minus the margin does not count"
+    )
+    rise_cap: NonNegative = Field(0.0, description="the coalition's own cap on the rise of its validation loss, in nats (0: none)")
+    kl_cap: NonNegative = Field(0.0, description="its own cap on the mean divergence from the first model, in nats (0: none)")
+    cap_weight: NonNegative = Field(10.0, description="weight of what is above rise-cap and kl-cap")
+    provoke: bool = Field(
+        False, description="send the trigger while no clip per client is published, so that a guard refuses it and turns to such a clip"
+    )
+    delivery: Literal["plain", "rehearse"] = Field(
+        "plain",
+        description="what the members send: the attack's own updates, or those with which the server's rule comes nearest to what it wants",
+    )
     retain: NonNegative = Field(0.0, description="weight of what the first model said of the classes that are not attacked (0: off)")
     rho: NonNegative = Field(0.7, description="relative scaling: length, in multiples of the running mean of the honest norm")
     floor: NonNegative = Field(0.1, description="relative scaling: smallest honest norm that is used")

@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clients.accumulative.appraisal import Appraisal
+from clients.accumulative.appraisal import Appraisal, first_look
 from clients.accumulative.attack import accumulative
+from clients.accumulative.erosion import SURROGATES, over_caps, surrogate_loss
 from clients.accumulative.objectives import OBJECTIVES, direction
-from clients.accumulative.targeted import exact_step, first_log_probs, margins, retained, victims, wanted
+from clients.accumulative.targeted import exact_step, first_log_probs, retained, victims, wanted
 from clients.accumulative.trigger import rehearse, trigger_vector
 from clients.knowledge import Knowledge
 from fl_sim.config.keys import Config
@@ -35,9 +36,26 @@ TARGETS: list[dict[str, Any]] = [{"class_": 1}, {"class_": 1, "to_class": 2}, {"
 def test_direction_is_the_central_difference(name: str, target: dict[str, Any]) -> None:
     k = knowledge_of(retain=0.7, **target)
     trigger = trigger_vector(k, None)
-    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())["first_log_probs"]
+    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())
     h = direction(OBJECTIVES[name], k, trigger, None, first)[0]
-    for j, slope in central_differences(lambda theta: OBJECTIVES[name](k, theta, trigger).value + retained(k, theta, first), k.theta):
+    for j, slope in central_differences(
+        lambda theta: OBJECTIVES[name](k, theta, trigger).value + retained(k, logits_of(k, theta), first), k.theta
+    ):
+        assert float(h[j]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("caps", [{"rise_cap": 0.1}, {"kl_cap": 0.01}, {"rise_cap": 0.1, "kl_cap": 0.01}], ids=str)
+@pytest.mark.parametrize("surrogate", list(SURROGATES))
+def test_the_direction_of_each_surrogate_with_caps(surrogate: str, caps: dict[str, Any]) -> None:
+    k = knowledge_of(objective="erosion", class_=1, surrogate=surrogate, margin=0.5, ramp_width=2.0, cap_weight=0.3, **caps)
+    first = first_of(k, shift=0.3)
+    assert float(over_caps(k, logits_of(k, k.theta), first)) > 0.0
+    h = direction(OBJECTIVES["erosion"], k, torch.zeros_like(k.theta), None, first)[0]
+
+    def value(theta: torch.Tensor) -> torch.Tensor:
+        return surrogate_loss(k, logits_of(k, theta)) + over_caps(k, logits_of(k, theta), first)
+
+    for j, slope in central_differences(value, k.theta):
         assert float(h[j]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
@@ -59,30 +77,88 @@ def test_who_is_attacked_and_what_is_wanted() -> None:
         victims(empty, without)
 
 
+@pytest.mark.parametrize("surrogate", list(SURROGATES))
 @pytest.mark.parametrize("target", [{"class_": 1}, {"class_": 1, "to_class": 2}], ids=str)
-def test_the_margins_by_a_loop(target: dict[str, Any]) -> None:
-    k = knowledge_of(margin=0.8, **target)
+def test_the_surrogates_by_a_loop(target: dict[str, Any], surrogate: str) -> None:
+    k = knowledge_of(margin=0.8, ramp_width=1.5, surrogate=surrogate, **target)
     inputs, labels = k.validation_draw
     logits = k.model.logits(k.theta, inputs).numpy()
     total = 0.0
     for row, label in zip(logits, labels.tolist(), strict=True):
-        if label == 1:
-            rival = row[2] if "to_class" in target else max(row[0], row[2])
-            total += max(0.0, row[1] - rival + 0.8)
-    assert float(margins(k, k.theta)) == pytest.approx(total / len(labels))
-    assert total > 0.0
+        if label != 1:
+            continue
+        log_p = row - np.log(np.sum(np.exp(row)))
+        rival, lead = ("to_class" in target, row[1] - (row[2] if "to_class" in target else max(row[0], row[2])))
+        losses = {
+            "hinge": max(0.0, lead + 0.8),
+            "ramp": min(1.0, max(0.0, lead + 0.8) / 1.5),
+            "cross-entropy": -log_p[2] if rival else log_p[1],
+        }
+        total += losses[surrogate]
+    assert float(surrogate_loss(k, logits_of(k, k.theta))) == pytest.approx(total / len(labels))
+    assert total != 0.0
+
+
+def logits_of(k: Knowledge, theta: torch.Tensor) -> torch.Tensor:
+    """What the model theta says of the draw."""
+    return k.model.logits(theta, k.validation_draw.inputs)
+
+
+def first_of(k: Knowledge, shift: float) -> dict[str, torch.Tensor]:
+    """What the model theta + shift says of S_val, as the coalition keeps it; its losses 1 nat lower than they are."""
+    earlier = dataclasses.replace(k, theta=k.theta + shift)
+    start = first_look(earlier, AttackState()) | first_log_probs(earlier, AttackState())
+    return start | {"losses": start["losses"] - 1.0}
+
+
+def test_what_is_over_the_caps_by_a_loop() -> None:
+    k = knowledge_of(rise_cap=0.01, kl_cap=0.02, cap_weight=3.0)
+    first = first_of(k, shift=0.3)
+    rises, divergences = list[float](), list[float]()
+    for i in k.drawn.tolist():
+        now = F.log_softmax(k.model.logits(k.theta, k.validation.inputs[i : i + 1]), dim=1)[0].numpy()
+        then = F.log_softmax(k.model.logits(k.theta + 0.3, k.validation.inputs[i : i + 1]), dim=1)[0].numpy()
+        label = int(k.validation.labels[i])
+        rises.append(then[label] - now[label] + 1.0)
+        divergences.append(float(np.sum(np.exp(then) * (then - now))))
+    expected = 3.0 * (max(0.0, np.mean(rises) - 0.01) + max(0.0, np.mean(divergences) - 0.02))
+    assert float(over_caps(k, logits_of(k, k.theta), first)) == pytest.approx(expected)
+    assert expected > 0.0
+    below = dataclasses.replace(k, settings=k.settings.model_copy(update={"rise_cap": 1.1}))
+    assert float(over_caps(below, logits_of(k, k.theta + 0.3), first)) == 0.0, "below the caps nothing is added"
+
+
+def test_a_guard_is_provoked_only_while_no_clip_is_published() -> None:
+    k = knowledge_of(objective="erosion", scaling="exact", class_=1, provoke=True, stealth_gamma=float("inf"))
+    provoking = accumulative(knowing(k), AttackState())
+    assert provoking.metrics["provoked"] == 1.0
+    assert provoking.metrics["fired"] == 0.0, "the trigger of the schedule is still to come"
+    torch.testing.assert_close(k.combined(provoking.updates), trigger_vector(k, None))
+    clipped = accumulative(knowing(k, before=Clip("l2", 0.5)), AttackState())
+    assert "provoked" not in clipped.metrics
+    torch.testing.assert_close(norms(clipped.updates), torch.full((3,), 0.5, dtype=torch.float64))
+    control = accumulative(dataclasses.replace(knowing(k), accumulate=False), AttackState())
+    assert torch.equal(control.updates, k.updates)
+
+
+def test_without_a_trigger_to_come_erosion_computes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    k = dataclasses.replace(knowledge_of(objective="erosion", scaling="exact", class_=1, stealth_gamma=9.0), may_fire=False)
+    expected = accumulative(dataclasses.replace(k, may_fire=True), AttackState())
+    monkeypatch.delattr("clients.accumulative.attack.trigger_vector")
+    assert torch.equal(accumulative(k, AttackState()).updates, expected.updates)
 
 
 def test_what_is_retained_by_a_loop() -> None:
     k = knowledge_of(class_=1, retain=2.0)
-    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())["first_log_probs"]
+    first = first_log_probs(dataclasses.replace(k, theta=k.theta + 0.3), AttackState())
     now = F.log_softmax(k.model.logits(k.theta, k.validation.inputs), dim=1).numpy()
     others = [int(i) for i in k.drawn if int(k.validation.labels[i]) != 1]
-    values = [np.sum(np.exp(first[i].numpy()) * (first[i].numpy() - now[i])) for i in others]
-    assert float(retained(k, k.theta, first)) == pytest.approx(2.0 * np.mean(values))
-    assert float(retained(k, k.theta, torch.from_numpy(now))) == pytest.approx(0.0, abs=1e-12)
+    told = first["first_log_probs"].numpy()
+    values = [np.sum(np.exp(told[i]) * (told[i] - now[i])) for i in others]
+    assert float(retained(k, logits_of(k, k.theta), first)) == pytest.approx(2.0 * np.mean(values))
+    assert float(retained(k, logits_of(k, k.theta), {"first_log_probs": torch.from_numpy(now)})) == pytest.approx(0.0, abs=1e-12)
     everyone = knowledge_of(retain=2.0)
-    assert float(retained(everyone, everyone.theta, first)) == 0.0, "all are attacked: nothing is to stay"
+    assert float(retained(everyone, logits_of(everyone, everyone.theta), first)) == 0.0, "all are attacked: nothing is to stay"
     assert first_log_probs(knowledge_of(), AttackState()) == {}
     state = AttackState(first_log_probs(k, AttackState()))
     later = dataclasses.replace(k, theta=k.theta + 1.0)
@@ -123,7 +199,7 @@ def test_exact_steps_move_the_model_along_h_alone(scale: float) -> None:
     first = served(k, exact_step(k, h, scale, AttackState()), torch.zeros_like(h))
     torch.testing.assert_close(first, moved)
     gap = AttackState({"theta": earlier}, {"round": -3.0})
-    torch.testing.assert_close(exact_step(k, h, scale, gap), exact_step(k, h, scale, AttackState())), "an old model tells no momentum"
+    torch.testing.assert_close(exact_step(k, h, scale, gap), exact_step(k, h, scale, AttackState()))  # an old model tells no momentum
 
 
 @pytest.mark.parametrize("bound", [Clip("l2", 0.5), Clip("linf", 0.5)], ids=str)
@@ -161,10 +237,26 @@ def test_a_class_that_is_lost_gives_no_direction() -> None:
     assert torch.equal(action.updates, k.updates)
 
 
-@pytest.mark.parametrize(("key", "value"), [("step", 0.0), ("margin", -1.0), ("retain", -0.5), ("scaling", "much")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", 0.0),
+        ("margin", -1.0),
+        ("retain", -0.5),
+        ("scaling", "much"),
+        ("surrogate", "zero-one"),
+        ("ramp_width", 0.0),
+        ("kl_cap", -0.1),
+    ],
+)
 def test_bad_values(configure: Callable[..., Config], key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"attack.{key}"):
+    with pytest.raises(ConfigError, match=f"attack.{key.replace('_', '-')}"):
         configure(**{f"attack__{key}": value})
+
+
+def test_a_coalition_without_the_rule_cannot_provoke(configure: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"expected attack.knowledge = 'rule' or 'omniscient' with attack.provoke"):
+        configure(attack__provoke=True, attack__knowledge="coalition")
 
 
 @pytest.mark.slow
