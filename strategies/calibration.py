@@ -14,13 +14,15 @@ from fl_sim.atomic_files import write_whole
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import Federation
 from fl_sim.data.sampling import sample_clients
-from fl_sim.grid.grid import ClientGrid, play_round
+from fl_sim.grid.grid import ClientGrid, RoundResult, play_round
 from fl_sim.grid.transports import Transport
 from fl_sim.model.burn_in import StartModel, cache_key
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.waits import locked
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
+from strategies.dgc2.levels import Levels, bound_of, fit_levels, no_limits
+from strategies.dgc2.persistence import persistence
 from strategies.rule_strategy import RuleStrategy
 
 VERSION = 3  # of the calibration's method; caches of other versions are ignored
@@ -41,8 +43,8 @@ def calibrate(
     *,
     max_messages: int,
     progress: Callable[[int, int], None],
-) -> tuple[Calibration, dict[str, Any]]:
-    """Thresholds for `strategy.guard`, and the record of their calibration.
+) -> tuple[Calibration | Levels, dict[str, Any]]:
+    """Thresholds for `strategy.guard`, or the levels of dgc-2, and the record of their calibration.
 
     `strategy.calibration-rounds` rounds of the federation from the burnt-in model, with every client honest and nothing refused. Then a
     rehearsed probation, and as many rounds after it: when the clip ends, the model catches up in a few large steps, and these must not
@@ -60,8 +62,12 @@ def calibrate(
 
             if not (record := _load(path)):
                 grid = ClientGrid(transport, config, start.buffers, max_messages=max_messages)
-                record = _measure(config, grid, start, federation, model, on_round)
+                measure = _measure_levels if config.strategy.name == "dgc-2" else _measure
+                record = measure(config, grid, start, federation, model, on_round)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
+    if config.strategy.name == "dgc-2":
+        levels = fit_levels(record, config.data.num_clients, config.strategy.persistence_memory)
+        return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist()}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
     calibration = fit_calibration(config.strategy, scores, probation, least_rise=LEAST_RISE * loss, upper_norm=upper_norm)
@@ -89,18 +95,9 @@ def _measure(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """The scores of clean rounds by name, and the upper quartile of the norms of clients' updates before the rehearsed probation."""
-    clean = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
     unlimited: dict[str, Threshold] = dict.fromkeys(SCORES, Threshold(float("inf"), 0.0))
-    strategy = build_strategy(
-        config,
-        start.theta.cpu(),
-        lambda round_: sample_clients(clean, round_),
-        model=model,
-        federation=federation,
-        calibration=Calibration(unlimited, unlimited, unlimited, {}, float("inf")),
-        calibrating=True,
-    )
-    assert isinstance(strategy, RuleStrategy)
+    calibration = Calibration(unlimited, unlimited, unlimited, {}, float("inf"))
+    strategy = _clean_strategy(config, start, federation, model, calibration)
     scores, norms, norm = dict[str, list[float]](), list[float](), float("inf")
     settings = config.strategy
     probation = settings.probation if settings.scope == "aggregate" else 0
@@ -109,10 +106,7 @@ def _measure(
         if number == settings.calibration_rounds + 1:
             norm = upper_quartile(torch.tensor(norms))
             strategy.begin_probation(probation, norm)
-        try:
-            result = play_round(strategy, grid, FIRST + number, phase="")
-        except RuntimeError as error:
-            raise RuntimeError(f"calibration, round {number}: {error}") from error
+        result = _clean_round(strategy, grid, number)
         for name in SCORES:
             if name in result.metrics:
                 scores.setdefault(name, []).append(result.metrics[name])
@@ -125,3 +119,53 @@ def _measure(
         "scores": scores,
         "upper-norm": norm if probation else upper_quartile(torch.tensor(norms)),
     }
+
+
+def _measure_levels(
+    config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip; in the rest, under this clip, the
+    persistence of each client by id, and by how much the loss of each class exceeds its reference."""
+    rounds, clients = config.strategy.calibration_rounds, config.data.num_clients
+    strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
+    defence = strategy.defence
+    assert defence
+    norms, values, rises = list[float](), dict[str, list[float]](), list[list[float]]()
+    for number in range(1, rounds + 1):
+        if number == rounds // 4 + 1:
+            defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
+        result = _clean_round(strategy, grid, number)
+        if number <= rounds // 4:
+            norms += [report.norm for report in result.outcome.reports if not report.failure]
+        else:
+            scores = persistence(defence.memory.pushes)
+            for client in result.outcome.combined:
+                values.setdefault(str(client), []).append(float(scores[client]))
+            rises.append((defence.memory.now.losses - defence.memory.reference).tolist())
+        progress(number, rounds)
+    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "rises": rises}
+
+
+def _clean_strategy(
+    config: Config, start: StartModel, federation: Federation, model: FlatModel, calibration: Calibration | Levels
+) -> RuleStrategy:
+    """The strategy with every client honest and nothing refused."""
+    clean = config.model_copy(update={"attack": config.attack.model_copy(update={"name": "none", "poison_ratio": -1.0})})
+    strategy = build_strategy(
+        config,
+        start.theta.cpu(),
+        lambda round_: sample_clients(clean, round_),
+        model=model,
+        federation=federation,
+        calibration=calibration,
+        calibrating=True,
+    )
+    assert isinstance(strategy, RuleStrategy)
+    return strategy
+
+
+def _clean_round(strategy: RuleStrategy, grid: ClientGrid, number: int) -> RoundResult:
+    try:
+        return play_round(strategy, grid, FIRST + number, phase="")
+    except RuntimeError as error:
+        raise RuntimeError(f"calibration, round {number}: {error}") from error

@@ -26,6 +26,9 @@ from fl_sim.training.clipping import Clip, clip_of
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
 from strategies.dgc.guard import Guard
 from strategies.dgc.thresholds import Calibration
+from strategies.dgc2.classes import ClassProbe
+from strategies.dgc2.defence import SecondDefence, begin_defence
+from strategies.dgc2.levels import Levels
 from strategies.flower_host import FlowerHost, reads_weights
 from strategies.guarantees import assumption
 from strategies.own_rule import OPTIONAL, OwnCombine, ServerInputs, optional_parameters, options_taken
@@ -38,6 +41,8 @@ FLOWER = (
     "DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping",
 )  # fmt: skip
 
+GUARDS: dict[str, type[Guard] | type[SecondDefence]] = {"dgc": Guard, "dgc-2": SecondDefence}
+
 
 def reads_weights_of(config: Config) -> bool:
     """Whether the weights of clients (`client.weight`) can change what a configuration's strategy combines."""
@@ -47,8 +52,8 @@ def reads_weights_of(config: Config) -> bool:
 
 def needs_of(config: Config) -> Needs:
     """What the strategy of a configuration requires."""
-    if config.strategy.name == "dgc":
-        return Needs(server_data=True, calibration=True)
+    if config.strategy.name in GUARDS:
+        return GUARDS[config.strategy.name].needs
     instance = instance_of(config)
     return FlowerHost.needs if isinstance(instance, Strategy) else instance.needs
 
@@ -75,19 +80,20 @@ def build_strategy(
     *,
     model: FlatModel,
     federation: Federation,
-    calibration: Calibration | None = None,
+    calibration: Calibration | Levels | None = None,
     calibrating: bool = False,
 ) -> RuleStrategy | FlowerHost:
     """The strategy of `strategy.name` around the initial model theta (d,).
 
-    Args: sample, the client ids of a round; calibration, of DGC's thresholds; calibrating, whether workers must report every update's norm.
+    Args: sample, the client ids of a round; calibration, DGC's; calibrating, whether workers must report every update's norm.
     """
     instance = instance_of(config, server_inputs(config, model, federation))
     if isinstance(instance, Strategy):
         return FlowerHost(instance, theta, config, model.layout, sample)
-    guard = None
-    if calibration:
-        server = config.server
+    server, guard = config.server, None
+    if isinstance(calibration, Levels):
+        guard = begin_defence(config, theta, ClassProbe(model, federation.probe()), calibration)
+    elif calibration:
         guard = Guard(config.strategy, model, federation.probe(), calibration, server.learning_rate, server.momentum)
     return RuleStrategy(instance, theta, config.server, sample, name=config.strategy.name, guard=guard, report_norms=calibrating)
 
@@ -152,6 +158,8 @@ def instance_of(config: Config, server: ServerInputs | None = None, *, public: b
     name, server = config.strategy.name, server or _public_inputs(config)
     if name in RULES:
         return RULES[name](config.strategy)
+    if name == "dgc-2":
+        return Rule()
     if name == "dgc":
         after = clip_of(config.strategy.norm, config.strategy.bound) if config.strategy.scope == "aggregate" else None
         return Rule(after=after)
@@ -231,7 +239,7 @@ def _family_problem(name: str) -> str | None:
 strategies: Registry[Any] = Registry(
     "strategy",
     "strategy.name",
-    {**RULES, "dgc": Rule, **ROBUST},
+    {**RULES, "dgc": Rule, "dgc-2": Rule, **ROBUST},
     "fl_sim.strategies",
     callable=False,  # a `Rule` is not
     family=_family_problem,

@@ -13,7 +13,7 @@ from fl_sim.config.keys import Config
 from fl_sim.config.options import options_text, parse_options
 from fl_sim.data.sampling import most_malicious
 from strategies.byzfl_rules import ByzflCombine
-from strategies.catalogue import instance_of, options_of, publishes_combination, strategies, told_by_key
+from strategies.catalogue import GUARDS, instance_of, options_of, publishes_combination, strategies, told_by_key
 from strategies.dgc.guard import guard_problems
 from strategies.flower_host import makes_own_step
 from strategies.guarantees import assumed_malicious, guarantee_problem, tolerated
@@ -32,7 +32,7 @@ def strategy_problems(config: Config) -> list[str]:
     """What is wrong with `strategy.*`, one sentence per problem. Builds a strategy of Flower, ByzFL or the user. One of Flower or ByzFL
     must be able to hold its guarantee with the clients of a round, and is tried once on random vectors."""
     settings = config.strategy
-    if settings.name in RULES or settings.name == "dgc":
+    if settings.name in RULES or settings.name in GUARDS:
         superfluous = [f"expected strategy.options to be empty with strategy.name = {settings.name!r}, got {settings.options!r}"]
         problems = (superfluous if settings.options else []) + (guard_problems(settings) if settings.name == "dgc" else [])
         return problems + _optimiser_problems(config, is_flowers=False)
@@ -104,7 +104,7 @@ def strategy_notes(config: Config) -> list[str]:
     """What a valid strategy does other than one may expect, one sentence each: methods of a user's Flower strategy that are never called, a
     step of its own, clients that it does not ask, more malicious clients than it is made for."""
     name, settings = config.strategy.name, config.strategy
-    if name in RULES or name == "dgc":
+    if name in RULES or name in GUARDS:
         unbounded = name.startswith("clip-") and math.isinf(settings.bound)
         return [f"{name} with strategy.bound = inf never clips: it is the mean"] if unbounded else []
     instance, notes = instance_of(config), list[str]()

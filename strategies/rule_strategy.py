@@ -15,12 +15,12 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.config.keys import Server
-from fl_sim.grid.server_strategy import Needs
 from fl_sim.training.clipping import Clip, clip
 from fl_sim.wire.arrays import from_record, to_record
 from fl_sim.wire.messages import PublicRule
 from fl_sim.wire.object_state import State, restore_state, save_state
 from strategies.dgc.guard import Guard
+from strategies.dgc2.defence import SecondDefence
 from strategies.rule import CannotCombineError, Rule, SeesModel, finish, stacked_mean
 from strategies.selection.left_out import left_out_by
 from strategies.server_sgd import ServerState, server_step
@@ -35,8 +35,8 @@ class RuleStrategy(Strategy):
     whose updates the rule cannot combine, does not change the model; `skipped` then says why, and is empty after any other round.
     `left_out`: the clients that the rule left out of the last round, if it is one that selects.
 
-    Args: server, `server.*`; name, of the strategy; guard, DGC's; report_norms, whether workers must report every update's norm although
-    nothing is clipped (for the calibration).
+    Args: server, `server.*`; name, of the strategy; guard, DGC's, or the defence of its second version; report_norms, whether workers must
+    report every update's norm although nothing is clipped (for the calibration).
     """
 
     def __init__(
@@ -47,14 +47,15 @@ class RuleStrategy(Strategy):
         sample: Callable[[int], Sequence[int]],
         *,
         name: str = "",
-        guard: Guard | None = None,
+        guard: Guard | SecondDefence | None = None,
         report_norms: bool = False,
     ) -> None:
         self.rule, self.name, self._server, self._sample = rule, name, server, sample
-        self._guard, self._report_norms = guard, report_norms
+        self.defence = guard if isinstance(guard, SecondDefence) else None
+        self._guard, self._report_norms = guard if isinstance(guard, Guard) else None, report_norms
         self.state = ServerState(theta, torch.zeros_like(theta))
-        self.guard_state = guard.begin(theta) if guard else None
-        self.step_size, self.needs = server.learning_rate, Needs(server_data=True, calibration=True) if guard else rule.needs
+        self.guard_state = self._guard.begin(theta) if self._guard else None
+        self.step_size, self.needs = server.learning_rate, guard.needs if guard else rule.needs
         self.skipped = ""
         self.left_out: tuple[int, ...] | None = None
 
@@ -72,14 +73,18 @@ class RuleStrategy(Strategy):
 
     def save(self) -> State:
         """Everything that the next round depends on: model, velocity, the states of the guard and of the combination."""
-        return save_state({**self.state._asdict(), "guard": self.guard_state, "combine": self.rule.combine})
+        combination = {"guard": self.guard_state, "combine": self.rule.combine}
+        return save_state({**self.state._asdict(), **combination, "defence": self.defence.memory if self.defence else None})
 
     def load(self, state: State) -> None:
         """Restore a saved state, in this or in a new strategy of the same configuration."""
-        values = restore_state(state, {"guard": self.guard_state, "combine": self.rule.combine})
+        like = {"guard": self.guard_state, "combine": self.rule.combine, "defence": self.defence.memory if self.defence else None}
+        values = restore_state(state, like)
         device, guard = self.state.theta.device, values["guard"]
         self.state = ServerState(values["theta"].to(device), values["velocity"].to(device))
         self.guard_state = guard.to(self.guard_state.fixed.device) if guard and self.guard_state else None
+        if self.defence:
+            self.defence.memory = values["defence"]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One packed message for the `ClientGrid` with the ids of the sampled clients. `config` may hold the `phase` of the round."""
@@ -120,11 +125,16 @@ class RuleStrategy(Strategy):
             self.state = server_step(self.state, combined.update, self._server.learning_rate, self._server.momentum)
             if self._guard and self.guard_state:
                 self.guard_state = self._guard.follow(self.state.theta, self.guard_state)
+            if self.defence:
+                self.state, figures = self.defence.settle(self.state)
+                metrics |= figures
         return to_record({"theta": self.state.theta}), MetricRecord(dict(metrics))
 
     def _round_rule(self) -> Rule:
-        """The rule of this round: during a guard's probation each client is clipped before combining."""
+        """The rule of this round: during a guard's probation each client is clipped before combining, by a defence always."""
         before = self._guard.before(self.guard_state) if self._guard and self.guard_state else None
+        if self.defence:
+            before = self.defence.before()
         if before is None and self._report_norms:
             before = Clip("l2", float("inf"))
         return replace(self.rule, before=before) if before else self.rule
@@ -137,7 +147,7 @@ class RuleStrategy(Strategy):
     @property
     def _stacked(self) -> bool:
         """Whether the server needs every single update."""
-        return not self.rule.reducible or (self._guard is not None and self._guard.settings.scope == "client")
+        return not self.rule.reducible or self.defence is not None or (self._guard is not None and self._guard.settings.scope == "client")
 
     def _mean(self, content: RecordDict, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The combined update (d,) before the `after` slot, and the figures of a guard that checks single updates."""
@@ -151,6 +161,10 @@ class RuleStrategy(Strategy):
         if isinstance(combine, SeesModel):
             combine.see(self.state.theta)
         rule = self._round_rule()
+        if self.defence and rule.before:
+            mean = self.defence.combine(self.state, clip(updates, rule.before)[0], weights, clients)
+            self.left_out = tuple(clients[self.defence.left_out].tolist())
+            return mean, dict(self.defence.figures)
         mean = stacked_mean(rule, updates, weights, clients)
         left = left_out_by(combine, clip(updates, rule.before)[0] if rule.before else updates) if combine else (updates != rows).any(dim=1)
         self.left_out = None if left is None else tuple(clients[left.cpu()].tolist())

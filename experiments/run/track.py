@@ -29,6 +29,7 @@ from fl_sim.wire.messages import AttackState
 from fl_sim.wire.object_state import State, UnsavableError
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration
+from strategies.dgc2.levels import Levels
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RunInputs:
     federation: Federation
     start: StartModel
     evaluator: Evaluator
-    calibration: Calibration | None
+    calibration: Calibration | Levels | None
     max_messages: int
     seconds: dict[str, float]
     cleaning: Fitted = field(default_factory=lambda: Fitted({}))

@@ -32,7 +32,7 @@ def _cleaning(*names: str) -> Readers:
 
 
 FILTERS = ("filter-kd", "filter-lid", "filter-gda", "filter-gmm")
-DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "calibration-rounds", "margin", "drift", "small-bound",
+DGC_KEYS = ("scope", "action", "guard", "divergence", "reference", "rise", "lag", "margin", "drift", "small-bound",
             "probation")  # fmt: skip
 WITHOUT_RATE = ("none", "accumulative", "trigger-only", "label-flip", "gaussian", "sign-flip", "ipm", "alie", "mimic", "min-max", "min-sum",
                 "moles", "fang-krum", "fang-trim", "optimal-alie", "optimal-ipm", "inf", "mpaf", "poisonedfl", "free-rider",
@@ -70,16 +70,18 @@ READERS: dict[str, Readers] = {
     **{f"strategy.{key}": _strategy("dgc") for key in DGC_KEYS},
     "strategy.assumed-malicious": (
         "rules that are told a number of malicious clients (docs/defences.md)",
-        lambda config: config.strategy.name not in ("mean", "clip-before", "clip-after", "dgc"),
+        lambda config: config.strategy.name not in ("mean", "clip-before", "clip-after", "dgc", "dgc-2"),
     ),
     **{f"cleaning.{key}": _cleaning("dsc") for key in ("unit", "p0", "growth", "calibration-rounds", "history")},
     "cleaning.fpr": _cleaning("dsc", *FILTERS),
     **{f"cleaning.{key}": _cleaning("dsc", "correct-all", "adversarial") for key in ("epsilon", "steps", "step")},
+    "strategy.calibration-rounds": _strategy("dgc", "dgc-2"),
+    **{f"strategy.{key}": _strategy("dgc-2") for key in ("bound-quantile", "persistence-memory", "most-lost", "most-lost-class")},
 }
 
 
 def _may_be_flowers(name: str) -> bool:
-    return not (name in ("mean", "clip-before", "clip-after", "dgc") or name.startswith("byzfl."))
+    return not (name in ("mean", "clip-before", "clip-after", "dgc", "dgc-2") or name.startswith("byzfl."))
 
 
 def idle_key_notes(configs: Sequence[Config]) -> list[str]:

@@ -118,6 +118,9 @@ class Strategy(Section):
     norm: Literal["l2", "linf"] = Field("l2", description="norm of the clip")
     bound: Annotated[float, Field(gt=0.0, allow_inf_nan=True)] = Field(10.0, description="norm bound of the clip (inf: never clip)")
     probe_size: Count = Field(64, description="clean examples of the test part that the server keeps for itself")
+    probe_draw: Literal["auto", "random", "by-class"] = Field(
+        "auto", description="how these are drawn: at random, or as many of each class (auto: by-class with dgc-2, else random)"
+    )
     scope: Literal["aggregate", "client"] = Field("aggregate", description="dgc: check the combined update, or each client's")
     action: Literal["backtrack", "clip", "skip"] = Field(
         "backtrack", description="dgc, scope aggregate: what to do with a refused combined update"
@@ -130,7 +133,9 @@ class Strategy(Section):
     rise: bool = Field(True, description="dgc: also score how far the probe loss is above its lowest value so far")
     lag: Count = Field(5, description="dgc: rounds between a model and its reference in the history")
     calibration_rounds: Annotated[int, Field(ge=10, le=LARGEST)] = Field(
-        60, description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; their model is discarded"
+        60,
+        description="dgc: clean rounds that calibrate the thresholds, before a rehearsed probation; their model is discarded; dgc-2: the "
+        "last three quarters of them run under the clip that the first quarter gave",
     )
     margin: Positive = Field(3.0, description="dgc: thresholds, in multiples of the largest score in clean rounds")
     drift: Annotated[float, Field(ge=1.0, allow_inf_nan=True)] = Field(
@@ -144,6 +149,14 @@ class Strategy(Section):
         description="dgc, scope aggregate: rounds after a refusal or a drift in which each update is clipped at the norms' upper quartile; "
         "each probation is four times as long as the one before (0: none)",
     )
+    bound_quantile: Share = Field(0.5, description="dgc-2: each update is clipped at this quantile of the honest norms of the calibration")
+    persistence_memory: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.95, description="dgc-2: beta, by which what a client has pushed so far counts less with each of its rounds"
+    )
+    most_lost: Positive = Field(
+        5.0, description="dgc-2: points of the probe's accuracy that may be lost before the server returns to an earlier model"
+    )
+    most_lost_class: Positive = Field(30.0, description="dgc-2: the same for the accuracy of one class")
 
 
 class Attack(Section):
@@ -400,3 +413,9 @@ class Config(Section):
     def clients_per_round(self) -> int:
         """n, the clients sampled per round."""
         return self.server.clients_per_round or self.data.num_clients
+
+    @property
+    def probe_by_class(self) -> bool:
+        """Whether the server's probe set holds as many examples of each class."""
+        draw = self.strategy.probe_draw
+        return draw == "by-class" or (draw == "auto" and self.strategy.name == "dgc-2")

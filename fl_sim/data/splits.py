@@ -52,6 +52,7 @@ class SplitPlan:
     probe_size: int
     burn_in_share: float = 0.0
     public_size: int = 0
+    probe_by_class: bool = False
 
 
 def split_plan(config: Config) -> SplitPlan:
@@ -72,6 +73,7 @@ def split_plan(config: Config) -> SplitPlan:
         probe_size=config.strategy.probe_size,
         burn_in_share=data.burn_in_share,
         public_size=data.public_size,
+        probe_by_class=config.probe_by_class,
     )
 
 
@@ -102,6 +104,8 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
 
     train = stream(plan.seed, "splits", "train").permutation(len(train_labels))
     test = stream(plan.seed, "splits", "test").permutation(len(test_labels))
+    if plan.probe_by_class:
+        test = _by_class_first(test, test_labels, plan.probe_size)
     own_set, public, burn_in, rest = np.split(train, np.cumsum([plan.own_set_size, plan.public_size, before]))
     ours = plan.partition in PARTITIONS
     generator = stream(plan.seed, "splits", plan.partition if ours else "outside")
@@ -117,6 +121,23 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
     return Splits(
         shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]), burn_in=burn_in, public=public
     )
+
+
+def _by_class_first(order: Integers, labels: Integers, size: int) -> Integers:
+    """`order` with its first `size // classes` examples of each class (and one more of the first classes, for the rest) moved to the front.
+
+    Raises ValueError if `size` is less than the number of classes, or if a class has too few examples.
+    """
+    classes = np.unique(labels)
+    if size < len(classes):
+        raise ValueError(f"strategy.probe-size = {size}: expected at least one example of each of the {len(classes)} classes")
+    counts = [size // len(classes) + (rank < size % len(classes)) for rank in range(len(classes))]
+    chosen = [order[labels[order] == class_][:count] for class_, count in zip(classes, counts, strict=True)]
+    for class_, count, examples in zip(classes, counts, chosen, strict=True):
+        if len(examples) < count:
+            raise ValueError(f"strategy.probe-size = {size}: class {class_} has {len(examples)} test examples, expected at least {count}")
+    front = np.concatenate(chosen)
+    return np.concatenate([front, order[~np.isin(order, front)]])
 
 
 def _outside_positions(train_labels: Integers, rest: Integers, plan: SplitPlan, generator: np.random.Generator) -> list[Integers]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fl_sim.config.keys import Strategy
 from fl_sim.data.batches import Batch
+from fl_sim.grid.server_strategy import Needs
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip, clip
 from strategies.dgc.discrepancy import DIVERGENCES, log_probabilities
@@ -82,6 +83,8 @@ class Guard:
     calibration: Calibration
     learning_rate: float
     momentum: float
+
+    needs = Needs(server_data=True, calibration=True)
 
     def begin(self, theta: Tensor) -> GuardState:
         """The state before round 1, from the burnt-in model theta (d,)."""

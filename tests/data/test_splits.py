@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,15 @@ def test_errors_name_key_value_and_what_is_possible(partition: str, changes: dic
 def test_options_that_the_configuration_has_not_checked(partition: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split(partition, options=options)
+
+
+def test_a_probe_by_class_holds_equally_many_of_each_and_moves_nothing_else() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    plan = SplitPlan(1, 2, "iid", "", "", 0, 14)
+    at_random, by_class = (make_splits(labels, labels, replace(plan, probe_by_class=choice)) for choice in (False, True))
+    assert np.bincount(labels[by_class.probe]).tolist() == [5, 5, 4]
+    assert sorted([*by_class.probe, *by_class.test]) == list(range(100))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(at_random.shares, by_class.shares, strict=True))
+    for size, text in ((2, "at least one example of each of the 3 classes"), (90, "class 2 has 20 test examples, expected at least 30")):
+        with pytest.raises(ValueError, match=f"strategy.probe-size = {size}: .*{text}"):
+            make_splits(labels, labels, replace(plan, probe_size=size, probe_by_class=True))

@@ -40,6 +40,7 @@ from strategies.byzfl_rules import byzfl_combine
 from strategies.catalogue import FLOWER, build_strategy, needs_of, public_combine, strategies
 from strategies.checks import strategy_notes
 from strategies.dgc.thresholds import Calibration, Level, Threshold
+from strategies.dgc2.levels import no_limits
 from strategies.flower_host import FlowerHost
 
 Configure = Callable[..., Config]
@@ -376,7 +377,7 @@ def test_a_strategy_that_makes_a_broken_model_ends_the_run(configure: Configure)
         one_round(host, theta, torch.zeros(12, len(theta)))
 
 
-@pytest.mark.parametrize("name", ["dgc", "flwr.FedAvgM", "flwr.FedAdam", "byzfl.CenteredClipping"])
+@pytest.mark.parametrize("name", ["dgc", "dgc-2", "flwr.FedAvgM", "flwr.FedAdam", "byzfl.CenteredClipping"])
 def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(configure: Configure, name: str) -> None:
     """The same round, once and again after two others and a restore, makes the same model: optimiser, guard and centre are back."""
     config = of_name(configure, name, strategy__calibration_rounds=10)
@@ -395,6 +396,8 @@ def test_a_saved_state_brings_back_everything_that_the_next_round_depends_on(con
         federation=federation,
         calibration=Calibration(lines, lines, lines, {"history": Level(0.0, 9.0), "fixed": Level(0.0, 9.0)}, 1.0)
         if name == "dgc"
+        else no_limits(config.data.num_clients, 0.1)._replace(cuts=torch.full((config.data.num_clients,), 1.05))
+        if name == "dgc-2"
         else None,
     )
     strategy = make()

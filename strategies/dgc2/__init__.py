@@ -1,0 +1,1 @@
+"""DGC, second version: a tight clip, a bound on each client's persistence, attribution by class, and a way back."""

@@ -1,0 +1,170 @@
+"""DGC, second version: the combination of a rule that lets no client push in one direction for long, and no class die.
+
+Ours (docs/mathematics.md, section 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl_sim.config.keys import Config
+from fl_sim.grid.server_strategy import Needs
+from fl_sim.rng.streams import stream
+from fl_sim.training.clipping import Clip
+from strategies.dgc2.attribution import harmful, harmful_part
+from strategies.dgc2.classes import ByClass, ClassProbe, forget
+from strategies.dgc2.levels import Levels
+from strategies.dgc2.persistence import Pushes, add, factors, no_pushes, persistence, sketch
+from strategies.server_sgd import ServerState
+
+FORGET = 100.0  # rounds over which the reference of a class's loss follows a rise
+SMOOTH = 5.0  # rounds over which the accuracies that decide on a return are averaged
+CALM = 20  # rounds after a return, or after the last change of the bound, until the bound doubles again
+TIGHTEST = 1.0 / 16.0  # of the calibrated bound
+
+
+class Limits(NamedTuple):
+    """beta: memory of the persistence, below 1; total, by_class: how many points of the probe's accuracy, and of that of one class, may be
+    lost before the server returns to an earlier model; momentum: the server's."""
+
+    beta: float
+    total: float
+    by_class: float
+    momentum: float
+
+
+class Memory(NamedTuple):
+    """What the defence remembers from round to round.
+
+    pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
+    accuracies, of each class and of all together, and the highest such means. kept (d,): the last model in which no class was worse than
+    usual; kept_smooth (c + 1,): its running means. tightness: factor of the calibrated bound. calm: rounds since tightness changed.
+    """
+
+    pushes: Pushes
+    now: ByClass
+    reference: Tensor
+    smooth: Tensor
+    best: Tensor
+    kept: Tensor
+    kept_smooth: Tensor
+    tightness: float
+    calm: int
+
+
+@dataclass
+class SecondDefence:
+    """Combines updates (n, d) with weights (n,) of clients (n,), and judges the model that they lead to.
+
+    1. Each update is clipped to the calibrated bound (the `before` slot).
+    2. It is scaled down so far that its client's persistence stays at most its cut.
+    3. If the probe loss of some classes exceeds its reference by more than usual, the updates that raise it most are left out, and the
+       part of the velocity that raises it is removed (the combined update holds its negative).
+    4. If the accuracy on the probe, or of one class of it, has fallen by more than may be lost, the server returns to the last healthy
+       model, and the bound of the clip is halved. It doubles again after 20 calm rounds, so that the server is never frozen.
+
+    Args: by_class and gradient, see `ClassProbe`; signs (d,), of the sketch, secret.
+    """
+
+    by_class: Callable[[Tensor], ByClass]
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    signs: Tensor
+    levels: Levels
+    limits: Limits
+    memory: Memory
+    left_out: Tensor | None = None
+    figures: dict[str, float] = field(default_factory=dict[str, float])
+
+    needs = Needs(server_data=True, client_ids=True, calibration=True)
+    weighted = True
+
+    def before(self) -> Clip:
+        """The clip of each update in this round."""
+        return Clip("l2", self.levels.bound * self.memory.tightness)
+
+    def combine(self, server: ServerState, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
+        """The combined update (d,): `sum_i w_i a_i clip(g_i) / W`, without what harms a class. Sets `left_out` (n,): the clients with
+        a_i < 1/2."""
+        known, memory = Pushes(*(part[clients] for part in self.memory.pushes)), self.memory
+        sketches = sketch(updates, self.signs)
+        scales = factors(known, sketches, self.limits.beta, self.levels.cuts[clients])
+        known = add(known, scales.unsqueeze(1) * sketches, self.limits.beta)
+        for part, new in zip(memory.pushes, known, strict=True):
+            part[clients] = new
+        scaled, rising = int((scales < 1.0).sum()), self._rising()
+        correction, dropped = torch.zeros_like(server.theta), torch.zeros_like(clients, dtype=torch.bool)
+        if rising.any():
+            gradient = self.gradient(server.theta, rising)
+            dropped = harmful(-weights * scales * (updates @ gradient))
+            correction = self.limits.momentum * harmful_part(server.velocity, gradient)
+            scales = torch.where(dropped, 0.0, scales)
+        self.left_out = scales < 0.5
+        self.figures = {
+            "scaled": float(scaled),
+            "rising_classes": float(rising.sum()),
+            "dropped": float(dropped.sum()),
+            "tightness": memory.tightness,
+            "largest_persistence": float(persistence(known).max()),
+        }
+        return (weights * scales) @ updates / weights.sum() - correction
+
+    def settle(self, server: ServerState) -> tuple[ServerState, dict[str, float]]:
+        """The server after the step, or after a return to an earlier model; and the figures of it."""
+        memory, now = self.memory, self.by_class(server.theta)
+        reference = forget(memory.reference, now.losses, FORGET)
+        smooth = memory.smooth + (summary(now) - memory.smooth) / SMOOTH
+        best = torch.maximum(memory.best, smooth)
+        lost = best - smooth
+        allowed = torch.full_like(lost, self.limits.by_class)
+        allowed[-1] = self.limits.total
+        returns = not bool((lost <= allowed).all())  # in this form a model that is not a number is not accepted
+        figures = {"returned": float(returns), "probe_accuracy": float(smooth[-1]), "most_lost": float(lost[:-1].max())}
+        calm, tightness = memory.calm + 1, memory.tightness
+        if returns:
+            server = ServerState(memory.kept, torch.zeros_like(memory.kept))
+            now, smooth, best = self.by_class(server.theta), memory.kept_smooth, memory.best
+            reference = forget(memory.reference, now.losses, FORGET)
+            tightness, calm = max(tightness / 2.0, TIGHTEST), 0
+        elif calm >= CALM and tightness < 1.0:
+            tightness, calm = tightness * 2.0, 0
+        memory = memory._replace(now=now, reference=reference, smooth=smooth, best=best, tightness=tightness, calm=calm)
+        if not returns and bool((lost <= allowed / 2.0).all()) and not self._rising_in(memory).any():
+            memory = memory._replace(kept=server.theta, kept_smooth=smooth)
+        self.memory = memory
+        return server, figures
+
+    def _rising(self) -> Tensor:
+        return self._rising_in(self.memory)
+
+    def _rising_in(self, memory: Memory) -> Tensor:
+        """The classes, bool (c,), whose loss exceeds its reference by more than usual."""
+        return memory.now.losses - memory.reference > self.levels.rises
+
+
+def begin_defence(config: Config, theta: Tensor, probe: ClassProbe, levels: Levels) -> SecondDefence:
+    """The defence before round 1, from the burnt-in model theta (d,)."""
+    settings, signs = config.strategy, stream(config.seed, "sketch").integers(0, 2, len(theta))
+    return SecondDefence(
+        by_class=probe.by_class,
+        gradient=probe.gradient,
+        signs=torch.from_numpy(2.0 * signs - 1.0).to(theta),
+        levels=levels,
+        limits=Limits(settings.persistence_memory, settings.most_lost, settings.most_lost_class, config.server.momentum),
+        memory=first_memory(theta, probe.by_class(theta), no_pushes(config.data.num_clients)),
+    )
+
+
+def summary(now: ByClass) -> Tensor:
+    """The accuracies of each class and their mean (c + 1,)."""
+    return torch.cat([now.accuracies, now.accuracies.mean().unsqueeze(0)])
+
+
+def first_memory(theta: Tensor, now: ByClass, pushes: Pushes) -> Memory:
+    """The memory before round 1, from the burnt-in model theta (d,)."""
+    accuracies = summary(now)
+    return Memory(pushes, now, now.losses, accuracies, accuracies, theta, accuracies, 1.0, 0)

@@ -1,0 +1,56 @@
+"""What clean rounds say: the bound of a clip, how persistent each honest client is, how much each class fluctuates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from strategies.dgc2.persistence import largest_persistence
+
+OWN = 1.25  # of its largest clean persistence: what a client may reach
+LEAST_CUT = 2.0  # what any client may reach: about the 99 % quantile of the persistence of independent gradients of one image
+ALIKE = (
+    0.5  # of the largest persistence that there can be: above it a client's clean updates are all alike, and its persistence says nothing
+)
+RISE = 1.5  # of its largest clean rise: by how much the loss of a class may exceed its reference
+LEAST_RISE = 0.1  # nats, if the loss of the class hardly rose in the clean rounds
+
+
+class Levels(NamedTuple):
+    """bound: of the clip of each update; cuts (N,): the largest persistence of each client; rises (c,): by how many nats the loss of a
+    class may exceed its reference."""
+
+    bound: float
+    cuts: Tensor
+    rises: Tensor
+
+
+def no_limits(num_clients: int, bound: float = float("inf")) -> Levels:
+    """Levels that restrict nothing but the length of updates, for the clean rounds."""
+    return Levels(bound, torch.full((num_clients,), float("inf")), torch.full((1,), float("inf")))
+
+
+def bound_of(norms: Sequence[float], quantile: float) -> float:
+    """The `quantile` of honest norms, above 0."""
+    return max(float(torch.tensor(norms, dtype=torch.float64).quantile(quantile)), torch.finfo(torch.float32).tiny)
+
+
+def fit_levels(record: Mapping[str, Any], num_clients: int, beta: float) -> Levels:
+    """The levels that follow from a record of clean rounds.
+
+    record: its `bound`; `persistence`, by client id the values of R; `rises`, in each round the differences (c,) between the loss of a
+    class and its reference.
+
+    A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
+    cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. A class may
+    rise by 1.5 times its largest clean difference, at least by 0.1 nats.
+    """
+    cuts = torch.full((num_clients,), LEAST_CUT)
+    for client, values in record["persistence"].items():
+        cuts[int(client)] = max(OWN * max(values), LEAST_CUT)
+    cuts[cuts > ALIKE * largest_persistence(beta)] = float("inf")
+    rises = (RISE * torch.tensor(record["rises"]).amax(dim=0)).clamp(min=LEAST_RISE)
+    return Levels(record["bound"], cuts, rises)

@@ -1,0 +1,266 @@
+"""DGC's second version: persistence, attribution, and the way back, each against a loop or a closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from clients.client_app import answer
+from experiments.records.folder import read_rounds, read_summary
+from experiments.run.execute import execute_run
+from fl_sim.config.keys import Config
+from fl_sim.data.batches import Batch
+from fl_sim.grid.transports import InlineTransport
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.model.vectors import flat_parameters
+from strategies.dgc2.attribution import harmful, harmful_part
+from strategies.dgc2.classes import ByClass, ClassProbe, forget
+from strategies.dgc2.defence import CALM, Limits, SecondDefence, first_memory
+from strategies.dgc2.levels import Levels, fit_levels, no_limits
+from strategies.dgc2.persistence import Pushes, add, factors, largest_persistence, no_pushes, persistence, sketch
+from strategies.server_sgd import ServerState
+
+BETA = 0.95
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares() -> None:
+    updates = draw(12, 3, 40).double()
+    pushes = Pushes(torch.zeros(3, 40).double(), torch.zeros(3).double())
+    for round_ in range(12):
+        pushes = add(pushes, updates[round_], BETA)
+    for client in range(3):
+        rows = updates[:, client].numpy()
+        total = sum(BETA ** (11 - t) * rows[t] for t in range(12))
+        squares = sum((BETA ** (11 - t)) ** 2 * float(rows[t] @ rows[t]) for t in range(12))
+        np.testing.assert_allclose(float(persistence(pushes)[client]), float(total @ total) / squares, rtol=1e-12)
+
+
+def test_the_same_update_for_ever_has_the_largest_persistence_and_independent_ones_about_one() -> None:
+    same, other = no_pushes(1), no_pushes(200)
+    for round_ in range(150):
+        same = add(same, draw(1, 1024), BETA)
+        other = add(other, draw(200, 1024, seed=round_), BETA)
+    assert float(persistence(same)) == pytest.approx(largest_persistence(BETA), rel=2e-3)
+    assert float(persistence(other).mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_sketch_is_linear_and_keeps_inner_products_in_expectation() -> None:
+    a, b = draw(1, 3000), draw(1, 3000, seed=2) + 0.5 * draw(1, 3000)
+    products = list[float]()
+    for seed in range(100):
+        signs = draw(3000, seed=100 + seed).sign()
+        torch.testing.assert_close(sketch(2.0 * a + b, signs), 2.0 * sketch(a, signs) + sketch(b, signs))
+        products.append(float((sketch(a, signs) * sketch(b, signs)).sum()))
+    lengths = float(a.norm() * b.norm())
+    assert np.mean(products) == pytest.approx(float((a * b).sum()), abs=4.0 * lengths / math.sqrt(1024 * 100))
+    assert np.std(products) < 1.5 * lengths / math.sqrt(1024)
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(st.integers(0, 2**31), st.floats(1.2, 20.0), st.floats(0.0, 3.0), st.floats(0.5, 0.99))
+def test_no_sequence_of_updates_exceeds_the_cut_and_the_factor_is_the_largest_that_does_not(
+    seed: int, cut: float, pull: float, beta: float
+) -> None:
+    """Updates that are partly the same, of any length, some zero: R stays at most the cut, and a little more of an update would not."""
+    generator = torch.Generator().manual_seed(seed)
+    common, cuts = torch.randn(1024, generator=generator), torch.full((6,), cut)
+    pushes = no_pushes(6)
+    for _ in range(15):
+        lengths = torch.rand(6, 1, generator=generator) ** 4 * (torch.rand(6, 1, generator=generator) > 0.2)
+        sketches = lengths * (pull * common + torch.randn(6, 1024, generator=generator))
+        scales = factors(pushes, sketches, beta, cuts)
+        more = persistence(add(pushes, torch.clamp(scales + 0.02, max=1.0).unsqueeze(1) * sketches, beta))
+        pushes = add(pushes, scales.unsqueeze(1) * sketches, beta)
+        assert bool(((scales >= 0.0) & (scales <= 1.0)).all())
+        assert bool((persistence(pushes) <= cut * (1.0 + 1e-4)).all())
+        assert bool((more[scales < 0.98] > cut * (1.0 - 1e-4)).all())
+
+
+def test_what_an_unseen_push_can_do() -> None:
+    """docs/mathematics.md, section 9.2: with a cosine alpha to h and independent rest, `E R = 1 + 2 beta alpha^2 / (1 - beta)`, so that a
+    cut allows `alpha* = sqrt((cut - 1) (1 - beta) / (2 beta))`; whatever is sent, the mean push along h is at most
+    `b sqrt(cut (1 - beta) / (1 + beta))`, and a liar whose rest cancels over the rounds comes near it."""
+    cut, rounds, clients, dimensions = 2.2, 300, 40, 1024
+    alpha = math.sqrt((cut - 1.0) * (1.0 - BETA) / (2.0 * BETA))
+    h = torch.zeros(dimensions)
+    h[0] = 1.0
+    pushes, values = no_pushes(clients), list[float]()
+    for round_ in range(rounds):
+        rest = draw(clients, dimensions, seed=round_)
+        rest[:, 0] = 0.0
+        pushes = add(pushes, alpha * h + math.sqrt(1.0 - alpha**2) * rest / rest.norm(dim=1, keepdim=True), BETA)
+        values.append(float(persistence(pushes).mean()))
+    assert np.mean(values[100:]) == pytest.approx(cut, rel=0.03)
+
+    most = math.sqrt(cut / largest_persistence(BETA))
+    for rest_sign, low, high in ((1.0, 0.0, 0.5), (-1.0, 0.85, 1.0)):  # a rest that adds up, and one that cancels
+        pushes, applied, rest, sign = no_pushes(1), 0.0, draw(dimensions, seed=5), 1.0
+        rest[0] = 0.0
+        rest = rest / rest.norm()
+        for round_ in range(rounds):
+            sign = rest_sign * sign
+            update = (most * h + math.sqrt(1.0 - most**2) * sign * rest).unsqueeze(0)
+            scale = factors(pushes, update, BETA, torch.tensor([cut]))
+            pushes = add(pushes, scale * update, BETA)
+            applied += float(scale) * most if round_ >= 100 else 0.0
+        assert low <= applied / (rounds - 100) / most <= high + 1e-6
+
+
+def test_harmful_updates_are_the_largest_until_the_rest_adds_less_than_half_of_what_others_take_away() -> None:
+    for seed in range(20):
+        harm = draw(15, seed=seed) + 0.5
+        left = [*range(15)]
+        while (added := sum(float(harm[i]) for i in left if harm[i] > 0)) > 0 and added >= 0.5 * -sum(
+            float(harm[i]) for i in left if harm[i] < 0
+        ):
+            left.remove(max(left, key=lambda i: float(harm[i])))
+        assert harmful(harm).tolist() == [i not in left for i in range(15)]
+    assert not harmful(torch.tensor([-1.0, 0.4, -0.5])).any(), "others take away more than twice as much"
+    assert harmful(torch.tensor([1.0, 0.0])).tolist() == [True, False]
+
+
+def test_the_harmful_part_of_a_velocity_is_what_climbs() -> None:
+    gradient = draw(30)
+    climbing = draw(30, seed=2) - gradient
+    assert float(torch.dot(climbing - harmful_part(climbing, gradient), gradient)) == pytest.approx(0.0, abs=1e-4)
+    assert not harmful_part(-climbing + 2 * gradient, gradient).any(), "a descent stays"
+
+
+def test_a_reference_follows_a_fall_at_once_and_a_rise_slowly() -> None:
+    reference = forget(torch.tensor([1.0, 1.0]), torch.tensor([0.2, 3.0]), 100.0)
+    torch.testing.assert_close(reference, torch.tensor([0.2, 1.02]))
+
+
+def probe_of_a_linear_model() -> tuple[ClassProbe, Tensor]:
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    return ClassProbe(FlatModel(module), Batch(draw(7, 1, 2, 2), torch.tensor([0, 2, 2, 0, 0, 2, 2]))), flat_parameters(module)
+
+
+def test_losses_accuracies_and_gradients_by_class() -> None:
+    probe, theta = probe_of_a_linear_model()
+    now = probe.by_class(theta)
+    losses, hits = probe.model.examples(theta, *probe.probe)
+    for position, label in enumerate((0, 2)):
+        own = [i for i, other in enumerate(probe.probe.labels.tolist()) if other == label]
+        assert float(now.losses[position]) == pytest.approx(sum(float(losses[i]) for i in own) / len(own))
+        assert float(now.accuracies[position]) == pytest.approx(100.0 * sum(float(hits[i]) for i in own) / len(own))
+    own = probe.probe.labels == 2
+    expected = probe.model.gradient(theta, probe.probe.inputs[own], probe.probe.labels[own])
+    torch.testing.assert_close(probe.gradient(theta, torch.tensor([False, True])), expected)
+
+
+def defence_of(levels: Levels, looks: Callable[[Tensor], ByClass], theta: Tensor, pull: Tensor | None = None) -> SecondDefence:
+    limits = Limits(BETA, total=5.0, by_class=30.0, momentum=0.9)
+    memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts)))
+    return SecondDefence(
+        looks, lambda theta, classes: torch.zeros_like(theta) if pull is None else pull, theta.sign(), levels, limits, memory
+    )
+
+
+def healthy(theta: Tensor) -> ByClass:
+    return ByClass(torch.tensor([0.1, 0.2]), torch.tensor([90.0, 100.0]))
+
+
+def test_without_limits_it_is_the_weighted_mean_of_clipped_updates() -> None:
+    updates, weights, theta = draw(5, 50), torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0]), draw(50, seed=9)
+    defence = defence_of(no_limits(8, 0.3), healthy, theta)
+    combined = defence.combine(ServerState(theta, theta), updates, weights, torch.tensor([0, 2, 3, 4, 7]))
+    torch.testing.assert_close(combined, weights @ updates / 8.0)
+    assert defence.before().bound == pytest.approx(0.3)
+    assert defence.left_out is not None
+    assert not defence.left_out.any()
+
+
+def test_a_client_that_repeats_itself_is_silenced_and_the_others_are_not() -> None:
+    theta, clients = draw(2000, seed=9), torch.arange(6)
+    defence = defence_of(no_limits(6)._replace(cuts=torch.full((6,), 2.0)), healthy, theta)
+    same = draw(2000, seed=77)
+    for round_ in range(20):
+        updates = draw(6, 2000, seed=round_)
+        updates[4] = same
+        defence.combine(ServerState(theta, theta), updates, torch.ones(6), clients)
+    assert defence.left_out is not None
+    assert defence.left_out.tolist() == [False, False, False, False, True, False]
+
+
+def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_velocity() -> None:
+    theta, gradient = draw(20, seed=9), draw(20, seed=4)
+    unit = gradient / gradient.norm()
+    defence = defence_of(no_limits(3)._replace(rises=torch.tensor([0.5, 0.5])), healthy, theta, pull=gradient)
+    defence.memory = defence.memory._replace(now=ByClass(torch.tensor([0.1, 0.9]), torch.tensor([90.0, 60.0])))
+    updates = torch.stack([unit, 0.4 * unit, -3.0 * unit])  # the third climbs
+    velocity = -2.0 * unit
+    combined = defence.combine(ServerState(theta, velocity), updates, torch.ones(3), torch.arange(3))
+    torch.testing.assert_close(combined, 1.4 / 3.0 * unit - 0.9 * velocity)
+    assert defence.left_out is not None
+    assert defence.left_out.tolist() == [False, False, True]
+    assert defence.figures["rising_classes"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "bad", [ByClass(torch.tensor([0.1, 9.0]), torch.tensor([95.0, 0.0])), ByClass(torch.full((2,), float("nan")), torch.zeros(2))]
+)
+def test_the_server_goes_back_to_the_last_healthy_model_with_a_tighter_clip_that_loosens_again(bad: ByClass) -> None:
+    good, broken, velocity = draw(20, seed=9), draw(20, seed=10), draw(20, seed=11)
+    defence = defence_of(
+        no_limits(3, 1.0)._replace(rises=torch.tensor([0.5, 0.5])),
+        lambda theta: bad if torch.equal(theta, broken) else healthy(theta),
+        good,
+    )
+    later = good + 1.0
+    server, _ = defence.settle(ServerState(later, velocity))
+    assert torch.equal(server.theta, later), "healthy: it becomes the model to go back to"
+    assert torch.equal(server.velocity, velocity)
+    rounds = 0
+    while True:
+        server, figures = defence.settle(ServerState(broken, velocity))
+        rounds += 1
+        if figures["returned"]:
+            break
+    assert rounds <= 5, "a class that is dead for good is seen within the memory of the means"
+    assert torch.equal(server.theta, later)
+    assert not server.velocity.any()
+    assert defence.before().bound == 0.5
+    for _ in range(CALM):
+        server, figures = defence.settle(ServerState(later, velocity))
+        assert not figures["returned"]
+    assert defence.before().bound == 1.0, "never frozen"
+
+
+def test_a_client_is_compared_with_its_own_clean_level() -> None:
+    values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
+    levels = fit_levels({"bound": 0.5, "persistence": values, "rises": [[0.0, 0.3], [-0.1, 0.1]]}, 4, BETA)
+    assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
+    torch.testing.assert_close(levels.rises, torch.tensor([0.1, 0.45]))
+
+
+DGC2: dict[str, Any] = {"strategy__name": "dgc-2", "strategy__calibration_rounds": 12, "strategy__probe_size": 30}
+
+
+@pytest.mark.slow
+def test_a_run_with_a_patient_coalition_records_what_the_defence_did(configure: Callable[..., Config], tmp_path: Path) -> None:
+    attack = {
+        "attack__objective": "erosion",
+        "attack__scaling": "exact",
+        "attack__stealth_gamma": float("inf"),
+        "attack__poison_ratio": 0.25,
+    }
+    config = configure(**DGC2, **attack, twin=False, control=False)
+    place = execute_run(config, tmp_path, InlineTransport(answer), lambda *_: None)
+    lines = read_rounds(place)["attacked"]
+    assert read_summary(place)["filtering"] is not None
+    assert all(line["strategy"]["combined_norm"] >= 0.0 and "returned" in line["strategy"] for line in lines)
