@@ -31,7 +31,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-c", "atack.rho=1.0"], ["unknown key 'atack.rho'; the nearest known key is 'attack.rho'"]),
         (["-c", "data.num-clients=many"], ["expected data.num-clients to be a whole number, got 'many'"]),
         (["-c", "strategy.bound=-1.0"], ["expected strategy.bound > 0.0, got -1.0"]),
-        (["-c", "strategy.name=krumm"], ["expected strategy.name to be one of mean, clip-before, clip-after, dgc, flwr.FedAvg"]),
+        (["-c", "strategy.name=krumm"], ["expected strategy.name to be one of mean, clip-before, clip-after, dgc, dgc-2, signguard"]),
         (["-c", "data.name=cifar10", "-c", "data.root=/nowhere"], ["data.name = 'cifar10'", "data.root", "/nowhere"]),
         (["-c", "attack.poison-ratio=0.01", "-c", "server.clients-per-round=10"], ["attack.poison-ratio", "0.01 (0.1 clients)"]),
         (["-c", "attack.poison-ratio=1.2"], ["expected attack.poison-ratio <= 1.0, got 1.2"]),
