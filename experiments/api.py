@@ -22,9 +22,10 @@ from clients.accumulative.objectives import Aim
 from clients.action import Action
 from clients.knowledge import Knowledge
 from experiments.launch.cells import checked_cells
-from experiments.launch.launch import display, error_console, start
+from experiments.launch.launch import error_console, start
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
+from experiments.launch.progress.display import display
 from experiments.objects import OBJECTS, Options, expect_known, flat_settings, named
 from experiments.records.folder import is_complete, run_folder
 from experiments.records.reading import DamagedError, first_problem, read_config, read_lines, read_summary
@@ -44,9 +45,11 @@ from strategies.rule import Rule
 if TYPE_CHECKING:
     import pandas
 
+    from experiments.report.comparison import Comparison
+
 __all__ = [
-    "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "Run", "Study", "load_model", "memorization_discrepancy",
-    "open_study", "resolve", "run", "sweep",
+    "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "Run", "Study", "compare", "load_model",
+    "memorization_discrepancy", "open_study", "resolve", "run", "sweep",
 ]  # fmt: skip
 
 SETTINGS = {"output_dir": "output-dir", "transport": "grid.transport", "workers": "ray.num-workers"}
@@ -85,7 +88,7 @@ class Run:
 
     def draw(self) -> list[Path]:
         """Draw the run's figures into its folder; their paths."""
-        from experiments.report.run_figures import draw_figures
+        from experiments.report.figures.run_figures import draw_figures
 
         return draw_figures(self.folder)
 
@@ -167,6 +170,19 @@ def open_study(folder: str | Path) -> Study:
     """The study in a folder: of a sweep or a search, or all runs below it. Raises ConfigError where there is none."""
     folder = Path(folder).expanduser().absolute()
     return Study(folder, read_study(folder))
+
+
+def compare(a: str | Path | Run | Study, b: str | Path | Run | Study, /) -> Comparison:
+    """Compare the complete runs of two folders; `.frame()` has a row per matched cell and number, `.settings` the keys that differ.
+
+    Damaged and incomplete runs are left out, and `.notes` names them. Raises ConfigError if no cell of the one is in the other."""
+    from experiments.report.comparison import compare_folders
+
+    return compare_folders(*(_folder_of(thing) for thing in (a, b)))
+
+
+def _folder_of(thing: str | Path | Run | Study) -> Path:
+    return thing.folder if isinstance(thing, Run | Study) else Path(thing).expanduser().absolute()
 
 
 def _plan(spec: str | Path | Mapping[str, Any], scale: str) -> Sweep:

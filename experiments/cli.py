@@ -116,7 +116,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         code = launch(flat, arguments.workers, console, title=f"{config.name} · {config.attack.name} against {config.strategy.name}")
         if code:
             return code
-    from experiments.report.run_figures import draw_figures
+    from experiments.report.figures.run_figures import draw_figures
     from experiments.report.tables import run_table
 
     run = read_run(folder)
@@ -274,6 +274,29 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    from experiments.report.comparison import compare_folders
+    from experiments.report.comparison_table import comparison_tables, expect_suffix, write_comparison
+
+    if arguments.file:
+        expect_suffix(arguments.file)
+    comparison = compare_folders(arguments.folder, arguments.other)
+    _say(comparison.notes, console)
+    for table in comparison_tables(comparison):
+        _print_table(table)
+    if arguments.file:
+        write_comparison(arguments.file, comparison)
+        _print(f"written: {arguments.file}")
+    return 0
+
+
+def _watch(arguments: argparse.Namespace, console: Console) -> int:
+    from experiments.launch.progress.watch import watch
+
+    with writing(Path("standard output")):
+        return 0 if watch(arguments.folder, _output(), _print_table, once=arguments.once) else 1
+
+
 class _Output(Console):
     """Standard output."""
 
@@ -289,9 +312,13 @@ def _print_anything() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
+def _output() -> Console:
+    return _Output(emoji=False, markup=False, highlight=False)
+
+
 def _print_table(table: Table) -> None:
     """Print a table to standard output: as wide as the terminal, or in a file as wide as the table. Raises CannotWriteError."""
-    out = _Output(emoji=False, markup=False, highlight=False)
+    out = _output()
     if not (sys.stdout and sys.stdout.isatty()):
         out.width = max(FILE_WIDTH, Measurement.get(out, out.options.update(max_width=LONGEST), table).maximum)
     with writing(Path("standard output")):
@@ -359,5 +386,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Console], int]] = {
     "search": _search,
     "list": _list,
     "report": _report,
+    "compare": _compare,
+    "watch": _watch,
     "doctor": _doctor,
 }

@@ -1,8 +1,8 @@
 """fl-sim: poisoned federated learning, simulated on Flower, Ray and PyTorch.
 
-The API for Python: `run`, `sweep`, `open_study`, `load_model`, `resolve`, `Config`; what attacks and rules are written with: `Action`,
-`Aim`, `AttackState`, `Clip`, `Knowledge`, `Rule`; and `memorization_discrepancy`. They are loaded from `experiments.api` on first use, so
-that the packages above this one may import it.
+The API for Python: `run`, `sweep`, `open_study`, `compare`, `load_model`, `resolve`, `Config`; what attacks and rules are written with:
+`Action`, `Aim`, `AttackState`, `Clip`, `Knowledge`, `Rule`; and `memorization_discrepancy`. They are loaded from `experiments.api` on first
+use, so that the packages above this one may import it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         Rule as Rule,
     )
     from experiments.api import (
+        compare as compare,
+    )
+    from experiments.api import (
         load_model as load_model,
     )
     from experiments.api import (
@@ -54,8 +57,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "load_model", "memorization_discrepancy", "open_study",
-    "resolve", "run", "sweep",
+    "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "compare", "load_model", "memorization_discrepancy",
+    "open_study", "resolve", "run", "sweep",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent

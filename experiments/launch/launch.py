@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import threading
-import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from experiments.launch.app_folder import app_folder
-from experiments.launch.progress import CellsFailedError, parse
+from experiments.launch.progress.display import OnLine, display
+from experiments.launch.progress.lines import CellsFailedError
 from experiments.launch.superlink import run_in_flower
 from experiments.records.reading import DamagedError
 from experiments.sweep.search import Search
@@ -30,19 +28,12 @@ from fl_sim.grid.transports import claim_identity
 from fl_sim.outside_code import OutsideCodeError, is_interrupt
 from fl_sim.waits import ProcessError
 
-LINE_EVERY = 30.0  # seconds between two lines of progress, without a terminal for a progress bar
-NOTE = re.compile(r"(?:[A-Z]+ *: *)?fl-sim: ")  # begins a line that the user should see at once; Flower's log puts its level before it
-CHOICE = "transport: "  # begins the line that says which transport was chosen
 LOG_TAIL = 40  # last lines of a failed run's log that are shown
-LOG_KEPT = 1000  # lines of a run's log in memory
 LINE_LENGTH = 10_000  # characters of a line that are kept: code from outside may print a megabyte
-
-OnLine = Callable[[str], None]
 
 
 def launch(flat: Mapping[str, Any], workers: int | None, console: Console, title: str) -> int:
-    """Run flat keys and return an exit code. Shows a progress bar (without a terminal: a line every `LINE_EVERY` seconds), and on failure
-    the last lines of the log."""
+    """Run flat keys and return an exit code. Shows progress (see `display`), and on failure the last lines of the log."""
     lines, sentence = list[str](), "the run failed; its log ends above"
     with display(console, title, lines) as on_line:
         try:
@@ -110,36 +101,6 @@ def _first(flat: Mapping[str, Any]) -> Config:
     search = str(flat.get("search", ""))
     corner = Search.from_json(search).corners()[0] if search else {}
     return resolve_cells({**flat, **corner})[0]
-
-
-@contextlib.contextmanager
-def display(console: Console, title: str, lines: list[str]) -> Any:
-    """Shows a progress bar. Yields a function to call with each line of a run: notes are shown at once, and lines other than these and
-    progress are added to `lines`."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    last_line_at = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{title} · starting", total=None)
-
-        def on_line(line: str) -> None:
-            nonlocal last_line_at
-            event = parse(line)
-            if event is None:
-                if line.startswith(CHOICE):
-                    console.print(Text(line), highlight=False, soft_wrap=True)
-                elif mark := NOTE.match(line):
-                    console.print(Text.assemble(("warning: ", "yellow"), line[mark.end() :]), highlight=False, soft_wrap=True)
-                else:
-                    lines.append(line)
-                    del lines[:-LOG_KEPT]
-                return
-            progress.update(task, total=event.total, completed=event.done, description=f"{title} · {event.what}")
-            if not console.is_terminal and (event.done == event.total or time.monotonic() - last_line_at >= LINE_EVERY):
-                last_line_at = time.monotonic()
-                text = f"{title} · {event.done} of {event.total} rounds · {event.run}, {event.what}"
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        yield on_line
 
 
 class _Lines(io.TextIOBase):

@@ -15,7 +15,7 @@ import torch
 from flwr.serverapp import Grid
 
 from experiments.launch.name_checks import name_problems
-from experiments.launch.progress import CellsFailedError, ProgressLines
+from experiments.launch.progress.lines import CellsFailedError, ProgressLines
 from experiments.launch.remote_cell import PRINTED
 from experiments.records.folder import is_complete, run_folder, write_failure
 from experiments.run.execute import Progress, execute_run
@@ -104,12 +104,11 @@ class _Cells:
 
     def _run(self, cell: Config) -> str:
         """Run a cell. Returns why it failed, empty if it did not."""
-        played_rounds, failure, folder = 0, "", Path(cell.name)
+        planned, failure, folder = expected_rounds(cell), "", Path(cell.name)
         try:
             folder = run_folder(self.output_dir, cell)
             if not is_complete(folder):
-                self._execute(cell, self._progress.of_run(folder.name))
-                played_rounds = (folder / "rounds.jsonl").read_text(encoding="utf-8").count("\n")
+                self._execute(cell, self._progress.of_run(folder.name, planned))
         except BaseException as error:  # code from outside may also raise SystemExit
             sentence, users = str(error).partition("\n")[0], isinstance(error, OutsideCodeError)
             reason = sentence if users else f"{type(error).__name__}: {sentence}"
@@ -122,7 +121,7 @@ class _Cells:
             else:
                 traceback.print_exc()
             failure = f"{folder.name}: {reason}"
-        self._progress.finish(folder.name, expected_rounds(cell), played_rounds, failure or "complete")
+        self._progress.finish(folder.name, planned, failure or "complete")
         return failure
 
     def _execute(self, cell: Config, progress: Progress) -> None:

@@ -7,12 +7,19 @@ from pathlib import Path
 
 from rich.table import Table
 
+from experiments.report.figures.run_figures import draw_figures
+from experiments.report.figures.study_figures import (
+    heat_figure,
+    published_figure,
+    ratio_figure,
+    rounds_figure,
+    search_figure,
+    stealth_figure,
+)
 from experiments.report.frame import write_csv, write_parquet
 from experiments.report.html_page import write_report
 from experiments.report.latex import write_latex
 from experiments.report.measures import measured
-from experiments.report.run_figures import draw_figures
-from experiments.report.study_figures import heat_figure, published_figure, ratio_figure, rounds_figure, search_figure, stealth_figure
 from experiments.report.tables import matrix_table, published_table, run_table, search_table
 from experiments.report.views import (
     accuracy_matrix,

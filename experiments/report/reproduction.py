@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.report.figures.study_figures import published_figure, stealth_figure
 from experiments.report.frame import over_seeds
-from experiments.report.study_figures import published_figure, stealth_figure
 from experiments.report.views import seeds_text
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, agreement, match_published

@@ -10,7 +10,8 @@ import pytest
 from experiments import cli
 from experiments.launch import launch
 from experiments.launch.paths import FILES
-from experiments.launch.progress import ProgressLines, parse
+from experiments.launch.progress import display
+from experiments.launch.progress.lines import ProgressLines, parse
 from fl_sim.config.resolve import config_hash, resolve
 from tests.support.small_run import SMALL
 
@@ -174,7 +175,7 @@ def test_a_log_file_gets_lines_of_progress(
     pause: float, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)  # with it rich takes a file for a terminal
-    monkeypatch.setattr(launch, "LINE_EVERY", pause)
+    monkeypatch.setattr(display, "LINE_EVERY", pause)
     options = ("-o", str(tmp_path), "-c", f"data.cache-dir={cache_dir}", *SMALL)
     assert cli.main(["run", "--transport", "inline", *options]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if " rounds · " in line]
@@ -190,17 +191,21 @@ def test_progress_lines_can_be_read_back() -> None:
 
     stream = io.StringIO()
     lines = ProgressLines(total=5, interval=0.0, stream=stream)
-    report = lines.of_run("digits-1")
+    report = lines.of_run("digits-1", 4)
     report("burn-in", 1, "epoch 1/3", None)
     report("calibration", 1, "clean round 1/60", None)
     report("attacked", 1, "accumulate", 98.76)
-    lines.finish("digits-1", planned_rounds=5, played_rounds=1)
+    report("attacked", 1, "accumulate", 98.76)  # again, after a worker died
+    lines.finish("digits-1", 4)
+    lines.finish("digits-2", 1, "failed | for a reason")
     events = [parse("INFO : " + line) for line in stream.getvalue().splitlines()]
-    assert [(event.done, event.total, event.what) for event in events if event] == [
-        (0, 5, "burn-in, epoch 1/3"),
-        (0, 5, "calibration, round 1, clean round 1/60"),
-        (1, 5, "attacked, round 1, accumulate, accuracy 98.8 %"),
-        (5, 5, "complete"),
+    assert [(event.whole, event.own, event.what) for event in events if event] == [
+        ((0, 5), (0, 4), "burn-in, epoch 1/3"),
+        ((0, 5), (0, 4), "calibration, round 1, clean round 1/60"),
+        ((1, 5), (1, 4), "attacked, round 1, accumulate, accuracy 98.8 %"),
+        ((1, 5), (1, 4), "attacked, round 1, accumulate, accuracy 98.8 %"),
+        ((4, 5), (4, 4), "complete"),
+        ((5, 5), (1, 1), "failed | for a reason"),
     ]
     assert parse("something else") is None
     assert parse("fl-sim | nonsense") is None

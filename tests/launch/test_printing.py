@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments import cli
 from experiments.launch.doctor import doctor
-from experiments.launch.launch import display, error_console
+from experiments.launch.launch import error_console
+from experiments.launch.progress.display import display
 from experiments.sweep.study import read_study
 from tests.support.small_run import ALONE, SMALL, words
 from tests.support.small_study import write_run, write_study_records

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.report.run_figures import draw_figures, guard_scores, patterns_figure
+from experiments.report.figures.run_figures import draw_figures, guard_scores, patterns_figure
 from tests.support.small_study import write_run
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from clients.backdoors.patterns import square, stamped
 from clients.knowledge import pixel_range
 from experiments.launch.preflight import preflight
-from experiments.report.run_figures import draw_figures
+from experiments.report.figures.run_figures import draw_figures
 from experiments.report.tables import run_table
 from experiments.run.attack_success import success_problem
 from experiments.run.history import TrackHistory

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from experiments.report.run_figures import PALETTE, finish_axes, save, shade_phase
+from experiments.report.figures.run_figures import PALETTE, finish_axes, save, shade_phase
 from experiments.report.views import RATIOS, Matrix, RoundPanels
 from experiments.sweep.published import Pair
 from experiments.sweep.search import STEALTH_LIMIT, left_after, stealth_cost

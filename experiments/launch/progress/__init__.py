@@ -1,0 +1,1 @@
+"""How far runs are: lines of text, the live display of a launch, and the view of another terminal."""
