@@ -86,11 +86,12 @@ class Run:
         """The last model of the attacked track, in eval mode on the CPU."""
         return load_model(self.folder)
 
-    def draw(self) -> list[Path]:
-        """Draw the run's figures into its folder; their paths."""
+    def draw(self, width: str | float = "page") -> list[Path]:
+        """Draw the run's figures into its folder; their paths. Args: width, `column`, `page` or inches. Raises ConfigError."""
         from experiments.report.figures.run_figures import draw_figures
+        from experiments.report.figures.style import inches_of
 
-        return draw_figures(self.folder)
+        return draw_figures(self.folder, inches_of(width))
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,11 +116,13 @@ class Study:
 
         return study_frame(self._complete())
 
-    def report(self, *, latex: bool = False, parquet: bool = False) -> list[Path]:
-        """Write table, figures and report.html into the folder; their paths. latex: also results.tex; parquet: also results.parquet."""
+    def report(self, *, latex: bool = False, parquet: bool = False, width: str | float = "page") -> list[Path]:
+        """Write table, figures and report.html into the folder; their paths. latex: also results.tex; parquet: also results.parquet;
+        width, of the figures: `column`, `page` or inches. Raises ConfigError."""
+        from experiments.report.figures.style import inches_of
         from experiments.report.outputs import write_outputs
 
-        return write_outputs(self.folder, self.record, self._complete(), parquet=parquet, latex=latex)
+        return write_outputs(self.folder, self.record, self._complete(), parquet=parquet, latex=latex, width=inches_of(width))
 
     def _complete(self) -> list[StudyRun]:
         """The complete runs; a warning for each that is damaged."""

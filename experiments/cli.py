@@ -239,12 +239,16 @@ def _damages(folders: Sequence[Path]) -> list[str]:
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.parquet and not find_spec("pyarrow"):
         raise ConfigError(["expected pyarrow with --parquet: pip install 'fl-sim[parquet]'"])
-    _show(arguments.folder, read_study(arguments.folder), console, parquet=arguments.parquet, latex=arguments.latex)
+    from experiments.report.figures.style import inches_of
+
+    chosen = {"parquet": arguments.parquet, "latex": arguments.latex, "width": inches_of(arguments.width)}
+    _show(arguments.folder, read_study(arguments.folder), console, **chosen)
     return 0
 
 
-def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False, latex: bool = False) -> None:
-    """Write what a study's records give, and print its tables. Raises ConfigError without a complete run."""
+def _show(folder: Path, study: Study, console: Console, **chosen: Any) -> None:
+    """Write what a study's records give, and print its tables. Args: chosen, of `write_outputs`. Raises ConfigError without a complete
+    run."""
     from experiments.report.outputs import study_tables, write_outputs
 
     runs, problems = complete_runs(folder, study)
@@ -254,7 +258,7 @@ def _show(folder: Path, study: Study, console: Console, *, parquet: bool = False
         damaged = f" and {len(problems)} damaged" if problems else ""
         raise ConfigError([f"expected DIR to hold a complete run, got {str(folder)!r} with {others} incomplete{damaged}"])
     with console.status("figures and report"):
-        written = write_outputs(folder, study, runs, parquet=parquet, latex=latex)
+        written = write_outputs(folder, study, runs, **chosen)
     for table in study_tables(folder, study, runs):
         _print_table(table)
     _say(inaction_notes(runs), console)

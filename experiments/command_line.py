@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of the runs, into which the files are written")
     report.add_argument("--parquet", action="store_true", help="also write results.parquet")
     report.add_argument("--latex", action="store_true", help="also write results.tex: mean ± std over seeds, for booktabs")
+    report.add_argument("--width", default="page", metavar="W", help="of the figures: column (3.5 in), page (7.16 in; default) or inches")
     report.set_defaults(command="report")
     compare = commands.add_parser("compare", help="two folders of runs: what differs in settings, numbers and speed")
     compare.add_argument("folder", type=Path, metavar="DIR_A", help="a study, or any runs: before the change")

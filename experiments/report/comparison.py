@@ -36,8 +36,12 @@ def _of_summary(*path: str, scale: float = 1.0) -> Callable[[Run], float | None]
     return value
 
 
+def _left(run: Run) -> float:
+    return left_after(run.summary)
+
+
 NUMBERS: Mapping[str, Measure] = {
-    "left": Measure("accuracy after the trigger, or at the end (%)", lambda run: left_after(run.summary)),
+    "left": Measure("accuracy after the trigger, or at the end (%)", _left),
     "accuracy.final": Measure("accuracy at the end (%)", _of_summary("accuracy", "final")),
     "drop": Measure("drop at the trigger (points)", _of_summary("drop")),
     "gain": Measure("gain over the control (points)", _of_summary("gain")),

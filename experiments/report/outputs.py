@@ -16,6 +16,7 @@ from experiments.report.figures.study_figures import (
     search_figure,
     stealth_figure,
 )
+from experiments.report.figures.style import PAGE
 from experiments.report.frame import write_csv, write_parquet
 from experiments.report.html_page import write_report
 from experiments.report.latex import write_latex
@@ -38,13 +39,14 @@ from fl_sim.config.resolve import ConfigError
 
 
 def write_outputs(
-    folder: Path, study: Study, runs: Sequence[Run] | None = None, *, parquet: bool = False, latex: bool = False
+    folder: Path, study: Study, runs: Sequence[Run] | None = None, *, parquet: bool = False, latex: bool = False, width: float = PAGE
 ) -> list[Path]:
     """Write all that the complete runs of a study (at least one) give into its folder; returns the paths, figures as PNG (each has its
     PDF beside it).
 
     A folder that is itself a run keeps its own figures: they are drawn anew, and the study's outputs go into `report/` below it.
-    Args: runs, of `complete_runs` (default: read); parquet and latex, whether to write results.parquet and results.tex. Raises ConfigError
+    Args: runs, of `complete_runs` (default: read); parquet and latex, whether to write results.parquet and results.tex; width,
+    of the figures in inches. Raises ConfigError
     without a complete run.
     """
     runs = complete_runs(folder, study).runs if runs is None else runs
@@ -52,7 +54,7 @@ def write_outputs(
         raise ConfigError([f"expected {str(folder)!r} to hold a complete run, got {len(study.folders)} that are incomplete or damaged"])
     of_run: list[Path] = []
     if study.folders == (".",):
-        of_run, folder = draw_figures(folder), folder / "report"
+        of_run, folder = draw_figures(folder, width), folder / "report"
         with writing(folder):
             folder.mkdir(exist_ok=True)
     files: dict[str, Callable[[Path], None]] = {"results.csv": lambda path: write_csv(path, runs)}
@@ -61,7 +63,9 @@ def write_outputs(
     if latex:
         files["results.tex"] = lambda path: write_latex(path, study, runs)
     pairs = _pairs(study, runs)
-    files |= {f"{name}.png": lambda path, draw=draw: draw(path.with_suffix("")) for name, draw in _figures(study, runs, pairs).items()}
+    files |= {
+        f"{name}.png": lambda path, draw=draw: draw(path.with_suffix("")) for name, draw in _figures(study, runs, pairs, width).items()
+    }
     files["report.html"] = lambda path: write_report(path, study, runs, pairs)
     for name, write in files.items():
         write(folder / name)
@@ -85,21 +89,21 @@ def _pairs(study: Study, runs: Sequence[Run]) -> list[Pair]:
     return match_published(study.published, runs) if study.published in published_numbers() else []
 
 
-def _figures(study: Study, runs: Sequence[Run], pairs: Sequence[Pair]) -> dict[str, Callable[[Path], None]]:
+def _figures(study: Study, runs: Sequence[Run], pairs: Sequence[Pair], width: float) -> dict[str, Callable[[Path], None]]:
     """What draws each figure, given a path without suffix."""
     figures: dict[str, Callable[[Path], None]] = {}
     limit = study.stealth_limit
     if limit is None:
-        figures["accuracy"] = lambda path: rounds_figure(path, round_panels(runs))
-        figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or accuracy_matrix(runs))
+        figures["accuracy"] = lambda path: rounds_figure(path, round_panels(runs), width)
+        figures["matrix"] = lambda path: heat_figure(path, worst_cases(runs) or accuracy_matrix(runs), width)
         for name, matrix in measured(runs).items():
-            figures[name] = lambda path, matrix=matrix: heat_figure(path, matrix)
+            figures[name] = lambda path, matrix=matrix: heat_figure(path, matrix, width)
         if axis := ratio_axis(runs):
-            figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis)
+            figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis, width)
     else:
-        figures["search"] = lambda path: search_figure(path, runs, limit)
+        figures["search"] = lambda path: search_figure(path, runs, limit, width)
     if not (points := stealth_points(runs)).empty:
-        figures["stealth"] = lambda path: stealth_figure(path, points)
+        figures["stealth"] = lambda path: stealth_figure(path, points, width)
     if pairs:
-        figures["published"] = lambda path: published_figure(path, pairs, published_numbers()[study.published]["source"])
+        figures["published"] = lambda path: published_figure(path, pairs, published_numbers()[study.published]["source"], width)
     return figures

@@ -54,6 +54,6 @@ def test_a_guard_is_known_by_its_scores_and_not_by_its_name(tmp_path: Path) -> N
 
 def test_patterns_have_a_row_each(tmp_path: Path) -> None:
     patterns_figure(
-        tmp_path / "patterns.png", {"plain": torch.rand(3, 1, 8, 8), "colour": torch.rand(3, 3, 8, 8), "flat": torch.zeros(3, 1, 8, 8)}
+        tmp_path / "patterns", {"plain": torch.rand(3, 1, 8, 8), "colour": torch.rand(3, 3, 8, 8), "flat": torch.zeros(3, 1, 8, 8)}
     )
     assert (tmp_path / "patterns.png").stat().st_size > 2000

@@ -36,7 +36,7 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize("length", [4, 30, 70])
 def test_a_legend_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, length: int) -> None:
     drawn = list[Figure]()
-    monkeypatch.setattr("experiments.report.figures.study_figures._save", lambda figure, _: drawn.append(figure))
+    monkeypatch.setattr("experiments.report.figures.style.write", lambda figure, _: drawn.append(figure))
     curve = Curve([1, 2], [90.0, 80.0], [89.0, 79.0], [91.0, 81.0])
     curves = {
         f"{number} {'accumulative stealth-gamma inf discrepancy-weight 100 norm-bound 2.0 ' * 2}"[:length]: curve for number in range(count)
@@ -51,7 +51,7 @@ def test_a_legend_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_square_without_a_value_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = list[Figure]()
-    monkeypatch.setattr("experiments.report.figures.study_figures._save", lambda figure, _: drawn.append(figure))
+    monkeypatch.setattr("experiments.report.figures.style.write", lambda figure, _: drawn.append(figure))
     places = pd.MultiIndex.from_tuples([("mean", "a"), ("dgc", "b"), ("dgc", "a")], names=["row", "column"])
     heat_figure(tmp_path / "matrix", Matrix(pd.Series([10.0, 90.0, float("nan")], index=places), "accuracy (%)", "strategy"))
     texts = {text.get_text(): text.get_color() for text in drawn[0].axes[0].texts}

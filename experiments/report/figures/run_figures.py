@@ -1,4 +1,4 @@
-"""Figures of one run, safe for colour-blind readers (Okabe and Ito 2008), from its records alone."""
+"""Figures of one run, from its records alone. Of each: path, without suffix; width, in inches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from torch import Tensor
 
 from experiments.records.reading import DamagedError, read_config, read_rounds
+from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_above, legend_below, title_of, wrapped
 from experiments.run.history import TrackHistory
-from fl_sim.atomic_files import writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_of
 from fl_sim.data.sampling import malicious_clients
@@ -25,7 +23,6 @@ TICKED = 20  # classes up to which a confusion matrix has a tick for each
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
 COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73", "honest-trigger": "#CC79A7"}
-PALETTE = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#F0E442", "#999999"]
 LABELS = {
     "attacked": "attacked",
     "twin": "clean twin",
@@ -48,43 +45,34 @@ SCORES = {
 }
 
 
-def draw_figures(folder: Path) -> list[Path]:
-    """Draw a run's figures into its folder: `accuracy.png`; `classes.png` and `confusion.png` where the lines have figures by class;
-    `success.png` where they have attack success rates; `attack.png` where there was a coalition; `guard.png` where the strategy scored
-    candidate models against thresholds. Returns their paths. Raises DamagedError."""
+def draw_figures(folder: Path, width: float = PAGE) -> list[Path]:
+    """Draw a run's figures into its folder, each as PNG and PDF: `accuracy`; `classes` and `confusion` where the lines have figures by
+    class; `success` where they have attack success rates; `attack` where there was a coalition; `guard` where the strategy scored candidate
+    models against thresholds. Returns the paths of the PNGs. Raises DamagedError."""
     config, tracks = config_of(read_config(folder)), read_rounds(folder)
     try:
-        figures = _figures(config, tracks)
+        figures = _figures(config, tracks, width)
         for name, draw in figures.items():
-            with writing(folder / name):
-                draw(folder / name)
+            draw(folder / name)
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # what a line holds is not what a round has
         raise DamagedError(f"{folder / 'rounds.jsonl'} is damaged, or of another version ({type(error).__name__}: {error})") from error
-    return [folder / name for name in figures]
+    return [folder / f"{name}.png" for name in figures]
 
 
-def _figures(config: Config, tracks: Mapping[str, Lines]) -> dict[str, Callable[[Path], None]]:
-    """What draws each of a run's figures, given its path."""
+def _figures(config: Config, tracks: Mapping[str, Lines], width: float) -> dict[str, Callable[[Path], None]]:
+    """What draws each of a run's figures, given its path without suffix."""
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
-    figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
+    figures: dict[str, Callable[[Path], None]] = {"accuracy": lambda path: accuracy_figure(path, tracks, title, width)}
     if tracks["attacked"][0].get("start", {}).get("by_class"):
-        figures["classes.png"] = lambda path: classes_figure(path, tracks["attacked"], title)
-        figures["confusion.png"] = lambda path: confusion_figure(path, tracks["attacked"], title)
+        figures["classes"] = lambda path: classes_figure(path, tracks["attacked"], title, width)
+        figures["confusion"] = lambda path: confusion_figure(path, tracks["attacked"], title, width)
     if "attack_success_rate" in tracks["attacked"][0].get("start", {}):
-        figures["success.png"] = lambda path: success_figure(path, tracks, title)
+        figures["success"] = lambda path: success_figure(path, tracks, title, width)
     if malicious_clients(config):
-        figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
+        figures["attack"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma, width)
     if scores := guard_scores(tracks):
-        figures["guard.png"] = lambda path: guard_figure(path, tracks, title, scores)
+        figures["guard"] = lambda path: guard_figure(path, tracks, title, scores, width)
     return figures
-
-
-def save(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure. A dollar in a label is a dollar, not the begin of mathematics (as in the labels of a logarithmic axis)."""
-    for text in figure.findobj(Text):
-        if "$" in text.get_text() and "mathdefault" not in text.get_text():
-            text.set_parse_math(False)
-    figure.savefig(path, **options)
 
 
 def guard_scores(tracks: Mapping[str, Lines]) -> list[str]:
@@ -93,23 +81,21 @@ def guard_scores(tracks: Mapping[str, Lines]) -> list[str]:
     return [name for name in SCORES if _series(lines, "strategy", name) and _series(lines, "strategy", f"{name}_threshold")]
 
 
-def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
+def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: float = PAGE) -> None:
     """Test accuracy over rounds of a run's tracks, with the attacked run's phases shaded."""
-    figure, (axes,) = _panels(1, 4.0, right=0.2, bottom=1.1)
-    for name in PHASES:
-        rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
-        for start, end in _spans(rounds):
-            shade_phase(axes, name, start, end)
-    for name in reversed(list(tracks)):
-        curve(axes, tracks[name], name)
-    finish_axes(axes, title)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(list(unique.values()), list(unique), loc="lower center", ncols=3, frameon=False, fontsize=8)
-    save(figure, path, dpi=160)
+    with drawn(path, width, 0.3 + 0.45 * width) as figure:
+        axes = figure.add_subplot()
+        for name in PHASES:
+            rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
+            for start, end in _spans(rounds):
+                shade_phase(axes, name, start, end)
+        for name in reversed(list(tracks)):
+            curve(axes, tracks[name], name)
+        finish_axes(axes, title_of(title, width - 0.6))
+        legend_below(figure, entries_of(figure))
 
 
-def classes_figure(path: Path, lines: Lines, title: str) -> None:
+def classes_figure(path: Path, lines: Lines, title: str, width: float = PAGE) -> None:
     """Test accuracy of each class over the rounds of the attacked track, from the burnt-in model on. The classes that lost most by the end
     have a colour, the others are grey.
 
@@ -122,84 +108,74 @@ def classes_figure(path: Path, lines: Lines, title: str) -> None:
             rows.append(line["by_class"])
     values = np.array(rows, dtype=float)  # (evaluations, c), NaN for a class without an example
     order = np.argsort(np.nan_to_num(values[-1] - values[0], nan=np.inf), kind="stable")
-    figure, (axes,) = _panels(1, 4.0)
-    for place, number in reversed(list(enumerate(order))):
-        shown = place < COLOURED
-        label = f"class {number}" if shown else None
-        axes.plot(rounds, values[:, number], color=PALETTE[place] if shown else "#BBBBBB", linewidth=1.4 if shown else 0.7, label=label)
-    for line in lines:
-        if line.get("attack", {}).get("fired"):
-            axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
-    finish_axes(axes, title)
-    axes.set(xlabel="round (dotted: trigger)", ylabel="test accuracy of a class (%)")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), title="lost most")
-    save(figure, path, dpi=160)
+    with drawn(path, width, 0.3 + 0.45 * width) as figure:
+        axes = figure.add_subplot()
+        for place, number in reversed(list(enumerate(order))):
+            shown = place < COLOURED
+            label = f"class {number}" if shown else None
+            axes.plot(rounds, values[:, number], color=PALETTE[place] if shown else "#BBBBBB", linewidth=1.3 if shown else 0.7, label=label)
+        _mark_triggers(axes, lines)
+        finish_axes(axes, title_of(title, width - 0.6))
+        axes.set(xlabel="round (dotted: trigger)", ylabel="accuracy of a class (%)")
+        entries = entries_of(figure)
+        legend_below(figure, dict(reversed(entries.items())), "lost most")
 
 
-def confusion_figure(path: Path, lines: Lines, title: str) -> None:
+def confusion_figure(path: Path, lines: Lines, title: str, width: float = PAGE) -> None:
     """Confusion matrices of the attacked track on the whole test set, each row in percent of its class: before and after the first trigger
     where one fired, else before round 1; and at the end."""
     history = TrackHistory(tuple(lines))
     places = ("before_trigger", "after_trigger", "final") if history.confusion("after_trigger") else ("start", "final")
-    figure = Figure(figsize=(2.6 * len(places) + 0.9, 3.1))
-    axes_row = figure.subplots(1, len(places), squeeze=False)[0]
-    figure.subplots_adjust(left=0.5 / figure.get_figwidth(), right=1 - 0.9 / figure.get_figwidth(), top=0.8, bottom=0.14, wspace=0.12)
-    for axes, place in zip(axes_row, places, strict=True):
-        counts = np.array(history.confusion(place), dtype=float)
-        shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-        image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
-        axes.set_title(place.replace("_", " the ").replace("start", "before round 1"), fontsize=8)
-        axes.set_xlabel("predicted class", fontsize=8)
-        if len(counts) <= TICKED:
-            axes.set_xticks(range(len(counts)))
-            axes.set_yticks(range(len(counts)))
-        axes.tick_params(labelsize=6)
-    axes_row[0].set_ylabel("class", fontsize=8)
-    bar = figure.add_axes((1 - 0.75 / figure.get_figwidth(), 0.14, 0.12 / figure.get_figwidth(), 0.66))
-    figure.colorbar(image, cax=bar).set_label("% of the class", fontsize=8)  # pyright: ignore[reportPossiblyUnboundVariable]
-    bar.tick_params(labelsize=6)
-    figure.suptitle(title, fontsize=10)
-    save(figure, path, dpi=160)
+    with drawn(path, width, 0.8 + 0.9 * width / len(places)) as figure:
+        axes_row = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
+        for axes, place in zip(axes_row, places, strict=True):
+            counts = np.array(history.confusion(place), dtype=float)
+            shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+            image = axes.imshow(shares, vmin=0, vmax=100)
+            axes.set_title(wrapped(place.replace("_", " the ").replace("start", "before round 1"), 12))
+            axes.grid(visible=False)
+            if len(counts) <= TICKED:
+                axes.set_xticks(range(len(counts)))
+                axes.set_yticks(range(len(counts)))
+            axes.tick_params(labelsize=7 if len(counts) * len(places) < 10 * width else 5)
+        axes_row[0].set_ylabel("class")
+        figure.supxlabel("predicted class", fontsize=8)
+        figure.colorbar(image, ax=list(axes_row), label="% of the class", shrink=0.9)  # pyright: ignore[reportPossiblyUnboundVariable]
+        figure.suptitle(title_of(title, width))
 
 
-def success_figure(path: Path, tracks: Mapping[str, Lines], title: str) -> None:
+def success_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: float = PAGE) -> None:
     """Test accuracy and attack success rate over the rounds in one panel, with and without the attack, from the burnt-in model on; the
     rounds in which the coalition acted are shaded."""
-    figure, (axes,) = _panels(1, 4.0)
-    for start, end in _spans([line["round"] for line in tracks["attacked"] if "attack" in line]):
-        axes.axvspan(start - 0.5, end + 0.5, color=PHASES["accumulate"][0], alpha=0.2, linewidth=0, label="attack")
-    for name in [name for name in ("twin", "attacked") if name in tracks]:
-        first = tracks[name][0]["start"]
-        for key, style, label in (("accuracy", "-", "accuracy"), ("attack_success_rate", "--", "attack success")):
-            series = [(0, first[key]), *_series(tracks[name], key)]
-            axes.plot(*zip(*series, strict=True), color=COLOURS[name], linestyle=style, linewidth=1.4, label=f"{LABELS[name]}: {label}")
-    finish_axes(axes, title)
-    axes.set_ylabel("test images (%)")
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(list(unique.values()), list(unique), frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(figure, path, dpi=160)
+    with drawn(path, width, 0.3 + 0.45 * width) as figure:
+        axes = figure.add_subplot()
+        for start, end in _spans([line["round"] for line in tracks["attacked"] if "attack" in line]):
+            axes.axvspan(start - 0.5, end + 0.5, color=PHASES["accumulate"][0], alpha=0.2, linewidth=0, label="attack")
+        for name in [name for name in ("twin", "attacked") if name in tracks]:
+            first = tracks[name][0]["start"]
+            for key, style, label in (("accuracy", "-", "accuracy"), ("attack_success_rate", "--", "attack success")):
+                series = [(0, first[key]), *_series(tracks[name], key)]
+                axes.plot(*zip(*series, strict=True), color=COLOURS[name], linestyle=style, label=f"{LABELS[name]}: {label}")
+        finish_axes(axes, title_of(title, width - 0.6))
+        axes.set_ylabel("test images (%)")
+        legend_below(figure, entries_of(figure))
 
 
 def patterns_figure(path: Path, images: Mapping[str, Tensor]) -> None:
     """Images as they are and with triggers: one row per entry, from a label to images (k, C, H, W), k the same for all."""
     count = len(next(iter(images.values())))
-    figure = Figure(figsize=(0.8 * count + 1.3, 0.8 * len(images) + 0.1))
-    rows = figure.subplots(len(images), count, squeeze=False)
-    figure.subplots_adjust(left=1.25 / figure.get_figwidth(), right=0.99, top=0.98, bottom=0.02, wspace=0.06, hspace=0.06)
-    for axes_row, (label, row) in zip(rows, images.items(), strict=True):
-        for axes, image in zip(axes_row, row, strict=True):
-            lowest, highest = float(row.min()), float(row.max())
-            pixels = (image.permute(1, 2, 0) - lowest) / max(highest - lowest, 1e-9)
-            axes.imshow(pixels.squeeze(-1).numpy(force=True), cmap="gray", vmin=0.0, vmax=1.0)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        axes_row[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
-    save(figure, path, dpi=120)
+    with drawn(path, 0.8 * count + 1.3, 0.8 * len(images) + 0.1) as figure:
+        for axes_row, (label, row) in zip(figure.subplots(len(images), count, squeeze=False), images.items(), strict=True):
+            for axes, image in zip(axes_row, row, strict=True):
+                lowest, highest = float(row.min()), float(row.max())
+                pixels = (image.permute(1, 2, 0) - lowest) / max(highest - lowest, 1e-9)
+                axes.imshow(pixels.squeeze(-1).numpy(force=True), cmap="gray", vmin=0.0, vmax=1.0)
+                axes.set_xticks([])
+                axes.set_yticks([])
+            axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
 
 
-def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: float) -> None:
+def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: float, width: float = PAGE) -> None:
     """What the attack did over the rounds: its scale, the norms of honest, malicious and combined updates, the coalition's own
     validation loss, and the accuracy with and without it. A panel that an attack has no figures for is left out.
 
@@ -207,30 +183,26 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
     """
     lines = tracks["attacked"]
     panels: list[tuple[str, Callable[[Axes], None]]] = [
-        ("norm (gradient units)", lambda axes: _norms(axes, lines)),
-        ("test accuracy (%)", lambda axes: _with_and_without(axes, tracks)),
+        ("norm\n(gradient units)", lambda axes: _norms(axes, lines)),
+        ("accuracy (%)", lambda axes: _with_and_without(axes, tracks)),
     ]
     if _series(lines, "attack", "own_loss"):
-        panels.insert(1, ("coalition's validation loss", lambda axes: _own_loss(axes, lines, gamma)))
+        panels.insert(1, ("coalition's\nvalidation loss", lambda axes: _own_loss(axes, lines, gamma)))
     if any(value > 0.0 for _, value in _series(lines, "attack", "scale")):
-        panels.insert(0, ("scale of the push", lambda axes: _plot(axes, _series(lines, "attack", "scale"), "#000000", "scale")))
-    figure, rows = _panels(len(panels), 1.0 + 1.7 * len(panels))
-    for axes, (label, draw) in zip(rows, panels, strict=True):
-        draw(axes)
-        for line in lines:
-            if line.get("attack", {}).get("fired"):
-                axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
-        axes.set_ylabel(label, fontsize=8)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if len(axes.get_lines()) > 1:
-            axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rows[-1].set_xlabel("round (dotted: trigger)")
-    rows[0].set_title(title, fontsize=10)
-    save(figure, path, dpi=160)
+        panels.insert(0, ("scale\nof the push", lambda axes: _plot(axes, _series(lines, "attack", "scale"), "#000000", "scale")))
+    with drawn(path, width, 0.6 + (0.8 + 0.12 * width) * len(panels)) as figure:
+        rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (label, draw) in zip(rows, panels, strict=True):
+            draw(axes)
+            _mark_triggers(axes, lines)
+            axes.set_ylabel(label)
+            legend_above(axes)
+        figure.align_ylabels(rows)
+        rows[-1].set_xlabel("round (dotted: trigger)")
+        figure.suptitle(title_of(title, width))
 
 
-def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Sequence[str]) -> None:
+def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Sequence[str], width: float = PAGE) -> None:
     """What DGC measured: each score of the attacked run's and of the clean twin's candidate models over the rounds, with the threshold,
     and the attacked run's running means with theirs.
 
@@ -238,39 +210,37 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
 
     Args: scores, of `guard_scores`, at least one.
     """
-    figure, rows = _panels(len(scores), 1.0 + 2.1 * len(scores))
-    for axes, name in zip(rows, scores, strict=True):
-        threshold = _series(tracks["attacked"], "strategy", f"{name}_threshold")
-        floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # 0 has no place on a logarithmic axis
-        _plot(axes, threshold, "#000000", "threshold")
-        for track in ("twin", "attacked"):
-            series = [(round_, max(value, floor)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
-            axes.scatter(*zip(*series, strict=True), s=7, color=COLOURS[track], label=f"{LABELS[track]} candidate") if series else None
-        for what, colour in (("refused", "#D55E00"), ("drifted", "#CC79A7")):
-            alarmed = [round_ for round_, value in _series(tracks["attacked"], "strategy", what) if value]
-            for round_ in alarmed:
-                axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
-        if levels := _series(tracks["attacked"], "strategy", f"{name}_level"):
-            _plot(axes, levels, "#E69F00", "attacked, running mean")
-            _plot(axes, _series(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "its threshold")
-        log_axis(axes)
-        axes.set_ylabel(SCORES[name], fontsize=8)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    rows[0].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    rows[-1].set_xlabel("round")
-    rows[0].set_title(title, fontsize=10)
-    save(figure, path, dpi=160)
+    with drawn(path, width, 0.4 + (1.0 + 0.16 * width) * len(scores)) as figure:
+        rows = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, name in zip(rows, scores, strict=True):
+            _guard_panel(axes, tracks, name)
+            axes.set_ylabel(wrapped(SCORES[name], 20))
+        rows[-1].set_xlabel("round")
+        legend_below(figure, entries_of(figure))
+        figure.suptitle(title_of(title, width))
 
 
-def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.5) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below one another, 7.2 inches wide. Its margins (inches) are fixed: computing them takes matplotlib longer than
-    drawing.
-    """
-    figure, width = Figure(figsize=(7.2, height)), 7.2
-    rows = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    figure.subplots_adjust(left=0.75 / width, right=1 - right / width, top=1 - 0.4 / height, bottom=bottom / height, hspace=0.12)
-    return figure, list(rows)
+def _guard_panel(axes: Axes, tracks: Mapping[str, Lines], name: str) -> None:
+    threshold = _series(tracks["attacked"], "strategy", f"{name}_threshold")
+    floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # 0 has no place on a logarithmic axis
+    _plot(axes, threshold, "#000000", "threshold")
+    for track in ("twin", "attacked"):
+        series = [(round_, max(value, floor)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
+        axes.scatter(*zip(*series, strict=True), s=7, color=COLOURS[track], label=f"{LABELS[track]} candidate") if series else None
+    for what, colour in (("refused", "#D55E00"), ("drifted", "#CC79A7")):
+        alarmed = [round_ for round_, value in _series(tracks["attacked"], "strategy", what) if value]
+        for round_ in alarmed:
+            axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
+    if levels := _series(tracks["attacked"], "strategy", f"{name}_level"):
+        _plot(axes, levels, "#E69F00", "attacked, running mean")
+        _plot(axes, _series(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "its threshold")
+    log_axis(axes)
+
+
+def _mark_triggers(axes: Axes, lines: Lines) -> None:
+    for line in lines:
+        if line.get("attack", {}).get("fired"):
+            axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
 
 
 def log_axis(axes: Axes) -> None:
@@ -313,13 +283,13 @@ def _series(lines: Lines, *keys: str) -> list[tuple[int, float]]:
 
 def _plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str) -> None:
     marker = "." if len(series) == 1 else None  # a line of one point draws nothing
-    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, linewidth=1.2, marker=marker)
+    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, marker=marker)
 
 
 def curve(axes: Axes, lines: Lines, name: str) -> None:
     """The accuracy curve (percent by round) of a track in its colour."""
     series = _series(lines, "accuracy")
-    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=COLOURS[name], label=LABELS[name], linewidth=1.6)
+    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=COLOURS[name], label=LABELS[name])
 
 
 def shade_phase(axes: Axes, name: str, start: int, end: int) -> None:
@@ -332,8 +302,6 @@ def finish_axes(axes: Axes, title: str) -> None:
     """Labels and limits that all accuracy axes share."""
     axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
     axes.set_title(title)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _spans(rounds: Sequence[int]) -> list[tuple[int, int]]:
