@@ -27,16 +27,16 @@ def test_the_pace_forgets_what_came_from_the_records() -> None:
         pace.seconds_left(done, 100, now)
     for done in range(51, 71):
         now += 10.0
-        left = pace.seconds_left(done, 100, now)
+        pace.seconds_left(done, 100, now)
     assert now > 2 * WINDOW
-    assert left == pytest.approx(30 * 10.0)
+    assert pace.seconds_left(70, 100, now) == pytest.approx(30 * 10.0)
 
 
 def test_the_pace_of_slow_rounds() -> None:
     pace = Pace()
     for done in range(4):
-        left = pace.seconds_left(done, 10, 1000.0 * done)
-    assert left == pytest.approx(7000.0)
+        pace.seconds_left(done, 10, 1000.0 * done)
+    assert pace.seconds_left(3, 10, 3000.0) == pytest.approx(7000.0)
     assert list(map(duration, (None, 59.2, 61.0, 7200.0))) == ["-", "59 s", "1 min", "2.0 h"]
 
 

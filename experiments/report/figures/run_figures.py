@@ -126,7 +126,7 @@ def confusion_figure(path: Path, lines: Lines, title: str, width: float = PAGE) 
     where one fired, else before round 1; and at the end."""
     history = TrackHistory(tuple(lines))
     places = ("before_trigger", "after_trigger", "final") if history.confusion("after_trigger") else ("start", "final")
-    with drawn(path, width, 0.8 + 0.9 * width / len(places)) as figure:
+    with drawn(path, width, 0.75 + 0.85 * width / len(places)) as figure:
         axes_row = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
         for axes, place in zip(axes_row, places, strict=True):
             counts = np.array(history.confusion(place), dtype=float)
@@ -135,12 +135,13 @@ def confusion_figure(path: Path, lines: Lines, title: str, width: float = PAGE) 
             axes.set_title(wrapped(place.replace("_", " the ").replace("start", "before round 1"), 12))
             axes.grid(visible=False)
             if len(counts) <= TICKED:
-                axes.set_xticks(range(len(counts)))
-                axes.set_yticks(range(len(counts)))
-            axes.tick_params(labelsize=7 if len(counts) * len(places) < 10 * width else 5)
+                step = int(np.ceil(0.14 * len(counts) * len(places) / (0.8 * width)))  # labels that do not touch
+                axes.set_xticks(range(0, len(counts), step))
+                axes.set_yticks(range(0, len(counts), step))
         axes_row[0].set_ylabel("class")
-        figure.supxlabel("predicted class", fontsize=8)
-        figure.colorbar(image, ax=list(axes_row), label="% of the class", shrink=0.9)  # pyright: ignore[reportPossiblyUnboundVariable]
+        axes_row[len(places) // 2].set_xlabel("predicted class")
+        bar: dict[str, Any] = {"label": "% of the class", "fraction": 0.04, "pad": 0.02}
+        figure.colorbar(image, ax=list(axes_row), **bar)  # pyright: ignore[reportPossiblyUnboundVariable]
         figure.suptitle(title_of(title, width))
 
 
@@ -197,7 +198,6 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
             _mark_triggers(axes, lines)
             axes.set_ylabel(label)
             legend_above(axes)
-        figure.align_ylabels(rows)
         rows[-1].set_xlabel("round (dotted: trigger)")
         figure.suptitle(title_of(title, width))
 
@@ -210,7 +210,7 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
 
     Args: scores, of `guard_scores`, at least one.
     """
-    with drawn(path, width, 0.4 + (1.0 + 0.16 * width) * len(scores)) as figure:
+    with drawn(path, width, 0.5 + (0.5 + 0.2 * width) * len(scores)) as figure:
         rows = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(rows, scores, strict=True):
             _guard_panel(axes, tracks, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def stealth_figure(path: Path, points: pd.DataFrame, width: float = PAGE) -> Non
             group = points[points["group"] == label]
             axes.scatter(group["gap"], group["drop"], s=22, color=colour, marker=marker, label=label, alpha=0.8, linewidth=0)
         axes.axvline(STEALTH_LIMIT, color="#000000", linestyle=":", linewidth=0.9)
-        place = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right"}
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right"}
         axes.annotate("stealth limit", (STEALTH_LIMIT, 0.98), fontsize=7, **place)
         axes.set(xlabel="stealth gap: worst round of the phase (points)", ylabel="drop at the trigger (points)")
         if axes.get_xlim()[1] > 10 * STEALTH_LIMIT:  # where some runs are far beyond the limit, the others stay apart
@@ -103,10 +104,10 @@ def rounds_figure(path: Path, shown: RoundPanels, width: float = PAGE) -> None:
         labelled = entries_of(figure)
         for number, axes in enumerate(grid):
             axes.set_visible(number < len(shown.panels))
-            axes.tick_params(labelbottom=number + across >= len(shown.panels))
-            axes.set(xlabel="", ylabel="")
-        figure.supxlabel(shown.counted, fontsize=8)
-        figure.supylabel("test accuracy (%)", fontsize=8)
+            lowest = number + across >= len(shown.panels)
+            axes.tick_params(labelbottom=lowest)
+            counted = title_of(shown.counted, (width - 0.5) / across)
+            axes.set(xlabel=counted if lowest else "", ylabel="" if number % across else "test accuracy (%)")
         names = [*rows, *(label for label in labelled if label not in rows)]
         legend_below(figure, {name: labelled[name] for name in names}, shown.axis)
         figure.suptitle("mean over seeds, least to most shaded")
@@ -115,33 +116,34 @@ def rounds_figure(path: Path, shown: RoundPanels, width: float = PAGE) -> None:
 def heat_figure(path: Path, matrix: Matrix, width: float = PAGE) -> None:
     """A matrix as a heat map, the mean over seeds in each square: the longer of rows and columns goes down."""
     means, title = matrix.means()
-    columns, names = list(means.columns), [wrapped(row, 0.4 * width / LETTER) for row in means.index]
-    side = LETTER * max(len(line) for name in names for line in name.splitlines())
-    square = min((width - side - 1.0) / len(columns), 1.2)
-    heads = [wrapped(column, max(square, CELL * 2) / LETTER) for column in columns]
+    columns, names = list(means.columns), [wrapped(row, 0.4 * width / LETTER, 2) for row in means.index]
+    side, high = (max(len(line) for name in names for line in name.splitlines()), max(1 + name.count("\n") for name in names))
+    square = (width - 0.4 - LETTER * side) / len(columns)
+    heads = [wrapped(column, square / LETTER) for column in columns]
     upright = max(len(line) for head in heads for line in head.splitlines()) * LETTER > square
-    lines, longest = sum(1 + name.count("\n") for name in names), max(map(len, columns)) if upright else 6
-    with drawn(path, width, 0.9 + 0.08 * len(names) + 0.13 * lines + LETTER * longest) as figure:
+    heads = [wrapped(column, 30, 2) for column in columns] if upright else heads
+    below = LETTER * max(map(len, columns)) if upright else 0.12 * max(1 + head.count("\n") for head in heads)
+    with drawn(path, width, 0.5 + min(below, 1.8) + (0.08 + 0.12 * high) * len(names)) as figure:
         axes = figure.add_subplot()
         grid = means.to_numpy(dtype=float)
-        image = axes.imshow(grid, vmin=0.0, vmax=100.0, aspect="auto")
+        axes.imshow(grid, vmin=0.0, vmax=100.0, aspect="auto")
         for y, line in enumerate(grid):
             for x, value in enumerate(line):
                 text = "-" if np.isnan(value) else f"{value:.1f}" if square >= CELL else f"{value:.0f}"
                 colour = "#FFFFFF" if value <= 55.0 else "#000000"
                 axes.text(x, y, text, ha="center", va="center", fontsize=7 if square >= CELL else 6, color=colour)
-        axes.set_xticks(range(len(columns)), columns if upright else heads, rotation=90 if upright else 0)
+        axes.set_xticks(range(len(columns)), heads, rotation=90 if upright else 0)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
         axes.grid(visible=False)
-        axes.set_title(title_of(title, width - side - 0.8))
+        axes.spines[:].set_visible(False)
         axes.set_ylabel(matrix.axis if means.index.name == "row" else "")
-        figure.colorbar(image, ax=axes, label="%")
+        figure.suptitle(title_of(title, width))
 
 
 def published_figure(path: Path, pairs: Sequence[Pair], title: str, width: float = PAGE) -> None:
     """A line for each setting: the published accuracy (hollow) and ours (filled: the mean over seeds, least to most)."""
-    settings = [wrapped(pair.setting, 0.5 * width / LETTER) for pair in pairs]
+    settings = [wrapped(pair.setting, 0.5 * width / LETTER, 2) for pair in pairs]
     with drawn(path, width, 1.0 + 0.06 * len(pairs) + 0.13 * sum(1 + text.count("\n") for text in settings)) as figure:
         axes = figure.add_subplot()
         for y, pair in enumerate(pairs):

@@ -1,0 +1,87 @@
+"""That figures survive a two-column page: their width, the size of their letters, nothing cut off or on top of each other."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from experiments import cli
+from experiments.report.figures.run_figures import draw_figures
+from experiments.report.figures.study_figures import heat_figure, published_figure, ratio_figure, rounds_figure, stealth_figure
+from experiments.report.figures.style import WIDTHS, inches_of
+from experiments.report.views import Curve, Matrix, Panel, RoundPanels
+from experiments.sweep.published import Pair
+from fl_sim.config.resolve import ConfigError
+from tests.support.small_study import write_run
+
+LONG = "flwr.DifferentialPrivacyServerSideFixedClipping noise_multiplier: 0.1, clipping_norm: 1.0 accumulative stealth-gamma inf"
+NAMES = ["mean", "clip-after 10", LONG, "flwr.Krum num_malicious_nodes = 10"]
+
+
+def draw_all(folder: Path, width: float) -> None:
+    """Figures of a study with long names, and those of a run."""
+    curve = Curve([1, 2, 3], [90.0, 80.0, 20.0], [89.0, 79.0, 10.0], [91.0, 81.0, 30.0])
+    panels = {column: Panel(dict.fromkeys(NAMES, curve), [("trigger", 2, 2)]) for column in (*NAMES, "none")}
+    rounds_figure(folder / "rounds", RoundPanels(panels, "round, from that of the trigger", "strategy"), width)
+    frame = pd.DataFrame({"mean": [99.0, 25.0], "min": [99.0, 20.0], "max": [99.0, 30.0], "list": [[99.0], [20.0, 30.0]]}, index=[0.0, 0.1])
+    ratio_figure(folder / "ratio", dict.fromkeys(NAMES, frame), "attack.poison-ratio", width)
+    stealth_figure(folder / "stealth", pd.DataFrame({"group": NAMES, "gap": [0.5, 1.0, 60.0, 3.0], "drop": [60.0, 1.0, 2.0, 9.0]}), width)
+    places = pd.MultiIndex.from_product([[*NAMES, *map(str, range(9))], ["none", "trigger-only", "accumulative"]], names=["row", "column"])
+    heat_figure(folder / "matrix", Matrix(pd.Series(100.0, index=places), "test accuracy after the trigger, or at the end (%)", "a"), width)
+    published_figure(
+        folder / "published", [Pair({"strategy": name}, None, 90.0, [80.0, 85.0]) for name in NAMES], f"A source: {LONG}", width
+    )
+    draw_figures(write_run(folder, {"name": "small", "strategy.name": "dgc", "attack.poison-ratio": 0.1}), width)
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_every_letter_can_be_read_and_is_on_the_page(width: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = dict[str, Figure]()
+
+    def lay_out(figure: Figure, path: Path) -> None:
+        figure.draw_without_rendering()
+        figures[path.name] = figure
+
+    monkeypatch.setattr("experiments.report.figures.style.write", lay_out)
+    draw_all(tmp_path, width)
+    assert len(figures) == 8
+    for name, figure in figures.items():
+        assert figure.get_figwidth() == width
+        assert figure.get_figheight() < 11.0, "the height of a page"
+        box = figure.get_tightbbox()  # of what is drawn, in inches
+        assert min(box.x0, box.y0) >= -0.01, name
+        assert box.x1 <= width + 0.01, name
+        assert box.y1 <= figure.get_figheight() + 0.01, name
+        assert min(float(text.get_fontsize()) for text in figure.findobj(Text)) >= 6.0, name
+        for legend in figure.legends:
+            shown = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()]
+            assert not any(legend.get_window_extent().overlaps(panel) for panel in shown if panel), name
+        rows = [label.get_window_extent() for label in figure.axes[0].get_yticklabels() if label.get_text()]
+        for below, above in pairwise(rows):
+            assert not below.overlaps(above), name
+
+
+def test_a_width_in_words_and_in_inches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [inches_of(width) for width in ("column", "page", "4.5", 3)] == [3.5, 7.16, 4.5, 3.0]
+    with pytest.raises(ConfigError, match=r"expected a width of column, page or 2 to 20 inches, got '1'"):
+        inches_of("1")
+    folder = write_run(tmp_path, {"name": "small", "strategy.name": "mean"})
+    assert cli.main(["report", str(folder), "--width", "wide"]) == 2
+    assert "got 'wide'" in capsys.readouterr().err
+
+
+def test_a_figure_is_a_vector_with_letters_of_the_reader(tmp_path: Path) -> None:
+    draw_figures(write_run(tmp_path, {"name": "small", "strategy.name": "mean"}), 3.5)
+    (pdf,) = tmp_path.glob("*/accuracy.pdf")
+    content = pdf.read_bytes()
+    width = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", content)
+    assert width
+    assert float(width[1]) == pytest.approx(3.5 * 72)
+    assert b"/CIDFontType2" in content, "TrueType"
+    assert b"/Type3" not in content
