@@ -7,8 +7,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from strategies.robust.filters.clipped_clustering import clipped_clustering
 from strategies.robust.filters.dnc import dnc
+from strategies.robust.filters.flame import flame
 from strategies.robust.filters.signguard import signguard
+from strategies.robust.noise.weak_dp import weak_dp
+from strategies.robust.weights.fltrust import fltrust
+from strategies.robust.weights.foolsgold import foolsgold
+from strategies.robust.weights.rlr import rlr
 
 
 class Defence(NamedTuple):
@@ -22,4 +28,10 @@ class Defence(NamedTuple):
 ROBUST: Mapping[str, Defence] = {
     "signguard": Defence(signguard),
     "dnc": Defence(dnc),
+    "flame": Defence(flame),
+    "clipped-clustering": Defence(clipped_clustering),
+    "fltrust": Defence(fltrust),
+    "foolsgold": Defence(foolsgold),
+    "rlr": Defence(rlr, weighted=True),
+    "weak-dp": Defence(weak_dp, weighted=True),
 }
