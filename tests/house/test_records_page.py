@@ -23,7 +23,14 @@ from strategies.dgc.thresholds import DISCREPANCIES
 from tests.support.pages import text_of
 from tests.support.small_study import write_study_records
 
-OCCASIONAL = {"skipped", "idle", "missed_trigger"}  # keys of a line that neither of the runs below needs; tests of their own have them
+OCCASIONAL = {
+    "skipped",
+    "idle",
+    "missed_trigger",
+    "attack.provoked",
+    "attack.delivery_gap",
+    "attack.plain_gap",
+}  # keys of a line that neither of the runs below needs; tests of their own have them
 REASONS = ("failures", "retried")  # their keys are clients and blocks
 SMALL: Mapping[str, Any] = {
     "data.num-clients": 12,
