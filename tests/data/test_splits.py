@@ -119,3 +119,13 @@ def test_errors_name_key_value_and_what_is_possible(partition: str, changes: dic
 def test_options_that_the_configuration_has_not_checked(partition: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         split(partition, options=options)
+
+
+def test_public_examples_are_nobody_elses_and_the_coalitions_set_stays() -> None:
+    parts = split(public_size=50, burn_in_share=0.2)
+    everything = np.concatenate([*parts.shares, parts.own_set, parts.public, parts.burn_in])
+    assert sorted(everything) == list(range(1000))
+    assert len(parts.public) == 50
+    assert np.array_equal(parts.own_set, split().own_set)
+    with pytest.raises(ValueError, match=r"data.public-size = 900: expected 0 to 899 of the 900 training examples left"):
+        split(public_size=900)
