@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,43 @@ def _part(counts: CleaningCounts, name: str) -> dict[str, Any]:
         f"{name}shift": counts.shift / left if left else 0.0,
     }
     return figures | ({f"{name}scores": list(counts.bins)} if counts.bins else {})
+
+
+def auroc(clean: Sequence[int], poisoned: Sequence[int]) -> float | None:
+    """The share of pairs of a clean and a poisoned image in which the poisoned one has the higher score; a pair in one bin counts one half.
+    None without a pair.
+
+    Args: how many images of each have a score in each bin.
+    """
+    pairs, wins, below = sum(clean) * sum(poisoned), 0.0, 0
+    for ours, theirs in zip(clean, poisoned, strict=True):
+        wins += theirs * (below + 0.5 * ours)
+        below += ours
+    return wins / pairs if pairs else None
+
+
+def binned(lines: Iterable[Mapping[str, Any]], key: str) -> list[int]:
+    """How many images have a score in each bin, over all lines. key: `scores`, or `poisoned_scores`."""
+    counts = [line["cleaning"][key] for line in lines if key in line.get("cleaning", {})]
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+def cleaning_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None] | None:
+    """What a cleaning did in a track: the shares of clean and of poisoned images that it changed or dropped; and the AUROC of its scores of
+    the poisoned images of the accumulative phase, and of the triggers, against all clean ones. None without a cleaning."""
+    figures = [line["cleaning"] for line in lines if "cleaning" in line]
+    if not figures:
+        return None
+    shares: dict[str, float | None] = {}
+    for name in ("", "poisoned_"):
+        images = sum(part.get(f"{name}images", 0) for part in figures)
+        flagged = sum(part.get(f"{name}changed", 0) + part.get(f"{name}dropped", 0) for part in figures)
+        shares[f"{name}flagged"] = flagged / images if images else None
+    clean = binned(lines, "scores")
+    for phase in ("accumulate", "trigger"):
+        poisoned = binned([line for line in lines if line["phase"] == phase], "poisoned_scores")
+        shares[f"auroc_{phase}"] = auroc(clean, poisoned) if clean and poisoned else None
+    return shares
 
 
 def cleaning_record(

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import Tensor
 
-from experiments.records.reading import DamagedError, read_config, read_rounds
+from experiments.records.cleaning import auroc, binned
+from experiments.records.reading import DamagedError, read_cleaning, read_config, read_rounds
 from experiments.run.history import TrackHistory
 from fl_sim.atomic_files import writing
 from fl_sim.config.keys import Config
@@ -50,11 +51,12 @@ SCORES = {
 
 def draw_figures(folder: Path) -> list[Path]:
     """Draw a run's figures into its folder: `accuracy.png`; `classes.png` and `confusion.png` where the lines have figures by class;
-    `success.png` where they have attack success rates; `attack.png` where there was a coalition; `guard.png` where the strategy scored
+    `success.png` where they have attack success rates; `attack.png` where there was a coalition; `cleaning.png` and `cleaned_images.png`
+    where clients cleaned their images; `guard.png` where the strategy scored
     candidate models against thresholds. Returns their paths. Raises DamagedError."""
-    config, tracks = config_of(read_config(folder)), read_rounds(folder)
+    config, tracks, cleaning = config_of(read_config(folder)), read_rounds(folder), read_cleaning(folder)
     try:
-        figures = _figures(config, tracks)
+        figures = _figures(config, tracks, cleaning)
         for name, draw in figures.items():
             with writing(folder / name):
                 draw(folder / name)
@@ -63,7 +65,7 @@ def draw_figures(folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def _figures(config: Config, tracks: Mapping[str, Lines]) -> dict[str, Callable[[Path], None]]:
+def _figures(config: Config, tracks: Mapping[str, Lines], cleaning: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
     """What draws each of a run's figures, given its path."""
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     figures: dict[str, Callable[[Path], None]] = {"accuracy.png": lambda path: accuracy_figure(path, tracks, title)}
@@ -74,6 +76,9 @@ def _figures(config: Config, tracks: Mapping[str, Lines]) -> dict[str, Callable[
         figures["success.png"] = lambda path: success_figure(path, tracks, title)
     if malicious_clients(config):
         figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
+    if cleaning and "cleaning" in tracks["attacked"][0]:
+        figures["cleaning.png"] = lambda path: cleaning_figure(path, tracks["attacked"], title, cleaning.get("edges", []))
+        figures["cleaned_images.png"] = lambda path: images_figure(path, cleaning, config.cleaning.name)
     if scores := guard_scores(tracks):
         figures["guard.png"] = lambda path: guard_figure(path, tracks, title, scores)
     return figures
@@ -263,12 +268,78 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
     save(figure, path, dpi=160)
 
 
-def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.5) -> tuple[Figure, list[Axes]]:
+def cleaning_figure(path: Path, lines: Lines, title: str, edges: Sequence[float]) -> None:
+    """What the cleaning of the attacked run saw and did: the median score of the clients' own and of the attacker's images over the rounds
+    with the threshold (after Zhu et al. 2023, Figs. 2 and 4); histograms of the scores with the AUROC (after Pang et al. 2021, Fig. 2); and
+    the shares of images that were changed or dropped.
+
+    Args: edges, ascending, of the bins of scores; empty if the cleaning has no scores.
+    """
+    groups = {"": ("clean images", "#0072B2", lines)}
+    for phase, label, colour in (("accumulate", "accumulative images", "#E69F00"), ("trigger", "trigger images", "#D55E00")):
+        groups[phase] = (label, colour, [line for line in lines if line["phase"] == phase])
+    figure, rows = _panels(3 if edges else 1, 7.0 if edges else 2.6, sharex=False)
+    for phase, (label, colour, some) in groups.items():
+        name = "poisoned_" if phase else ""
+        shown = [line for line in some if line["cleaning"].get(f"{name}images")]
+        flagged = [
+            (line["round"], sum(line["cleaning"][f"{name}{what}"] for what in ("changed", "dropped")) / line["cleaning"][f"{name}images"])
+            for line in shown
+        ]
+        if flagged:
+            _plot(rows[-1], flagged, colour, label)
+        if edges and shown:
+            _plot(
+                rows[0], [(line["round"], _median(line["cleaning"][f"{name}scores"], edges)) for line in shown], colour, f"{label}, median"
+            )
+            _histogram(rows[1], binned(some, f"{name}scores"), binned(lines, "scores") if phase else [], colour, label)
+    if edges:
+        _plot(rows[0], _series(lines, "cleaning", "threshold"), "#000000", "threshold")
+        rows[0].set_ylabel("score", fontsize=8)
+        rows[0].set_yscale("log" if _median(binned(lines, "scores"), edges) > 0.0 else "linear")
+        rows[1].set(xlabel="bin of the score: quantiles of clean images, and beyond", ylabel="share of images")
+    rows[-1].set(xlabel="round", ylabel="changed or dropped", ylim=(-0.02, 1.02))
+    rows[0].set_title(title, fontsize=10)
+    for axes in rows:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.subplots_adjust(hspace=0.4)
+    save(figure, path, dpi=160)
+
+
+def _median(counts: Sequence[int], edges: Sequence[float]) -> float:
+    """The upper edge of the bin with the median, the last edge if there is none above."""
+    place = int(np.searchsorted(np.cumsum(counts), sum(counts) / 2))
+    return edges[min(place, len(edges) - 1)]
+
+
+def _histogram(axes: Axes, counts: Sequence[int], clean: Sequence[int], colour: str, label: str) -> None:
+    """Shares of images by bin; with the clean ones' counts also the AUROC against them."""
+    value = auroc(clean, counts) if clean else None
+    name = label if value is None else f"{label}, AUROC {value:.3f}"
+    axes.stairs(np.array(counts) / max(sum(counts), 1), color=colour, label=name)
+
+
+def images_figure(path: Path, record: Mapping[str, Any], name: str) -> None:
+    """Test images before and after the cleaning `name`, of `cleaning.json`."""
+    before, after = (np.array(record[part], np.uint8).transpose(0, 2, 3, 1) for part in ("before", "after"))
+    figure = Figure(figsize=(0.9 * len(before), 2.2))
+    rows = figure.subplots(2, len(before), squeeze=False)
+    for axes, images, label in zip(rows, (before, after), ("before", name), strict=True):
+        for panel, image in zip(axes, images, strict=True):
+            panel.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+            panel.set(xticks=[], yticks=[])
+        axes[0].set_ylabel(label, fontsize=8)
+    save(figure, path, dpi=160)
+
+
+def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.5, sharex: bool = True) -> tuple[Figure, list[Axes]]:
     """A figure of panels below one another, 7.2 inches wide. Its margins (inches) are fixed: computing them takes matplotlib longer than
     drawing.
     """
     figure, width = Figure(figsize=(7.2, height)), 7.2
-    rows = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    rows = figure.subplots(count, 1, sharex=sharex, squeeze=False)[:, 0]
     figure.subplots_adjust(left=0.75 / width, right=1 - right / width, top=1 - 0.4 / height, bottom=bottom / height, hspace=0.12)
     return figure, list(rows)
 

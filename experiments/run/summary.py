@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.records.cleaning import cleaning_summary
 from experiments.records.identity import run_hash
 from experiments.run.attack_success import WHOLE, rates_of
 from experiments.run.filtering import mean_rates
@@ -62,6 +63,13 @@ class SuccessRate(Part):
     burn_in: float
     end_of_attack: float | None
     final: float
+
+
+class CleaningShares(Part):
+    flagged: float
+    poisoned_flagged: float | None
+    auroc_accumulate: float | None
+    auroc_trigger: float | None
 
 
 class Filtering(Part):
@@ -202,6 +210,7 @@ class Summary(Part):
     most_harmed_class: OneClass | None = None
     attack_success_rate: SuccessRate | None = None
     filtering: Filtering | None = None
+    cleaning: CleaningShares | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -261,6 +270,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         **_classes(attacked),
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
         filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
+        cleaning=CleaningShares.model_validate(shares) if (shares := cleaning_summary(attacked.lines)) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),

@@ -39,6 +39,7 @@ BY_KEY: Mapping[str, tuple[str, dict[str, Any]]] = {  # key of the name: example
     "model.name": ("own_model.py:WideNet", {"model.options": {"width": 32}}),
     "data.name": ("own_dataset.py:clouds", {"data.options": {"classes": 3}}),
     "data.partition": ("own_partition.py:even_and_odd", {"data.partition-options": {"even_share": 0.3}}),
+    "cleaning.name": ("own_cleaning.py:sure_enough", {"cleaning.options": {"least": 0.3}}),
     "tracking": ("own_tracker.py:LowPoints", {}),
 }
 
