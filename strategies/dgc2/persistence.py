@@ -1,7 +1,7 @@
 """Persistence: how much of what a client sends adds up over the rounds.
 
 Honest updates of small batches are nearly orthogonal from round to round; a patient attacker's are not. Ours (docs/mathematics.md,
-section 9.2).
+section 11.2).
 """
 
 from __future__ import annotations
