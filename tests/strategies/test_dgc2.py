@@ -43,7 +43,7 @@ def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares()
         pushes = add(pushes, updates[round_], BETA)
     for client in range(3):
         rows = updates[:, client].numpy()
-        total = sum(BETA ** (11 - t) * rows[t] for t in range(12))
+        total = np.sum([BETA ** (11 - t) * rows[t] for t in range(12)], axis=0)
         squares = sum((BETA ** (11 - t)) ** 2 * float(rows[t] @ rows[t]) for t in range(12))
         np.testing.assert_allclose(float(persistence(pushes)[client]), float(total @ total) / squares, rtol=1e-12)
 
