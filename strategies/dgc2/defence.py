@@ -1,6 +1,6 @@
 """DGC, second version: the combination of a rule that lets no client push in one direction for long, and no class die.
 
-Ours (docs/mathematics.md, section 9).
+Ours (docs/mathematics.md, section 11).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares()
         pushes = add(pushes, updates[round_], BETA)
     for client in range(3):
         rows = updates[:, client].numpy()
-        total = sum(BETA ** (11 - t) * rows[t] for t in range(12))
+        total = np.sum([BETA ** (11 - t) * rows[t] for t in range(12)], axis=0)
         squares = sum((BETA ** (11 - t)) ** 2 * float(rows[t] @ rows[t]) for t in range(12))
         np.testing.assert_allclose(float(persistence(pushes)[client]), float(total @ total) / squares, rtol=1e-12)
 
@@ -90,7 +90,7 @@ def test_no_sequence_of_updates_exceeds_the_cut_and_the_factor_is_the_largest_th
 
 
 def test_what_an_unseen_push_can_do() -> None:
-    """docs/mathematics.md, section 9.2: with a cosine alpha to h and independent rest, `E R = 1 + 2 beta alpha^2 / (1 - beta)`, so that a
+    """docs/mathematics.md, section 11.2: with a cosine alpha to h and independent rest, `E R = 1 + 2 beta alpha^2 / (1 - beta)`, so that a
     cut allows `alpha* = sqrt((cut - 1) (1 - beta) / (2 beta))`; whatever is sent, the mean push along h is at most
     `b sqrt(cut (1 - beta) / (1 + beta))`, and a liar whose rest cancels over the rounds comes near it."""
     cut, rounds, clients, dimensions = 2.2, 300, 40, 1024
