@@ -75,7 +75,8 @@ def needs_ray(config: Config) -> str:
 
 def _blocks(config: Config) -> int:
     """The most blocks that the clients of a round are in."""
-    return min(config.clients_per_round, -(-config.data.num_clients // config.client.block))
+    ids = config.clients_per_round if config.data.partition == "resampled" else config.data.num_clients
+    return min(config.clients_per_round, -(-ids // config.client.block))
 
 
 def operations(config: Config) -> float:
