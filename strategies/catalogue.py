@@ -121,7 +121,8 @@ def server_inputs(config: Config, model: FlatModel, federation: Federation) -> S
 def _public_inputs(config: Config) -> ServerInputs:
     """What a rule gets where there is no server: only the learning rates."""
     private = ("theta", "model", "server_data", "server_update")
-    rates = {"server_lr": config.server.learning_rate, "client_lr": config.client.learning_rate}
+    server = config.server
+    rates = {"server_lr": server.learning_rate, "server_momentum": server.momentum, "client_lr": config.client.learning_rate}
     return {**dict.fromkeys(private, _not_here), **{name: lambda theta, rate=rate: rate for name, rate in rates.items()}}
 
 
