@@ -2,6 +2,7 @@
 # make test         everything: lint, types, import layers and all tests
 # make check        lint, types, import layers and the fast tests (no Flower or Ray processes)
 # make test-flower  the tests that meet Flower, with another of the versions that pyproject.toml allows: make test-flower FLOWER=1.41
+# make docs         the documentation site, into site/; without a network once its packages are installed
 # make .venv        only the environment
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -13,7 +14,7 @@ PYTEST := -m pytest --dist worksteal -n
 FLOWER ?= 1.41
 OTHER := .venv/flower-$(FLOWER)
 
-.PHONY: run test check lint types fast-tests test-flower .venv
+.PHONY: run test check lint types fast-tests test-flower docs .venv
 
 run: .venv/.installed
 	$(BIN)/fl-sim sweep first_look -o runs
@@ -40,6 +41,9 @@ test-flower: .venv/.complete
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHER)
 	$(BIN)/uv pip install --quiet --python $(OTHER)/bin/python --editable '.[dev]' 'flwr==$(FLOWER).*'
 	$(OTHER)/bin/python $(PYTEST) $(CORES) tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
+
+docs: .venv/.complete
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv: .venv/.complete
 

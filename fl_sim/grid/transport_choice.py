@@ -15,7 +15,7 @@ from fl_sim.grid.gpu_shares import workers_here
 from fl_sim.grid.ray_runtime import cluster_address
 from fl_sim.model.module import new_module
 
-# Measured on one core, docs/performance.md: W1 to W3, and the start-up.
+# Measured on one core, docs/results/performance.md: W1 to W3, and the start-up.
 RATE = 10e9  # floating-point operations per second
 FIXED = 0.005  # seconds of a round that do not depend on the model
 WAVE = 0.013  # seconds that a wave of messages over Ray adds to a round
