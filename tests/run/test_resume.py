@@ -68,6 +68,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flwr.FedMedian": {"strategy__name": "flwr.FedMedian"},
     "byzfl.MoNNA": {"strategy__name": "byzfl.MoNNA", "strategy__options": "f = 3"},
     "byzfl.CenteredClipping": {"strategy__name": "byzfl.CenteredClipping", "attack__malicious_fraction": 0.25},
+    "foolsgold": {"strategy__name": "foolsgold", "server__clients_per_round": 9},
+    "clipped-clustering": {"strategy__name": "clipped-clustering"},
     "backdoor": {
         "attack__name": "dba",
         "attack__mask_share": 0.2,

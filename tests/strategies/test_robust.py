@@ -35,7 +35,8 @@ from strategies.robust.weights.rlr import rlr
 from strategies.selection.left_out import left_out_by
 from strategies.trial import trial_inputs
 from tests.support import oracles
-from tests.support.runs import lines, run
+from tests.support.runs import fingerprint, lines, run
+from tests.support.workers import Workers
 
 Configure = Callable[..., Config]
 N, D, F = 12, 8, 3
@@ -396,3 +397,13 @@ def test_the_coalitions_copy_draws_other_numbers(configure: Configure) -> None:
         rule = instance_of(config)
         differ += not torch.equal(rule.combine(updates, torch.ones(N), torch.arange(N)), public_combine(config)(updates, torch.ones(N)))  # pyright: ignore
     assert differ > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ROBUST))
+def test_the_bytes_do_not_depend_on_workers_or_packing(configure: Configure, tmp_path: Path, name: str) -> None:
+    """A whole attacked run of one process, and over three workers whose replies come in another order."""
+    config = configure(strategy__name=name, twin=False, control=False)
+    expected = fingerprint(run(config, tmp_path / "one")[1])
+    assert fingerprint(run(config, tmp_path / "three", Workers(3))[1]) == expected
+    assert "skipped" not in expected[1][0]
