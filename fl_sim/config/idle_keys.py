@@ -63,6 +63,7 @@ READERS: dict[str, Readers] = {
     "strategy.bound": _strategy("clip-before", "clip-after", "dgc"),
     **{f"strategy.{key}": _strategy("dgc") for key in DGC_KEYS},
     **{f"cleaning.{key}": _cleaning("dsc") for key in ("unit", "p0", "growth", "calibration-rounds", "history")},
+    "cleaning.shrunk": ("every cleaning but none", lambda config: config.cleaning.name != "none"),
     "cleaning.fpr": _cleaning("dsc", *FILTERS),
     **{f"cleaning.{key}": _cleaning("dsc", "correct-all", "adversarial") for key in ("epsilon", "steps", "step")},
 }
