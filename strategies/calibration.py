@@ -66,8 +66,8 @@ def calibrate(
                 record = measure(config, grid, start, federation, model, on_round)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
-        levels = fit_levels(record, config.data.num_clients, config.strategy.persistence_memory)
-        return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist()}
+        levels = fit_levels(record, config.data.num_clients, config.strategy)
+        return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist(), "most-lost": levels.lost.tolist()}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
     calibration = fit_calibration(config.strategy, scores, probation, least_rise=LEAST_RISE * loss, upper_norm=upper_norm)
@@ -124,13 +124,15 @@ def _measure(
 def _measure_levels(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip; in the rest, under this clip, the
-    persistence of each client by id, and by how much the loss of each class exceeds its reference."""
+    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, under this clip: the
+    persistence of each client by id, by how much the loss of each class exceeds its reference, and how many points of accuracy each class,
+    and all together, are below their best.
+    """
     rounds, clients = config.strategy.calibration_rounds, config.data.num_clients
     strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
     defence = strategy.defence
     assert defence
-    norms, values, rises = list[float](), dict[str, list[float]](), list[list[float]]()
+    norms, values, rises, lost = list[float](), dict[str, list[float]](), list[list[float]](), list[list[float]]()
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
@@ -141,9 +143,10 @@ def _measure_levels(
             scores = persistence(defence.memory.pushes)
             for client in result.outcome.combined:
                 values.setdefault(str(client), []).append(float(scores[client]))
+            lost.append((defence.memory.best - defence.memory.smooth).tolist())
             rises.append((defence.memory.now.losses - defence.memory.reference).tolist())
         progress(number, rounds)
-    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "rises": rises}
+    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "rises": rises, "lost": lost}
 
 
 def _clean_strategy(
