@@ -22,7 +22,7 @@ from fl_sim.waits import locked
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
 from strategies.dgc2.levels import Levels, bound_of, fit_levels, no_limits
-from strategies.dgc2.persistence import persistence
+from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
 
 VERSION = 3  # of the calibration's method; caches of other versions are ignored
@@ -136,6 +136,7 @@ def _measure_levels(
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
+            defence.memory = defence.memory._replace(pushes=no_pushes(clients))  # unclipped updates would hide the clipped ones in R
         result = _clean_round(strategy, grid, number)
         if number <= rounds // 4:
             norms += [report.norm for report in result.outcome.reports if not report.failure]
