@@ -183,6 +183,13 @@ def instance_of(config: Config, server: ServerInputs | None = None, *, public: b
     return getattr(flower, rest)(**options)
 
 
+def smoothing_noise(config: Config) -> float | None:
+    """The noise of the smoothed test that belongs to a strategy (CRFL's); None for a strategy without one."""
+    if config.strategy.name != "crfl":
+        return None
+    return float(options_of(config).get("noise", inspect.signature(ROBUST["crfl"].combine).parameters["noise"].default))
+
+
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises TypeError for an option that a published defence does not have."""
     takes = options_taken(function)

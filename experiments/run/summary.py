@@ -82,6 +82,15 @@ class Filtering(Part):
     recall: float | None
 
 
+class Smoothed(Part):
+    """CRFL's smoothed test of the last model, percent of `evaluate.examples` test images: most noisy copies name the label; also their lead
+    is too large to be chance; and of triggered images, most copies name the target class."""
+
+    accuracy: float
+    certain: float
+    attack_success_rate: float | None = None
+
+
 class CleanTwin(Part):
     """Percent; the attack success rate is that of a model that nobody attacked, at its end."""
 
@@ -211,6 +220,7 @@ class Summary(Part):
     attack_success_rate: SuccessRate | None = None
     filtering: Filtering | None = None
     cleaning: CleaningShares | None = None
+    smoothed: Smoothed | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -271,6 +281,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
         filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
         cleaning=CleaningShares.model_validate(shares) if (shares := cleaning_summary(attacked.lines)) else None,
+        smoothed=Smoothed.model_validate(votes) if (votes := attacked.lines[-1].get("smoothed")) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),

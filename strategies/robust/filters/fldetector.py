@@ -21,8 +21,8 @@ def fldetector(updates: Tensor, weights: Tensor, view: RuleView, window: int = 1
     Args: updates (n, d); view.state: the last updates (n, d), steps (window, d) and errors (window, clients); window, rounds, >= 2. The
     first `2 * window` rounds remove nobody. Raises OptionError, and CannotCombineError if nobody is left.
     Source: Zhang et al. 2022, "FLDetector: Defending Federated Learning Against Model Poisoning Attacks via Detecting Malicious Clients",
-    Algorithms 1 to 3. There the training begins anew without the removed clients; here it goes on, and so does the detection. Only clients
-    of two rounds in a row get an error.
+    Algorithms 1 to 3. There the training begins anew without the removed clients; here it goes on, and only the records begin anew. Only
+    clients of two rounds in a row get an error.
     """
     whole("window", window, least=2)
     state, clients = view.state, view.clients
@@ -38,6 +38,8 @@ def fldetector(updates: Tensor, weights: Tensor, view: RuleView, window: int = 1
             judged = torch.nonzero(scores.isfinite() & ~removed).flatten()
             if len(judged) > 2 and number_of_clusters(scores[judged], view.generator) > 1:
                 removed[judged[upper_cluster(scores[judged])]] = True
+                begin_anew(state)
+                mean_steps = mean_steps[:0]
     kept = ~removed[clients]
     state["removed"], view.report["left_out"] = removed, ~kept
     if not bool(kept.any()):
@@ -49,6 +51,12 @@ def fldetector(updates: Tensor, weights: Tensor, view: RuleView, window: int = 1
         state["mean_steps"] = torch.cat([mean_steps, (mean - state["mean"]).unsqueeze(0)])[-window:]
     state |= {"theta": view.theta, "mean": mean, "updates": updates, "clients": clients}
     return mean
+
+
+def begin_anew(state: dict[str, Tensor]) -> None:
+    """Forget the steps and errors of rounds with clients that are removed now."""
+    for name in ("theta", "theta_steps", "mean_steps", "errors"):
+        state.pop(name, None)
 
 
 def prediction_errors(updates: Tensor, change: Tensor, clients: Tensor, removed: Tensor, state: dict[str, Tensor]) -> Tensor:

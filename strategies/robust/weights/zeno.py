@@ -35,7 +35,8 @@ def zeno(
     number("epsilon", epsilon, least=0.0)
     own = server_update.double()
     length = torch.linalg.vector_norm(own)
-    rows = updates.double() * (length / lengths(updates).clamp(min=torch.finfo(torch.float64).tiny)).unsqueeze(1)
+    norms = lengths(updates)
+    rows = updates.double() * torch.where(norms > 0.0, length / norms, 0.0).unsqueeze(1)
     scores = server_lr * (rows @ own) - rho * rows.square().sum(dim=1)
     kept = scores >= -server_lr * epsilon
     report |= {"left_out": ~kept, "mean_score": float(scores.mean())}
