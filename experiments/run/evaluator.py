@@ -17,7 +17,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from fl_sim.rng.streams import torch_stream
 from strategies.catalogue import smoothing_noise
-from strategies.robust.noise.smoothed_test import smoothed_test
+from strategies.robust.noise.smoothing import smoothed_test
 
 
 class Score(NamedTuple):

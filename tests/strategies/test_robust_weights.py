@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,17 @@ from torch import Tensor
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.wire.object_state import State, restore_state, save_state
+from strategies.catalogue import instance_of
+from strategies.checks import strategy_problems
 from strategies.robust.noise.crfl import crfl
-from strategies.robust.noise.smoothed_test import COPIES, ERROR, smoothed_test, votes
+from strategies.robust.noise.smoothing import COPIES, ERROR, smoothed_test, votes
 from strategies.robust.noise.sparsefed import sparsefed
 from strategies.robust.weights.afa import afa, blocked
 from strategies.robust.weights.zeno import zeno
 from strategies.rule import CannotCombineError
 from strategies.server_sgd import ServerState, server_step
+from strategies.trial import trial_inputs
 from tests.support.rule_views import SIZE, rule_view
 from tests.support.runs import lines, run
 
@@ -179,6 +184,59 @@ def test_the_votes_of_noisy_copies_are_normal_probabilities() -> None:
     assert result == pytest.approx((200 / 3, 200 / 3 if certain else 0.0))
     sure = smoothed_test(model, torch.tensor([2.0]), examples, noise, torch.Generator().manual_seed(0))
     assert sure == pytest.approx((200 / 3, 200 / 3))
+
+
+STATEFUL = {"fldetector": '{"window": 2}', "flanders": "", "afa": "", "sparsefed": '{"momentum": 0.5}', "crfl": ""}
+
+
+@pytest.mark.parametrize("name", list(STATEFUL))
+def test_a_state_of_many_rounds_survives_a_checkpoint(configure: Configure, name: str) -> None:
+    """Six rounds and two more, in one combination, and in a new one that has loaded the state."""
+    config = configure(strategy__name=name, strategy__options=STATEFUL[name], data__num_clients=N)
+
+    def combination() -> Any:
+        return instance_of(config, trial_inputs(N)).combine  # pyright: ignore
+
+    def play(combine: Any, rounds: range) -> list[Tensor]:
+        results = []
+        for round_ in rounds:
+            combine.see(torch.full((8,), 0.01 * round_**2))
+            clients = torch.arange(N)[torch.arange(N) != round_]
+            results.append(combine(rows(round_, d=8)[clients], torch.ones(N - 1), clients))
+        return results
+
+    whole, part = combination(), combination()
+    play(whole, range(6))
+    play(part, range(6))
+    saved, resumed = save_state({"combine": part}), combination()
+    restore_state(State(json.loads(json.dumps(saved.json)), saved.tensors), {"combine": resumed})
+    fresh = play(combination(), range(6, 8))
+    expected = play(whole, range(6, 8))
+    assert all(torch.equal(one, other) for one, other in zip(play(resumed, range(6, 8)), expected, strict=True))
+    assert name == "fldetector" or not all(torch.equal(one, other) for one, other in zip(fresh, expected, strict=True))
+    assert resumed.state.keys() == whole.state.keys()
+    assert all(torch.equal(resumed.state[key].nan_to_num(), value.nan_to_num()) for key, value in whole.state.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("alignins", "share = 0", "strategy.options.share to be a number > 0 and <= 1, got 0"),
+        ("lasa", "sparsity = 1", "strategy.options.sparsity to be a number >= 0 and <= 0.999, got 1"),
+        ("deepsight", "samples = 1.5", "strategy.options.samples to be a whole number >= 1, got 1.5"),
+        ("fldetector", "window = 1", "strategy.options.window to be a whole number >= 2, got 1"),
+        ("flanders", "assumed_malicious = 12", "at least 1f + 1 = 13 updates a round with flanders and f = 12, got 12"),
+        ("flanders", "assumed_malicious = 0", "strategy.options.assumed_malicious to be a whole number >= 1 and <= 11, got 0"),
+        ("zeno", "rho = -1", "strategy.options.rho to be a number >= 0, got -1"),
+        ("afa", "certainty = 0.5", "strategy.options.certainty to be a number > 0.5"),
+        ("sparsefed", "bound = 0", "strategy.options.bound to be a number > 0, got 0"),
+        ("crfl", "noise = 'much'", "strategy.options.noise to be a number >= 0, got 'much'"),
+    ],
+)
+def test_a_bad_option_is_one_sentence_before_the_start(configure: Configure, name: str, options: str, says: str) -> None:
+    (problem,) = strategy_problems(configure(strategy__name=name, strategy__options=options))
+    assert says in problem
+    assert name in problem
 
 
 @pytest.mark.slow

@@ -19,14 +19,14 @@ def flanders(updates: Tensor, weights: Tensor, view: RuleView, assumed_malicious
     `forecast = A X_{t-1} B'`; `score_i = |X_t,i - forecast_i|^2`.
 
     Args: updates (n, d); weights (n,); view.state: the last matrices (window, clients, k) and global models (window, k); assumed_malicious,
-    f < n; window >= 2, the rounds in which nobody is left out yet; coordinates >= 1, drawn in round 1. Raises OptionError.
+    1 <= f < n; window >= 2, the rounds in which nobody is left out yet; coordinates >= 1, drawn in round 1. Raises OptionError.
     Source: Gabrielli et al. 2023, "Protecting Federated Learning from Extreme Model Poisoning Attacks via Multidimensional Time Series
     Anomaly Detection", Algorithm 1, and Flower's baseline. Who was not asked in a round is forecast from the global model. The
     baseline fits A and B to scaled models and forecasts with unscaled ones, and its first pair is (first, last); here forecasts are of
     scaled models, and pairs are consecutive.
     """
     n, state, clients = len(updates), view.state, view.clients
-    whole("assumed_malicious", assumed_malicious, most=n - 1)
+    whole("assumed_malicious", assumed_malicious, least=1, most=n - 1)
     whole("window", window, least=2)
     whole("coordinates", coordinates, least=1)
     if "drawn" not in state:
