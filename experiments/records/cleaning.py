@@ -57,22 +57,32 @@ def binned(lines: Iterable[Mapping[str, Any]], key: str) -> list[int]:
     return [sum(column) for column in zip(*counts, strict=True)]
 
 
-def cleaning_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None] | None:
-    """What a cleaning did in a track: the shares of clean and of poisoned images that it changed or dropped; and the AUROC of its scores of
-    the poisoned images of the accumulative phase, and of the triggers, against all clean ones. None without a cleaning."""
-    figures = [line["cleaning"] for line in lines if "cleaning" in line]
-    if not figures:
+def clean_lines(attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines with the clean images to compare poisoned ones with: the clean twin's of the rounds before the recovery; without a twin the
+    attacked track's own. (After a trigger clean images look poisoned to a broken model.)"""
+    acting = {line["round"] for line in attacked if line["phase"] != "recover"}
+    return [line for line in twin or attacked if line["round"] in acting]
+
+
+def cleaning_summary(attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[str, Any]]) -> dict[str, float | None] | None:
+    """What a cleaning did: the shares of clean (`clean_lines`) and of poisoned images that it changed or dropped; and the AUROC of its
+    scores of the poisoned images of the accumulative phase, and of the triggers, against the clean ones. None without a cleaning."""
+    if not any("cleaning" in line for line in attacked):
         return None
-    shares: dict[str, float | None] = {}
-    for name in ("", "poisoned_"):
-        images = sum(part.get(f"{name}images", 0) for part in figures)
-        flagged = sum(part.get(f"{name}changed", 0) + part.get(f"{name}dropped", 0) for part in figures)
-        shares[f"{name}flagged"] = flagged / images if images else None
-    clean = binned(lines, "scores")
+    clean = clean_lines(attacked, twin)
+    shares = {"flagged": flagged(clean, ""), "poisoned_flagged": flagged(attacked, "poisoned_")}
+    scores = binned(clean, "scores")
     for phase in ("accumulate", "trigger"):
-        poisoned = binned([line for line in lines if line["phase"] == phase], "poisoned_scores")
-        shares[f"auroc_{phase}"] = auroc(clean, poisoned) if clean and poisoned else None
+        poisoned = binned([line for line in attacked if line["phase"] == phase], "poisoned_scores")
+        shares[f"auroc_{phase}"] = auroc(scores, poisoned) if scores and poisoned else None
     return shares
+
+
+def flagged(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    """The share of images that were changed or dropped, over all lines; None without images. name: empty, or `poisoned_`."""
+    figures = [line["cleaning"] for line in lines if line.get("cleaning", {}).get(f"{name}images")]
+    images = sum(part[f"{name}images"] for part in figures)
+    return sum(part[f"{name}changed"] + part[f"{name}dropped"] for part in figures) / images if images else None
 
 
 def cleaning_record(

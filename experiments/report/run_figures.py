@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import Tensor
 
-from experiments.records.cleaning import auroc, binned
+from experiments.records.cleaning import auroc, binned, clean_lines, flagged
 from experiments.records.reading import DamagedError, read_cleaning, read_config, read_rounds
 from experiments.run.history import TrackHistory
 from fl_sim.atomic_files import writing
@@ -77,7 +77,7 @@ def _figures(config: Config, tracks: Mapping[str, Lines], cleaning: Mapping[str,
     if malicious_clients(config):
         figures["attack.png"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma)
     if cleaning and "cleaning" in tracks["attacked"][0]:
-        figures["cleaning.png"] = lambda path: cleaning_figure(path, tracks["attacked"], title, cleaning.get("edges", []))
+        figures["cleaning.png"] = lambda path: cleaning_figure(path, tracks, title, cleaning.get("edges", []))
         figures["cleaned_images.png"] = lambda path: images_figure(path, cleaning, config.cleaning.name)
     if scores := guard_scores(tracks):
         figures["guard.png"] = lambda path: guard_figure(path, tracks, title, scores)
@@ -268,37 +268,35 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
     save(figure, path, dpi=160)
 
 
-def cleaning_figure(path: Path, lines: Lines, title: str, edges: Sequence[float]) -> None:
-    """What the cleaning of the attacked run saw and did: the median score of the clients' own and of the attacker's images over the rounds
-    with the threshold (after Zhu et al. 2023, Figs. 2 and 4); histograms of the scores with the AUROC (after Pang et al. 2021, Fig. 2); and
-    the shares of images that were changed or dropped.
+def cleaning_figure(path: Path, tracks: Mapping[str, Lines], title: str, edges: Sequence[float]) -> None:
+    """What the cleaning saw and did: the median score of clean images and of the attacker's over the rounds with the threshold (after Zhu
+    et al. 2023, Figs. 2 and 4); histograms of the scores with the AUROC (after Pang et al. 2021, Fig. 2); and the shares of images that
+    were changed or dropped. Clean images are the twin's, without a twin the attacked track's own (`clean_lines`).
 
     Args: edges, ascending, of the bins of scores; empty if the cleaning has no scores.
     """
-    groups = {"": ("clean images", "#0072B2", lines)}
-    for phase, label, colour in (("accumulate", "accumulative images", "#E69F00"), ("trigger", "trigger images", "#D55E00")):
-        groups[phase] = (label, colour, [line for line in lines if line["phase"] == phase])
+    attacked, clean = tracks["attacked"], clean_lines(tracks["attacked"], tracks.get("twin", ()))
+    groups = [("clean", "", "#0072B2", clean)]
+    for phase, label, colour in (("accumulate", "accumulative", "#E69F00"), ("trigger", "trigger", "#D55E00")):
+        groups.append((label, "poisoned_", colour, [line for line in attacked if line["phase"] == phase]))
     figure, rows = _panels(3 if edges else 1, 7.0 if edges else 2.6, sharex=False)
-    for phase, (label, colour, some) in groups.items():
-        name = "poisoned_" if phase else ""
-        shown = [line for line in some if line["cleaning"].get(f"{name}images")]
-        flagged = [
-            (line["round"], sum(line["cleaning"][f"{name}{what}"] for what in ("changed", "dropped")) / line["cleaning"][f"{name}images"])
-            for line in shown
-        ]
-        if flagged:
-            _plot(rows[-1], flagged, colour, label)
-        if edges and shown:
-            _plot(
-                rows[0], [(line["round"], _median(line["cleaning"][f"{name}scores"], edges)) for line in shown], colour, f"{label}, median"
-            )
-            _histogram(rows[1], binned(some, f"{name}scores"), binned(lines, "scores") if phase else [], colour, label)
+    for label, name, colour, lines in groups:
+        shown = [line for line in lines if line["cleaning"].get(f"{name}images")]
+        if not shown:
+            continue
+        _plot(rows[-1], [(line["round"], flagged([line], name) or 0.0) for line in shown], colour, label)
+        if edges:
+            _plot(rows[0], [(line["round"], _median(line["cleaning"][f"{name}scores"], edges)) for line in shown], colour, label)
+            _histogram(rows[1], binned(shown, f"{name}scores"), binned(clean, "scores") if name else [], colour, label)
     if edges:
-        _plot(rows[0], _series(lines, "cleaning", "threshold"), "#000000", "threshold")
-        rows[0].set_ylabel("score", fontsize=8)
-        rows[0].set_yscale("log" if _median(binned(lines, "scores"), edges) > 0.0 else "linear")
-        rows[1].set(xlabel="bin of the score: quantiles of clean images, and beyond", ylabel="share of images")
-    rows[-1].set(xlabel="round", ylabel="changed or dropped", ylim=(-0.02, 1.02))
+        _plot(rows[0], _series(attacked, "cleaning", "threshold"), "#000000", "threshold")
+        rows[0].set_ylabel("median score", fontsize=8)
+        rows[0].set_yscale("log" if _series(attacked, "cleaning", "threshold")[0][1] > 0.0 else "linear")
+        rows[1].set_xlabel("bin of the score: quantiles of clean images, and beyond", fontsize=8)
+        rows[1].set_ylabel("share of images", fontsize=8)
+    rows[-1].set_xlabel("round", fontsize=8)
+    rows[-1].set_ylabel("changed or dropped", fontsize=8)
+    rows[-1].set_ylim(-0.02, 1.02)
     rows[0].set_title(title, fontsize=10)
     for axes in rows:
         axes.grid(alpha=0.25)
@@ -317,7 +315,7 @@ def _median(counts: Sequence[int], edges: Sequence[float]) -> float:
 def _histogram(axes: Axes, counts: Sequence[int], clean: Sequence[int], colour: str, label: str) -> None:
     """Shares of images by bin; with the clean ones' counts also the AUROC against them."""
     value = auroc(clean, counts) if clean else None
-    name = label if value is None else f"{label}, AUROC {value:.3f}"
+    name = label if value is None else f"{label}\nAUROC {value:.3f}"
     axes.stairs(np.array(counts) / max(sum(counts), 1), color=colour, label=name)
 
 

@@ -66,7 +66,7 @@ class SuccessRate(Part):
 
 
 class CleaningShares(Part):
-    flagged: float
+    flagged: float | None
     poisoned_flagged: float | None
     auroc_accumulate: float | None
     auroc_trigger: float | None
@@ -280,7 +280,9 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         **_classes(attacked),
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
         filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
-        cleaning=CleaningShares.model_validate(shares) if (shares := cleaning_summary(attacked.lines)) else None,
+        cleaning=CleaningShares.model_validate(shares)
+        if (shares := cleaning_summary(attacked.lines, twin.lines if twin else ()))
+        else None,
         smoothed=Smoothed.model_validate(votes) if (votes := attacked.lines[-1].get("smoothed")) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),

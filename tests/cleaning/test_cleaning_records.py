@@ -41,21 +41,27 @@ def test_the_auroc_of_integers_is_exact_where_each_has_a_bin() -> None:
 
 
 def test_the_summary_adds_the_rounds_and_parts_phase_from_trigger() -> None:
-    def line(phase: str, clean: CleaningCounts, poisoned: CleaningCounts = NOTHING) -> dict[str, Any]:
-        return {"phase": phase, "cleaning": cleaning_figures(1, {}, clean, poisoned)}
+    """Clean images are those of the twin in the rounds before the recovery, or without a twin the attacked track's own of these rounds."""
 
-    lines = [
-        line("accumulate", CleaningCounts(4, 1, 0, 0.1, (3, 1)), CleaningCounts(2, 0, 1, 0.0, (1, 1))),
-        line("trigger", CleaningCounts(4, 0, 1, 0.0, (4, 0)), CleaningCounts(2, 2, 0, 0.1, (0, 2))),
-        line("recover", CleaningCounts(2, 0, 0, 0.0, (2, 0))),
+    def line(round_: int, phase: str, clean: CleaningCounts, poisoned: CleaningCounts = NOTHING) -> dict[str, Any]:
+        return {"round": round_, "phase": phase, "cleaning": cleaning_figures(1, {}, clean, poisoned)}
+
+    attacked = [
+        line(1, "accumulate", CleaningCounts(4, 1, 0, 0.1, (3, 1)), CleaningCounts(2, 0, 1, 0.0, (1, 1))),
+        line(2, "trigger", CleaningCounts(4, 0, 1, 0.0, (4, 0)), CleaningCounts(2, 2, 0, 0.1, (0, 2))),
+        line(3, "recover", CleaningCounts(2, 2, 0, 0.0, (0, 2))),
     ]
-    assert cleaning_summary(lines) == {
-        "flagged": 2 / 10,
+    twin = [line(round_, "accumulate", CleaningCounts(6, 1, 2, 0.0, (2, 4))) for round_ in (1, 2, 3)]
+    assert cleaning_summary(attacked, ()) == {
+        "flagged": 2 / 8,
         "poisoned_flagged": 3 / 4,
-        "auroc_accumulate": auroc([9, 1], [1, 1]),
-        "auroc_trigger": auroc([9, 1], [0, 2]),
+        "auroc_accumulate": auroc([7, 1], [1, 1]),
+        "auroc_trigger": auroc([7, 1], [0, 2]),
     }
-    assert cleaning_summary([{"phase": "accumulate"}]) is None
+    beside_twin = cleaning_summary(attacked, twin)
+    assert beside_twin is not None
+    assert (beside_twin["flagged"], beside_twin["auroc_trigger"]) == (6 / 12, auroc([4, 8], [0, 2]))
+    assert cleaning_summary([{"round": 1, "phase": "accumulate"}], ()) is None
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def crfl(updates: Tensor, weights: Tensor, view: RuleView, bound: float = 15.0, 
     number of the model. Raises OptionError.
     Source: Xie et al. 2021, "CRFL: Certifiably Robust Federated Learning against Backdoor Attacks", Algorithm 1, with a momentum that
     carries neither the clip nor the noise on. There the bound grows by round and depends on the data set, the noise is 0.01 (logistic
-    regression), and none is added in the last round, which a rule does not know. The smoothed test is in `smoothed_test.py`.
+    regression), and none is added in the last round, which a rule does not know. The smoothed test is in `smoothing.py`.
     """
     number("bound", bound, above=0.0)
     number("noise", noise, least=0.0)
