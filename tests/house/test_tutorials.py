@@ -24,7 +24,9 @@ assert shot.rounds.query("track == 'attacked'")["attack_success_rate"].iloc[0] >
 assert digest(there) == digest(here)
 """,
     "first_attack": """
-assert summary.drop > 20.0 > defended.summary.drop
+assert summary.drop > 10.0 > 3.0 > summary.stealth_gap
+assert summary.gain > 0.0
+assert summary.drop > 4.0 * defended.summary.drop
 """,
     "images_and_moles": """
 assert by_updates.summary.accuracy.after_trigger <= by_images.summary.accuracy.after_trigger
@@ -33,12 +35,13 @@ assert chosen["attack.moles"].max() > 0
 """,
     "own_attack": """
 lowest = {name: run.summary.worst_accuracy_in_phase for name, run in runs.items()}
-assert lowest["mean"] < 60.0 < lowest["median"]
-attacked = waited.rounds.query("track == 'attacked'")["accuracy"].tolist()
-assert min(attacked[:8]) > 80.0 > min(attacked[8:])
+assert lowest["mean"] < 60.0 < 85.0 < min(lowest["median"], lowest["clip-before"])
+attacked, twin = (waited.rounds.query(f"track == '{track}'")["accuracy"].tolist() for track in ("attacked", "twin"))
+assert attacked[:8] == twin[:8]  # honest while it waits
+assert attacked[8:] != twin[8:]
 """,
     "own_defence": """
-assert undefended.summary.worst_accuracy_in_phase < defended.summary.worst_accuracy_in_phase
+assert undefended.summary.worst_accuracy_in_phase < 60.0 < 85.0 < defended.summary.worst_accuracy_in_phase
 assert defended.summary.filtering is not None
 assert careful.summary.clean_twin.final > 80.0
 """,
@@ -51,7 +54,7 @@ assert tables.summary.accuracy.before_trigger > 80.0
 assert len(frame) == 18
 assert (study.folder / "results.tex").is_file()
 means = frame.groupby("strategy")["accuracy.final"].mean()
-assert means.min() >= 0.0
+assert means["mean"] < means.drop("mean").min()
 assert any(path.suffix == ".pdf" for path in paths)
 """,
 }
