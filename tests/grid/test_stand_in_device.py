@@ -67,6 +67,10 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
         yield copies
 
 
+# Need operators that the stand-in lacks (factories below the dispatcher, such as aten::empty_strided): not tried without a GPU.
+BEYOND = ("attack moles", "attack optimal-alie", "attack optimal-ipm", "adaptive", "images by differences")
+
+
 def same_on_both_devices(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config, folder / "cpu")
     with stand_in_device(monkeypatch) as copies:
@@ -84,7 +88,7 @@ def test_a_run_gives_the_bytes_of_the_cpu(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SLOW.values(), ids=SLOW)
+@pytest.mark.parametrize("settings", [SLOW[name] for name in SLOW if name not in BEYOND], ids=[name for name in SLOW if name not in BEYOND])
 def test_every_kind_of_run_gives_the_bytes_of_the_cpu(
     settings: dict[str, Any], configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

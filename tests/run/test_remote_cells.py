@@ -126,7 +126,7 @@ def test_a_sweep_over_ray_runs_whole_cells_in_workers_and_names_those_that_fail(
     over_ray, inline = sweep("ray", "--workers", "2"), sweep("inline", "--transport", "inline")
     assert len(inline) == 2
     assert over_ray == inline
-    lines = next((tmp_path / "ray").glob("*/*/rounds.jsonl")).read_text().splitlines()
+    lines = next((tmp_path / "ray").glob("*/*/summary.json")).with_name("rounds.jsonl").read_text().splitlines()
     assert {json.loads(line)["seconds"]["waves"] for line in lines} == {1}, "over messages two workers need two waves under attack"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 from strategies.robust.ranges import one_of
@@ -24,6 +23,8 @@ def clipped_clustering(
     Source: Li, Ngai and Voigt 2023, "An Experimental Study of Byzantine-Robust Aggregation Schemes in Federated Learning", Algorithm 1. A
     zero update has the distance 1 to every other.
     """
+    from sklearn.cluster import AgglomerativeClustering  # loads pandas, where that is installed: only where it is used
+
     one_of("linkage", linkage, ("average", "single", "complete"))
     norms = lengths(updates)
     state["norms"] = torch.cat([state.get("norms", norms[:0]), norms])

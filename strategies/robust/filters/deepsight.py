@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
 from fl_sim.model.flat_model import FlatModel
@@ -87,6 +86,8 @@ def output_ratios(updates: Tensor, view: RuleView, samples: int) -> Tensor:
 
 def same_cluster(points: Tensor, *, precomputed: bool = False, single: bool = False) -> Tensor:
     """Whether two clients, bool (n, n), are in one cluster of HDBSCAN, by points (n, k) or distances (n, n); each with itself."""
+    from sklearn.cluster import HDBSCAN  # loads pandas, where that is installed: only where it is used
+
     n = len(points)
     if n < FEWEST:
         return torch.ones(n, n, dtype=torch.bool)

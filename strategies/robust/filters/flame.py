@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
 from strategies.robust.ranges import number
@@ -42,6 +41,8 @@ def flame(
 def majority_cluster(distances: Tensor) -> Tensor:
     """The members, bool (n,), of the densest cluster of more than n / 2 points, by their distances (n, n); everybody if n < 3 or if all
     points are at one place."""
+    from sklearn.cluster import HDBSCAN  # loads pandas, where that is installed: only where it is used
+
     n = len(distances)
     if n < 3:
         return torch.ones(n, dtype=torch.bool)
