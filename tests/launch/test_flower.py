@@ -92,5 +92,5 @@ def test_a_reply_that_is_late_is_asked_for_elsewhere(fl_sim: Run) -> None:
     assert late[0] == healthy[0]
     (line,) = late[1]
     assert line["clients"] == 13
-    reason = line["retried"]["order 0"]  # on a busy machine another may be late too
+    (reason,) = line["retried"].values()
     assert "did not answer in time (client.timeout); asked elsewhere: clients 0 to" in reason
