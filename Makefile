@@ -7,8 +7,7 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# A process of tests per core, at most four: each imports everything and has its own caches. The slow tests mostly wait for processes that they
-# start, so that one more helps there.
+# A process of tests per core, at most four: each imports everything and has its own caches. With one more, Ray does not start in time.
 CORES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
 PYTEST := -m pytest --dist worksteal -n
 FLOWER ?= 1.41
@@ -20,7 +19,7 @@ run: .venv/.installed
 	$(BIN)/fl-sim sweep first_look -o runs
 
 test: lint types
-	$(BIN)/python $(PYTEST) $$(($(CORES) + 1))
+	$(BIN)/python $(PYTEST) $(CORES)
 
 # the types on one core while the tests run on the other
 check: lint
