@@ -9,6 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 # A process of tests per core, at most four: each imports everything and has its own caches. With one more, Ray does not start in time.
 CORES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
+# Bytecode is kept whatever the environment says: the tests start hundreds of processes that import the same files.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest --dist worksteal -n
 FLOWER ?= 1.41
 OTHER := .venv/flower-$(FLOWER)

@@ -137,6 +137,7 @@ def cited_in(path: Path) -> str:
     return "\n".join([*docstrings, *comments])
 
 
+@pytest.mark.slow
 def test_nothing_cites_what_is_not_in_the_repository() -> None:
     """No page and no docstring names a page outside it; a section that is cited is there."""
     here = Path(__file__).resolve()

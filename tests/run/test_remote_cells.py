@@ -64,6 +64,7 @@ class DyingTransport(InlineTransport, CellTransport):
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.slow
 def test_a_cell_whose_worker_died_is_run_once_more(
     deaths: int, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
