@@ -2,24 +2,26 @@
 # make test         everything: lint, types, import layers and all tests
 # make check        lint, types, import layers and the fast tests (no Flower or Ray processes)
 # make test-flower  the tests that meet Flower, with another of the versions that pyproject.toml allows: make test-flower FLOWER=1.41
+# make docs         the documentation site, into site/; without a network once its packages are installed
 # make .venv        only the environment
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# A process of tests per core, at most four: each imports everything and has its own caches. The slow tests mostly wait for processes that they
-# start, so that one more helps there.
+# A process of tests per core, at most four: each imports everything and has its own caches. With one more, Ray does not start in time.
 CORES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
+# Bytecode is kept whatever the environment says: the tests start hundreds of processes that import the same files.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest --dist worksteal -n
 FLOWER ?= 1.41
 OTHER := .venv/flower-$(FLOWER)
 
-.PHONY: run test check lint types fast-tests test-flower .venv
+.PHONY: run test check lint types fast-tests test-flower docs .venv
 
 run: .venv/.installed
 	$(BIN)/fl-sim sweep first_look -o runs
 
 test: lint types
-	$(BIN)/python $(PYTEST) $$(($(CORES) + 1))
+	$(BIN)/python $(PYTEST) $(CORES)
 
 # the types on one core while the tests run on the other
 check: lint
@@ -40,6 +42,9 @@ test-flower: .venv/.complete
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHER)
 	$(BIN)/uv pip install --quiet --python $(OTHER)/bin/python --editable '.[dev]' 'flwr==$(FLOWER).*'
 	$(OTHER)/bin/python $(PYTEST) $(CORES) tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
+
+docs: .venv/.complete
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv: .venv/.complete
 

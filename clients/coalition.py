@@ -22,7 +22,7 @@ from clients.outside_attack import checked_action
 from clients.pixels import pixel_scale
 from fl_sim.config.keys import Config
 from fl_sim.data.batches import Batch, CohortBatches
-from fl_sim.data.sampling import malicious_clients
+from fl_sim.data.sampling import in_order, malicious_clients
 from fl_sim.model.module import initial_module
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.rng.streams import stream
@@ -170,7 +170,7 @@ def gather(inputs: RoundInputs, order: CoalitionOrder, batches: CohortBatches, u
         pixel_scale=pixel_scale(inputs.federation.dataset, inputs.theta.device),
         share=lambda member: member_share(inputs, member),
         momentum=config.server.momentum,
-        coalition=tuple(sorted(malicious_clients(config))),
+        coalition=in_order(malicious_clients(config)),
         pixels=pixel_range(inputs.federation.dataset, inputs.theta.device),
         edge_images=lambda: edge_images(config, inputs.federation.dataset, "train", inputs.theta.device),
         random_model=lambda seed: random_model(inputs, seed),
@@ -216,5 +216,4 @@ def member_share(inputs: RoundInputs, member: int) -> Batch:
 
 def members_examples(inputs: RoundInputs) -> np.ndarray:
     """Indices of all the coalition's members' examples, in client order."""
-    shares = [inputs.federation.splits.shares[client] for client in sorted(malicious_clients(inputs.config))]
-    return np.concatenate(shares)
+    return np.concatenate(inputs.federation.splits.of(in_order(malicious_clients(inputs.config))))

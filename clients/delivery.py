@@ -22,7 +22,7 @@ from fl_sim.rng.streams import torch_stream
 from fl_sim.training.clipping import clip
 from fl_sim.training.local import block_updates
 
-SKETCH = 4096  # coordinates of a rehearsal: a rule on the whole of 100 updates of 100,000 numbers takes up to 3 s, a search needs 17
+SKETCH = 2048  # coordinates of a rehearsal: a rule on the whole of 100 updates of 100,000 numbers takes up to 3 s, a search needs 26
 COARSE = tuple(4.0**k for k in range(-2, 4))  # lengths, in medians of the honest updates' distance from the member's start
 
 
@@ -30,11 +30,13 @@ COARSE = tuple(4.0**k for k in range(-2, 4))  # lengths, in medians of the hones
 class Rehearsal:
     """The rule, tried on honest updates and on a choice of the members' updates, on some coordinates.
 
-    others (n - m, k), simulated honest updates; weights (n,), the members' first; columns (k,), the coordinates, multiplied by `factor` so
-    that distances are on average those of whole updates; honest (k,), what the rule gives if the members are honest.
+    members (m, k) and others (n - m, k), honest updates, those of the others simulated; weights (n,), the members' first; columns (k,), the
+    coordinates, multiplied by `factor` so that distances are on average those of whole updates; honest (k,), what the rule gives if the
+    members are honest.
     """
 
     rule: KnownRule
+    members: Tensor
     others: Tensor
     weights: Tensor
     columns: Tensor
@@ -44,6 +46,10 @@ class Rehearsal:
     def sketch(self, vectors: Tensor) -> Tensor:
         """Some coordinates (..., k) of vectors (..., d)."""
         return self.factor * vectors[..., self.columns]
+
+    def distance(self, start: Tensor) -> float:
+        """The median distance of an honest update from start (d,)."""
+        return float(torch.linalg.vector_norm(torch.cat([self.members, self.others]) - self.sketch(start), dim=1).median())
 
     def gap(self, updates: Tensor, shift: Tensor) -> float:
         """How far from the wanted shift (k,) the rule's output moves if the members send updates (m, d):
@@ -75,7 +81,7 @@ def rehearsed(knowledge: Knowledge, action: Action) -> Action:
     wanted = trial.sketch(shift)
     best, best_gap = plain, trial.gap(plain, wanted)
     plain_gap = best_gap
-    for shape in _shapes(knowledge, torch.cat([knowledge.updates, others]), shift):
+    for shape in _shapes(knowledge, trial, torch.cat([knowledge.updates, others]), shift):
         gaps = {size: trial.gap(shape(size), wanted) for size in COARSE}
         middle = min(gaps, key=gaps.__getitem__)
         gaps |= {size: trial.gap(shape(size), wanted) for size in (middle / 2.0, 2.0 * middle)}
@@ -109,8 +115,8 @@ def _rehearsal(knowledge: Knowledge, others: Tensor) -> Rehearsal:
         columns = torch.randperm(d, generator=torch_stream(knowledge.own_seed, "sketch"))[:SKETCH].sort().values.to(others.device)
     factor = (d / len(columns)) ** 0.5
     weights = torch.cat([knowledge.weights, knowledge.weights.new_full((len(others),), knowledge.honest_weight / max(len(others), 1))])
-    rows = torch.cat([knowledge.updates, others])[:, columns] * factor
-    return Rehearsal(rule, rows[len(knowledge.members) :], weights, columns, factor, _output(rule, rows, weights))
+    members, simulations = knowledge.updates[:, columns] * factor, others[:, columns] * factor
+    return Rehearsal(rule, members, simulations, weights, columns, factor, _output(rule, torch.cat([members, simulations]), weights))
 
 
 def _output(rule: KnownRule, rows: Tensor, weights: Tensor) -> Tensor:
@@ -120,12 +126,12 @@ def _output(rule: KnownRule, rows: Tensor, weights: Tensor) -> Tensor:
     return clip(combined, rule.after)[0] if rule.after else combined
 
 
-def _shapes(knowledge: Knowledge, honest: Tensor, shift: Tensor) -> Iterator[Callable[[float], Tensor]]:
+def _shapes(knowledge: Knowledge, trial: Rehearsal, honest: Tensor, shift: Tensor) -> Iterator[Callable[[float], Tensor]]:
     """Families of equal updates (m, d) within the budget, by their length. Args: honest (n, d); shift (d,), what the attack wants."""
     mean, along, spread = honest.mean(dim=0), F.normalize(shift, dim=0), F.normalize(honest.std(dim=0) * shift.sign(), dim=0)
 
     def family(start: Tensor, direction: Tensor) -> Callable[[float], Tensor]:
-        unit = float(torch.linalg.vector_norm(honest - start, dim=1).median()) * direction
+        unit = trial.distance(start) * direction
         return lambda size: within_budget(knowledge, (start + size * unit).expand(len(knowledge.members), -1))[0]
 
     for start, direction in ((torch.zeros_like(mean), along), (mean, along), (mean, spread)):

@@ -6,6 +6,7 @@ package declares in the table's group, `path/to/file.py:name`, or `package.modul
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -266,9 +267,18 @@ def _forget_changed(path: Path) -> None:
     modules = _modules_of(path)
     if before or any(_CONTENTS.get(name, content) != content for name, content in modules.items()):
         importlib.invalidate_caches()
+        _drop_bytecode(path)
         for name in modules:
             del sys.modules[name]
             _CONTENTS.pop(name, None)
+
+
+def _drop_bytecode(path: Path) -> None:
+    """Remove Python's compiled copies of a file and of the local files that it imports: Python takes one for current if the file's second
+    and size are the same."""
+    for file in local_sources(path):
+        with contextlib.suppress(OSError):  # a folder that cannot be written holds no copy of ours
+            Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
 
 
 def _remember(path: Path) -> None:

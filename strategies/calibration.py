@@ -22,7 +22,7 @@ from fl_sim.waits import locked
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
 from strategies.dgc2.levels import Levels, bound_of, fit_levels, no_limits
-from strategies.dgc2.persistence import persistence
+from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
 
 VERSION = 3  # of the calibration's method; caches of other versions are ignored
@@ -66,8 +66,8 @@ def calibrate(
                 record = measure(config, grid, start, federation, model, on_round)
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
-        levels = fit_levels(record, config.data.num_clients, config.strategy.persistence_memory)
-        return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist()}
+        levels = fit_levels(record, config.data.num_clients, config.strategy)
+        return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist(), "most-lost": levels.lost.tolist()}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
     calibration = fit_calibration(config.strategy, scores, probation, least_rise=LEAST_RISE * loss, upper_norm=upper_norm)
@@ -124,16 +124,19 @@ def _measure(
 def _measure_levels(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip; in the rest, under this clip, the
-    persistence of each client by id, and by how much the loss of each class exceeds its reference."""
+    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, under this clip: the
+    persistence of each client by id, by how much the loss of each class exceeds its reference, and how many points of accuracy each class,
+    and all together, are below their best.
+    """
     rounds, clients = config.strategy.calibration_rounds, config.data.num_clients
     strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
     defence = strategy.defence
     assert defence
-    norms, values, rises = list[float](), dict[str, list[float]](), list[list[float]]()
+    norms, values, rises, lost = list[float](), dict[str, list[float]](), list[list[float]](), list[list[float]]()
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
+            defence.memory = defence.memory._replace(pushes=no_pushes(clients))  # unclipped updates would hide the clipped ones in R
         result = _clean_round(strategy, grid, number)
         if number <= rounds // 4:
             norms += [report.norm for report in result.outcome.reports if not report.failure]
@@ -141,9 +144,10 @@ def _measure_levels(
             scores = persistence(defence.memory.pushes)
             for client in result.outcome.combined:
                 values.setdefault(str(client), []).append(float(scores[client]))
+            lost.append((defence.memory.best - defence.memory.smooth).tolist())
             rises.append((defence.memory.now.losses - defence.memory.reference).tolist())
         progress(number, rounds)
-    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "rises": rises}
+    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "rises": rises, "lost": lost}
 
 
 def _clean_strategy(

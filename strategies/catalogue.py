@@ -121,7 +121,8 @@ def server_inputs(config: Config, model: FlatModel, federation: Federation) -> S
 def _public_inputs(config: Config) -> ServerInputs:
     """What a rule gets where there is no server: only the learning rates."""
     private = ("theta", "model", "server_data", "server_update")
-    rates = {"server_lr": config.server.learning_rate, "client_lr": config.client.learning_rate}
+    server = config.server
+    rates = {"server_lr": server.learning_rate, "server_momentum": server.momentum, "client_lr": config.client.learning_rate}
     return {**dict.fromkeys(private, _not_here), **{name: lambda theta, rate=rate: rate for name, rate in rates.items()}}
 
 
@@ -180,6 +181,13 @@ def instance_of(config: Config, server: ServerInputs | None = None, *, public: b
     if strange := [option for option in options if option not in takes and option != "strategy"]:
         raise TypeError(f"it has no option {', '.join(strange)}; it takes {', '.join(takes)}")
     return getattr(flower, rest)(**options)
+
+
+def smoothing_noise(config: Config) -> float | None:
+    """The noise of the smoothed test that belongs to a strategy (CRFL's); None for a strategy without one."""
+    if config.strategy.name != "crfl":
+        return None
+    return float(options_of(config).get("noise", inspect.signature(ROBUST["crfl"].combine).parameters["noise"].default))
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:

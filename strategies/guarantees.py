@@ -27,9 +27,21 @@ NEEDS: Mapping[str, tuple[int, int]] = {
     "flwr.MultiKrum": (2, 3),
     "flwr.Bulyan": (4, 3),
     "dnc": (2, 1),
+    "flanders": (1, 1),
 }
 # Need no number: they hold against any minority.
-MEDIANS = ("byzfl.Median", "byzfl.GeometricMedian", "flwr.FedMedian", "signguard", "flame", "clipped-clustering")
+MEDIANS = (
+    "byzfl.Median",
+    "byzfl.GeometricMedian",
+    "flwr.FedMedian",
+    "signguard",
+    "flame",
+    "clipped-clustering",
+    "alignins",
+    "lasa",
+    "deepsight",
+    "afa",
+)
 ASSUMED = "assumed_malicious"  # the option of a rule of ours that takes the number
 
 

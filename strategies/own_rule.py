@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.outside_code import OutsideCodeError, error_report, outside_call, with_place
 from fl_sim.rng.streams import seeded_global_generators, torch_stream
-from strategies.rule import CannotCombineError, OptionError
+from strategies.rule import CannotCombineError, OptionError, RuleView
 
-OF_THE_MODEL = ("theta", "model", "server_data", "server_update", "server_lr", "client_lr")  # `ServerInputs` makes them
-OPTIONAL = ("clients", "state", "generator", "report", *OF_THE_MODEL)  # inputs besides updates and weights, by parameter name
+OF_THE_MODEL = ("theta", "model", "server_data", "server_update", "server_lr", "server_momentum", "client_lr")  # `ServerInputs` makes them
+OPTIONAL = ("clients", "state", "generator", "report", "view", *OF_THE_MODEL)  # inputs besides updates and weights, by parameter name
 
 ServerInputs = Mapping[str, Callable[[Tensor], Any]]  # what the server can give of `OF_THE_MODEL`, as functions of the model theta (d,)
 
@@ -56,9 +56,9 @@ class OwnCombine:
         """What the function asks for."""
         names = set(optional_parameters(self.function))
         return Needs(
-            server_data=bool(names & {"server_data", "server_update"}),
-            client_ids="clients" in names,
-            model=bool(names & {"theta", "model"}),
+            server_data=bool(names & {"server_data", "server_update", "view"}),
+            client_ids=bool(names & {"clients", "view"}),
+            model=bool(names & {"theta", "model", "view"}),
         )
 
     @property
@@ -85,13 +85,14 @@ class OwnCombine:
         """What makes each of the `OPTIONAL` inputs."""
         theta = torch.zeros(0) if self.theta is None else self.theta
         whose = "public" if self.public else "server"
-        return {
+        given: dict[str, Callable[[], Any]] = {
             "clients": clients.clone,
             "state": lambda: self.state,
             "generator": lambda: torch_stream(self.seed, "rule", whose, self.calls),
             "report": lambda: self.report,
             **{name: lambda name=name: self.server[name](theta) for name in OF_THE_MODEL},
         }
+        return {**given, "view": lambda: RuleView(**{part.name: given[part.name]() for part in fields(RuleView)})}
 
     def _failure(self, error: BaseException) -> Exception:
         if isinstance(error, OutsideRuleError | CannotCombineError | OptionError):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fl_sim.config.keys import Strategy
+from fl_sim.data.batches import Batch
 from fl_sim.grid.server_strategy import Needs
+from fl_sim.model.flat_model import FlatModel
 from fl_sim.training.clipping import Clip, clip, clip_of, norms
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]  # updates (n, d), weights (n,), client ids (n,) -> (d,)
@@ -21,6 +24,23 @@ class CannotCombineError(RuntimeError):
 
 class OptionError(ValueError):
     """An option of a rule of ours is out of its range."""
+
+
+@dataclass(frozen=True)
+class RuleView:
+    """What a rule that asks for `view` gets in one round: the inputs that other rules ask for one by one (docs/contributing.md, section
+    2.2), but for the server's own update."""
+
+    clients: Tensor
+    theta: Tensor
+    model: FlatModel
+    server_data: Batch
+    server_lr: float
+    server_momentum: float
+    client_lr: float
+    generator: torch.Generator
+    state: dict[str, Tensor]
+    report: dict[str, Any]
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from strategies.byzfl_rules import PRE_AGGREGATORS, ByzflCombine
 from strategies.flower_host import FlowerHost, core_of, makes_own_step
 from strategies.guarantees import subsets
 from strategies.own_rule import OwnCombine, ServerInputs
+from strategies.robust.catalogue import ROBUST
 from strategies.rule import CannotCombineError
 
 SIZE = 8  # numbers in a vector
@@ -73,6 +74,7 @@ def trial_inputs(n: int) -> ServerInputs:
         "server_data": batch,
         "server_update": vectors(n).mean(dim=0),
         "server_lr": 0.1,
+        "server_momentum": 0.9,
         "client_lr": 0.1,
     }
     return {name: lambda _, value=value: value for name, value in given.items()}
@@ -83,7 +85,7 @@ def try_function(combine: OwnCombine, n: int) -> str:
     OptionError."""
     rows = vectors(n)
     try:
-        return _inaction(combine(rows, torch.ones(n), torch.arange(n)), rows, exempt=False)
+        return _inaction(combine(rows, torch.ones(n), torch.arange(n)), rows, exempt=not ROBUST[combine.name].at_once)
     except CannotCombineError:  # of random vectors it may leave nobody
         return ""
 

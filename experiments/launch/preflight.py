@@ -103,8 +103,8 @@ def _nobody_malicious(configs: Sequence[Config]) -> list[str]:
 
 def _weight_notes(config: Config, federation: Federation) -> list[str]:
     """That a strategy ignores the weights of clients, if these differ."""
-    shares = [len(share) for share in federation.splits.shares]
-    weights = {"batch": {min(share, config.client.batch_size) for share in shares}, "share": set(shares), "equal": {1}}
+    shares = federation.splits.sizes
+    weights = {"batch": {min(share, config.client.batch_size) for share in shares}, "share": shares, "equal": {1}}
     if len(weights[config.client.weight]) == 1 or reads_weights_of(config):
         return []
     return [f"{config.strategy.name} ignores client.weight = {config.client.weight!r}: every client counts the same, for the coalition too"]

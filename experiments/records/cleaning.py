@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,53 @@ def _part(counts: CleaningCounts, name: str) -> dict[str, Any]:
         f"{name}shift": counts.shift / left if left else 0.0,
     }
     return figures | ({f"{name}scores": list(counts.bins)} if counts.bins else {})
+
+
+def auroc(clean: Sequence[int], poisoned: Sequence[int]) -> float | None:
+    """The share of pairs of a clean and a poisoned image in which the poisoned one has the higher score; a pair in one bin counts one half.
+    None without a pair.
+
+    Args: how many images of each have a score in each bin.
+    """
+    pairs, wins, below = sum(clean) * sum(poisoned), 0.0, 0
+    for ours, theirs in zip(clean, poisoned, strict=True):
+        wins += theirs * (below + 0.5 * ours)
+        below += ours
+    return wins / pairs if pairs else None
+
+
+def binned(lines: Iterable[Mapping[str, Any]], key: str) -> list[int]:
+    """How many images have a score in each bin, over all lines. key: `scores`, or `poisoned_scores`."""
+    counts = [line["cleaning"][key] for line in lines if key in line.get("cleaning", {})]
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+def clean_lines(attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines with the clean images to compare poisoned ones with: the clean twin's of the rounds before the recovery; without a twin the
+    attacked track's own. (After a trigger clean images look poisoned to a broken model.)"""
+    acting = {line["round"] for line in attacked if line["phase"] != "recover"}
+    return [line for line in twin or attacked if line["round"] in acting]
+
+
+def cleaning_summary(attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[str, Any]]) -> dict[str, float | None] | None:
+    """What a cleaning did: the shares of clean (`clean_lines`) and of poisoned images that it changed or dropped; and the AUROC of its
+    scores of the poisoned images of the accumulative phase, and of the triggers, against the clean ones. None without a cleaning."""
+    if not any("cleaning" in line for line in attacked):
+        return None
+    clean = clean_lines(attacked, twin)
+    shares = {"flagged": flagged(clean, ""), "poisoned_flagged": flagged(attacked, "poisoned_")}
+    scores = binned(clean, "scores")
+    for phase in ("accumulate", "trigger"):
+        poisoned = binned([line for line in attacked if line["phase"] == phase], "poisoned_scores")
+        shares[f"auroc_{phase}"] = auroc(scores, poisoned) if scores and poisoned else None
+    return shares
+
+
+def flagged(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    """The share of images that were changed or dropped, over all lines; None without images. name: empty, or `poisoned_`."""
+    figures = [line["cleaning"] for line in lines if line.get("cleaning", {}).get(f"{name}images")]
+    images = sum(part[f"{name}images"] for part in figures)
+    return sum(part[f"{name}changed"] + part[f"{name}dropped"] for part in figures) / images if images else None
 
 
 def cleaning_record(

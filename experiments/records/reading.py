@@ -100,6 +100,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return flat
 
 
+def read_cleaning(folder: Path) -> dict[str, Any]:
+    """`cleaning.json` of a run, empty if it has none. Raises DamagedError."""
+    path = folder / "cleaning.json"
+    return read_object(path) if path.exists() else {}
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """What a run was made with. Raises DamagedError."""
     return _checked(folder / "meta.json", _Meta)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.report.figures.run_figures import PHASES
+from experiments.report.figures.curves import PHASES
 from experiments.report.views import RATIOS, Curve, Matrix, Panel, RoundPanels, ratio_axis, ratio_curves, stealth_points
 from experiments.sweep.published import Pair
 from experiments.sweep.search import left_after, stealth_cost

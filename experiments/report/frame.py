@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 
 from experiments.sweep.study import Run
@@ -77,11 +76,3 @@ def _json_of_list(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return dict(cast(Mapping[str, Any], value)) if isinstance(value, Mapping) else value
-
-
-def over_seeds(values: Sequence[float]) -> str:
-    """`mean (least to most)` of one or several accuracies."""
-    if not values:
-        return "-"
-    mean = float(np.mean(values))
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"

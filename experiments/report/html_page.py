@@ -14,12 +14,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.report.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
-from experiments.report.frame import over_seeds
 from experiments.report.measures import measured
 from experiments.report.views import Matrix, accuracy_matrix, round_panels, worst_cases
 from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.numbers import published_numbers
-from experiments.sweep.published import Pair
+from experiments.sweep.published import Pair, over_seeds
 from experiments.sweep.search import STEALTH_LIMIT
 from experiments.sweep.study import Run, Study, result_keys
 from fl_sim.atomic_files import write_whole

@@ -17,10 +17,9 @@ from typing import Any
 import pandas as pd
 
 from experiments.report.figures.study_figures import published_figure, stealth_figure
-from experiments.report.frame import over_seeds
 from experiments.report.views import seeds_text
 from experiments.sweep.numbers import published_numbers
-from experiments.sweep.published import Pair, agreement, match_published
+from experiments.sweep.published import Pair, agreement, match_published, over_seeds
 from experiments.sweep.study import complete_runs, read_study, result_keys
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.resolve import ConfigError

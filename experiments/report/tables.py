@@ -13,10 +13,9 @@ from rich.text import Text
 
 from experiments.records.folder import failure_of, is_complete
 from experiments.records.reading import DamagedError, read_config, read_summary
-from experiments.report.frame import over_seeds
 from experiments.sweep.inaction import defence_text
 from experiments.sweep.numbers import published_numbers
-from experiments.sweep.published import Pair, agreement
+from experiments.sweep.published import Pair, agreement, over_seeds
 from experiments.sweep.study import run_folders
 
 if TYPE_CHECKING:

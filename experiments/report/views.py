@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.report.frame import label_frame, over_seeds, study_frame
+from experiments.report.frame import label_frame, study_frame
 from experiments.run.phases import accumulate_rounds
+from experiments.sweep.published import over_seeds
 from experiments.sweep.search import left_after, stealth_cost
 from experiments.sweep.study import Run
 from fl_sim.config.resolve import config_of

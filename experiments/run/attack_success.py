@@ -74,6 +74,11 @@ class SuccessRates:
         """Whether there is anything to measure."""
         return self._whole is not None and len(self._whole.labels) > 0
 
+    @property
+    def images(self) -> Batch | None:
+        """The images made from `evaluate.examples` test examples; None if there is none."""
+        return self._part if self._part is not None and len(self._part.labels) else None
+
     def part(self, model: FlatModel, theta: Tensor) -> dict[str, float]:
         """The rate on `evaluate.examples` test images, as an entry of a line; empty if there is none."""
         return self._entry(NAME, model, theta, self._part)

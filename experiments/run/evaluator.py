@@ -15,6 +15,9 @@ from fl_sim.data.federation import Federation
 from fl_sim.model.burn_in import StartModel
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
+from fl_sim.rng.streams import torch_stream
+from strategies.catalogue import smoothing_noise
+from strategies.robust.noise.smoothing import smoothed_test
 
 
 class Score(NamedTuple):
@@ -42,6 +45,7 @@ class Evaluator:
         self.partial = bool(count) and count < len(self._test.labels)
         self._part = federation.test(count) if self.partial else self._test
         self.success = SuccessRates(config, federation, self._test, self._part)
+        self._smoothing, self._seed = smoothing_noise(config), config.seed
 
     def part(self, theta: Tensor) -> Score:
         """On `evaluate.examples` test examples."""
@@ -50,6 +54,18 @@ class Evaluator:
     def whole(self, theta: Tensor) -> Score:
         """On the whole test set."""
         return self._score(theta, self._test)
+
+    def smoothed(self, theta: Tensor) -> dict[str, dict[str, float]]:
+        """The strategy's smoothed test on `evaluate.examples` test examples, and the success rate of the attack in it, as an entry of a
+        line; empty for a strategy without such a test."""
+        if self._smoothing is None:
+            return {}
+        shares = smoothed_test(self.model, theta, self._part, self._smoothing, torch_stream(self._seed, "smoothed"))._asdict()
+        if images := self.success.images:
+            shares["attack_success_rate"] = smoothed_test(
+                self.model, theta, images, self._smoothing, torch_stream(self._seed, "smoothed")
+            ).accuracy
+        return {"smoothed": shares}
 
     def probe(self, theta: Tensor) -> float:
         """Accuracy on the server's probe set."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.records.cleaning import cleaning_summary
 from experiments.records.identity import run_hash
 from experiments.run.attack_success import WHOLE, rates_of
 from experiments.run.filtering import mean_rates
@@ -64,6 +65,13 @@ class SuccessRate(Part):
     final: float
 
 
+class CleaningShares(Part):
+    flagged: float | None
+    poisoned_flagged: float | None
+    auroc_accumulate: float | None
+    auroc_trigger: float | None
+
+
 class Filtering(Part):
     """Shares from 0 to 1, means over the rounds in which the coalition acted: of the malicious clients that the strategy left out (also
     called recall), of the honest ones that it left out, and of malicious ones among those left out."""
@@ -72,6 +80,15 @@ class Filtering(Part):
     false_positive_rate: float | None
     precision: float | None
     recall: float | None
+
+
+class Smoothed(Part):
+    """CRFL's smoothed test of the last model, percent of `evaluate.examples` test images: most noisy copies name the label; also their lead
+    is too large to be chance; and of triggered images, most copies name the target class."""
+
+    accuracy: float
+    certain: float
+    attack_success_rate: float | None = None
 
 
 class CleanTwin(Part):
@@ -202,6 +219,8 @@ class Summary(Part):
     most_harmed_class: OneClass | None = None
     attack_success_rate: SuccessRate | None = None
     filtering: Filtering | None = None
+    cleaning: CleaningShares | None = None
+    smoothed: Smoothed | None = None
     drop: float | None
     stealth_gap: float | None
     gain: float | None
@@ -261,6 +280,10 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         **_classes(attacked),
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
         filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
+        cleaning=CleaningShares.model_validate(shares)
+        if (shares := cleaning_summary(attacked.lines, twin.lines if twin else ()))
+        else None,
+        smoothed=Smoothed.model_validate(votes) if (votes := attacked.lines[-1].get("smoothed")) else None,
         drop=_minus(before, after),
         stealth_gap=_stealth_gap(attacked, twin),
         gain=_minus(control.after_trigger if control else None, after),

@@ -245,6 +245,8 @@ class TrackRun:
             line |= self._whole("after_trigger", whole) if is_compared else {}
             line |= self._whole("end_of_attack", whole) if ends else {}
             line |= self._whole("whole_accuracy", whole) if last else {}
+        if last:
+            line |= evaluator.smoothed(theta)
         return line
 
     def _whole(self, name: str, score: Score) -> dict[str, Any]:

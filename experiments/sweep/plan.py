@@ -24,8 +24,8 @@ from fl_sim.model.burn_in import StartModel
 from fl_sim.model.module import new_module
 from fl_sim.model.vectors import flat_buffers, flat_parameters
 
-START_UP = {"inline": 3.5, "ray": 10.0, "flower": 40.0}  # seconds on two cores, by transport (docs/performance.md)
-ATTACK = 1.3  # a round of the default attack over an honest one: 15 and 11.6 ms with W5 of docs/performance.md
+START_UP = {"inline": 3.5, "ray": 10.0, "flower": 40.0}  # seconds on two cores, by transport (docs/results/performance.md)
+ATTACK = 1.3  # a round of the default attack over an honest one: 15 and 11.6 ms with W5 of docs/results/performance.md
 TICK = 0.1  # seconds: no wave of Flower's own engine is faster
 
 

@@ -78,3 +78,11 @@ def agreement(entry: str, pairs: Sequence[Pair]) -> Agreement:
                 ours = (neighbour.mean - pair.mean) * theirs
                 same, other, equal = same + (ours > 0), other + (ours < 0), equal + (ours == 0)
     return Agreement(same, other, equal)
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """`mean (least to most)` of one or several accuracies."""
+    if not values:
+        return "-"
+    mean = float(np.mean(values))
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"

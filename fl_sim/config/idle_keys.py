@@ -73,6 +73,7 @@ READERS: dict[str, Readers] = {
         lambda config: config.strategy.name not in ("mean", "clip-before", "clip-after", "dgc", "dgc-2"),
     ),
     **{f"cleaning.{key}": _cleaning("dsc") for key in ("unit", "p0", "growth", "calibration-rounds", "history")},
+    "cleaning.shrunk": ("every cleaning but none", lambda config: config.cleaning.name != "none"),
     "cleaning.fpr": _cleaning("dsc", *FILTERS),
     **{f"cleaning.{key}": _cleaning("dsc", "correct-all", "adversarial") for key in ("epsilon", "steps", "step")},
     "strategy.calibration-rounds": _strategy("dgc", "dgc-2"),

@@ -28,9 +28,6 @@ def image_checks(config: Config) -> list[Problem]:
 
 def _cleaning(config: Config) -> list[Problem]:
     cleaning, epochs, problems = config.cleaning, config.schedule.burn_in_epochs, list[Problem]()
-    if cleaning.shrunk and cleaning.name == "none":
-        keys = ("cleaning.shrunk", "cleaning.name")
-        problems.append((keys, "expected another cleaning.name than 'none' with cleaning.shrunk = true: it says how long updates are"))
     if cleaning.name == "dsc" and round(cleaning.history * epochs) == epochs:
         keys = ("cleaning.history", "schedule.burn-in-epochs")
         what = f"an earlier model than the burnt-in one with cleaning.name = 'dsc', got {cleaning.history} of {epochs} epochs"

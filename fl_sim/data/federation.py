@@ -43,7 +43,7 @@ class Federation:
     ) -> CohortBatches:
         """The batches of k clients in a round, each drawn from the stream `(seed, "batch", client, round)`, or with `data.stream` the
         next ones of the client's pass over its share. weight: `client.weight`."""
-        shares = [self.splits.shares[i] for i in clients]
+        shares = self.splits.of(clients)
         if self.streams:
             where, sizes = stream_batches(shares, [(self.seed, "pass", client) for client in clients], round_, steps, batch_size)
         else:
@@ -51,7 +51,7 @@ class Federation:
         real = np.arange(where.shape[2]) < sizes[:, None]
         weights = np.broadcast_to(np.where(real, 1.0 / sizes[:, None], 0.0).astype(np.float32)[:, None], where.shape)
         batch = self.batch(self.dataset.train, where.reshape(-1))
-        counts = {"share": [len(self.splits.shares[client]) for client in clients], "equal": [1] * len(clients)}
+        counts = {"share": [len(share) for share in shares], "equal": [1] * len(clients)}
         return CohortBatches(
             batch.inputs.view(*where.shape, *self.dataset.image_shape),
             batch.labels.view(where.shape),

@@ -2,7 +2,7 @@
 `(labels: ndarray (e,), num_clients, generator, **options) -> list of N index arrays`, positions in `labels`.
 
 `labels` are the labels of the clients' training examples, shuffled. Our partitions give every client at least one example, if there are
-at least N.
+at least N; with `resampled` any number of clients.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.data.outside_partitions import FLOWER, family_problem, flower_partition, index_file_digest, index_file_partition, is_index_file
+from fl_sim.data.population.resampled import resampled
 from fl_sim.registry import Registry
 
 Integers = NDArray[np.int64]
@@ -177,6 +178,7 @@ PARTITIONS: Mapping[str, Partition] = {
     "quantity-skew": quantity_skew,
     "label-quantity": label_quantity,
     "shards": shards,
+    "resampled": resampled,
 }
 
 # Options that also have a key of their own, below `data.`; `data.partition-options` takes precedence.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from fl_sim.config.options import options_text, parse_options
 from fl_sim.data.outside import DataError
 from fl_sim.data.outside_partitions import checked_shares, is_index_file, shares_of
 from fl_sim.data.partitions import KEYED, PARTITIONS, partitions
+from fl_sim.data.population.resampled import ResampledShares
 from fl_sim.outside_code import placed
 from fl_sim.registry import OutsideError
 from fl_sim.rng.streams import stream
@@ -23,14 +25,24 @@ Integers = NDArray[np.int64]
 class Splits:
     """Index arrays, int64. `shares` (one per client, never empty), `own_set`, `public` and `burn_in` (empty: the burn-in trains on the
     clients' shares) point into the training part and do not overlap; `probe` and `test` point into the test part and do not overlap. Only
-    `test` is sorted, for reading from disk in order."""
+    `test` is sorted, for reading from disk in order. With the partition `resampled` the shares overlap, and `burn_in` is what they are
+    drawn from."""
 
-    shares: tuple[Integers, ...]
+    shares: Sequence[Integers]
     own_set: Integers
     probe: Integers
     test: Integers
     burn_in: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
     public: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def of(self, clients: Sequence[int]) -> list[Integers]:
+        """The shares of some clients."""
+        return self.shares.of(clients) if isinstance(self.shares, ResampledShares) else [self.shares[client] for client in clients]
+
+    @property
+    def sizes(self) -> set[int]:
+        """The sizes of the shares (of a resampled population: the most that a share has)."""
+        return {self.shares.examples} if isinstance(self.shares, ResampledShares) else {len(share) for share in self.shares}
 
     @property
     def trained_before(self) -> Integers:
@@ -99,7 +111,7 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
     remaining -= before
     if plan.burn_in_share and not before:
         raise ValueError(f"data.burn-in-share = {plan.burn_in_share}: expected at least one of {remaining} training examples")
-    if plan.num_clients > remaining:
+    if plan.num_clients > remaining and plan.partition != "resampled":
         raise ValueError(f"data.num-clients = {plan.num_clients}: only {remaining} training examples are left for the clients")
 
     train = stream(plan.seed, "splits", "train").permutation(len(train_labels))
@@ -116,8 +128,11 @@ def make_splits(train_labels: Integers, test_labels: Integers, plan: SplitPlan) 
             positions = _outside_positions(train_labels, rest, plan, generator)
         except DataError as error:
             raise DataError(f"data.partition = {plan.partition!r}: {error}") from error
-    # Shuffled within a share too, so that a batch may be a slice of it.
-    shares = tuple(rest[generator.permutation(share)] for share in positions)
+    if isinstance(positions, ResampledShares):
+        burn_in = burn_in if before else rest
+        shares = positions.among(rest)
+    else:  # shuffled within a share too, so that a batch may be a slice of it
+        shares = tuple(rest[generator.permutation(share)] for share in positions)
     return Splits(
         shares=shares, own_set=own_set, probe=test[: plan.probe_size], test=np.sort(test[plan.probe_size :]), burn_in=burn_in, public=public
     )

@@ -113,7 +113,7 @@ class ClientGrid(Grid):
         settings = content.config_records["config"]
         phase, clients = cast(str, settings["phase"]), sorted(cast(list[int], settings["clients"]))
         members = [] if phase in RESTING else [client for client in clients if client in self._malicious]
-        blocks = self._blocks([client for client in clients if client not in members])
+        blocks = self._blocks(clients, frozenset(members))
         norm = cast(Any, settings["clip-norm"])
         order = Order(
             theta=from_record(content.array_records["arrays"])["theta"],
@@ -133,12 +133,15 @@ class ClientGrid(Grid):
         part = CoalitionOrder(tuple(members), phase, self._accumulate, len(clients), self.attack_state, rule)
         return replace(order, coalition=replace(part, honest_trigger=self.honest_trigger))
 
-    def _blocks(self, clients: list[int]) -> Blocks:
-        """The clients in blocks: fixed ranges of `client.block` consecutive ids."""
-        members: dict[int, list[int]] = {}
-        for client in clients:
-            members.setdefault(client // self._config.client.block, []).append(client)
-        return tuple((position, tuple(members[key])) for position, key in enumerate(sorted(members)))
+    def _blocks(self, clients: list[int], apart: frozenset[int]) -> Blocks:
+        """The clients, without those `apart`, in blocks: fixed ranges of `client.block` consecutive ids. In a resampled population: of
+        consecutive places among the clients of the round."""
+        by_place, size = self._config.data.partition == "resampled", self._config.client.block
+        blocks: dict[int, list[int]] = {}
+        for place, client in enumerate(clients):
+            if client not in apart:
+                blocks.setdefault((place if by_place else client) // size, []).append(client)
+        return tuple((position, tuple(blocks[key])) for position, key in enumerate(sorted(blocks)))
 
     def _round(self, order: Order) -> tuple[RecordDict, RoundOutcome]:
         """Run the waves of a round and pack the replies."""

@@ -15,7 +15,7 @@ from fl_sim.grid.gpu_shares import workers_here
 from fl_sim.grid.ray_runtime import cluster_address
 from fl_sim.model.module import new_module
 
-# Measured on one core, docs/performance.md: W1 to W3, and the start-up.
+# Measured on one core, docs/results/performance.md: W1 to W3, and the start-up.
 RATE = 10e9  # floating-point operations per second
 FIXED = 0.005  # seconds of a round that do not depend on the model
 WAVE = 0.013  # seconds that a wave of messages over Ray adds to a round
@@ -75,7 +75,8 @@ def needs_ray(config: Config) -> str:
 
 def _blocks(config: Config) -> int:
     """The most blocks that the clients of a round are in."""
-    return min(config.clients_per_round, -(-config.data.num_clients // config.client.block))
+    ids = config.clients_per_round if config.data.partition == "resampled" else config.data.num_clients
+    return min(config.clients_per_round, -(-ids // config.client.block))
 
 
 def operations(config: Config) -> float:

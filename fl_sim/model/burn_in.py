@@ -21,6 +21,7 @@ from fl_sim.config.resolve import hashed_keys, to_json
 from fl_sim.data.augmentation import cropped_and_flipped
 from fl_sim.data.batches import Indices
 from fl_sim.data.federation import Federation
+from fl_sim.data.population.resampled import ResampledShares
 from fl_sim.data.splits import Splits
 from fl_sim.device import device_of
 from fl_sim.model.architectures import MODELS, is_plain
@@ -88,8 +89,9 @@ def cache_key(config: Config, federation: Federation, more: tuple[str, ...] = ()
 
 
 def _splits_digest(splits: Splits) -> str:
-    digest = hashlib.sha256(repr([len(share) for share in splits.shares]).encode())
-    for indices in (*splits.shares, splits.own_set, splits.probe, splits.test, splits.burn_in, splits.public):
+    shares = () if isinstance(splits.shares, ResampledShares) else splits.shares
+    digest = hashlib.sha256(repr([len(share) for share in shares] or splits.shares).encode())
+    for indices in (*shares, splits.own_set, splits.probe, splits.test, splits.burn_in, splits.public):
         digest.update(np.ascontiguousarray(indices).data)
     return digest.hexdigest()
 

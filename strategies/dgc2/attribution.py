@@ -1,6 +1,6 @@
 """Attribution by class: when some classes get worse, whose updates made them so?
 
-Ours (docs/mathematics.md, section 9.3).
+Ours (docs/mathematics.md, section 11.3).
 """
 
 from __future__ import annotations

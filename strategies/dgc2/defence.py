@@ -1,6 +1,6 @@
 """DGC, second version: the combination of a rule that lets no client push in one direction for long, and no class die.
 
-Ours (docs/mathematics.md, section 9).
+Ours (docs/mathematics.md, section 11).
 """
 
 from __future__ import annotations
@@ -28,13 +28,10 @@ CALM = 20  # rounds after a return, or after the last change of the bound, until
 TIGHTEST = 1.0 / 16.0  # of the calibrated bound
 
 
-class Limits(NamedTuple):
-    """beta: memory of the persistence, below 1; total, by_class: how many points of the probe's accuracy, and of that of one class, may be
-    lost before the server returns to an earlier model; momentum: the server's."""
+class Memories(NamedTuple):
+    """beta: memory of the persistence, below 1; momentum: the server's."""
 
     beta: float
-    total: float
-    by_class: float
     momentum: float
 
 
@@ -42,8 +39,9 @@ class Memory(NamedTuple):
     """What the defence remembers from round to round.
 
     pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
-    accuracies, of each class and of all together, and the highest such means. kept (d,): the last model in which no class was worse than
-    usual; kept_smooth (c + 1,): its running means. tightness: factor of the calibrated bound. calm: rounds since tightness changed.
+    accuracies, of each class and of all together, and the highest such means, which follow a fall slowly. kept (d,): the last model in
+    which no class was worse than usual; kept_smooth (c + 1,): its running means. tightness: factor of the calibrated bound. calm: rounds
+    since tightness changed.
     """
 
     pushes: Pushes
@@ -75,7 +73,7 @@ class SecondDefence:
     gradient: Callable[[Tensor, Tensor], Tensor]
     signs: Tensor
     levels: Levels
-    limits: Limits
+    memories: Memories
     memory: Memory
     left_out: Tensor | None = None
     figures: dict[str, float] = field(default_factory=dict[str, float])
@@ -92,8 +90,8 @@ class SecondDefence:
         a_i < 1/2."""
         known, memory = Pushes(*(part[clients] for part in self.memory.pushes)), self.memory
         sketches = sketch(updates, self.signs)
-        scales = factors(known, sketches, self.limits.beta, self.levels.cuts[clients])
-        known = add(known, scales.unsqueeze(1) * sketches, self.limits.beta)
+        scales = factors(known, sketches, self.memories.beta, self.levels.cuts[clients])
+        known = add(known, scales.unsqueeze(1) * sketches, self.memories.beta)
         for part, new in zip(memory.pushes, known, strict=True):
             part[clients] = new
         scaled, rising = int((scales < 1.0).sum()), self._rising()
@@ -101,7 +99,7 @@ class SecondDefence:
         if rising.any():
             gradient = self.gradient(server.theta, rising)
             dropped = harmful(-weights * scales * (updates @ gradient))
-            correction = self.limits.momentum * harmful_part(server.velocity, gradient)
+            correction = self.memories.momentum * harmful_part(server.velocity, gradient)
             scales = torch.where(dropped, 0.0, scales)
         self.left_out = scales < 0.5
         self.figures = {
@@ -118,11 +116,9 @@ class SecondDefence:
         memory, now = self.memory, self.by_class(server.theta)
         reference = forget(memory.reference, now.losses, FORGET)
         smooth = memory.smooth + (summary(now) - memory.smooth) / SMOOTH
-        best = torch.maximum(memory.best, smooth)
+        best = -forget(-memory.best, -smooth, FORGET)
         lost = best - smooth
-        allowed = torch.full_like(lost, self.limits.by_class)
-        allowed[-1] = self.limits.total
-        returns = not bool((lost <= allowed).all())  # in this form a model that is not a number is not accepted
+        returns = not bool((lost <= self.levels.lost).all())  # in this form a model that is not a number is not accepted
         figures = {"returned": float(returns), "probe_accuracy": float(smooth[-1]), "most_lost": float(lost[:-1].max())}
         calm, tightness = memory.calm + 1, memory.tightness
         if returns:
@@ -133,7 +129,7 @@ class SecondDefence:
         elif calm >= CALM and tightness < 1.0:
             tightness, calm = tightness * 2.0, 0
         memory = memory._replace(now=now, reference=reference, smooth=smooth, best=best, tightness=tightness, calm=calm)
-        if not returns and bool((lost <= allowed / 2.0).all()) and not self._rising_in(memory).any():
+        if not returns and bool((lost <= self.levels.lost / 2.0).all()) and not self._rising_in(memory).any():
             memory = memory._replace(kept=server.theta, kept_smooth=smooth)
         self.memory = memory
         return server, figures
@@ -148,13 +144,13 @@ class SecondDefence:
 
 def begin_defence(config: Config, theta: Tensor, probe: ClassProbe, levels: Levels) -> SecondDefence:
     """The defence before round 1, from the burnt-in model theta (d,)."""
-    settings, signs = config.strategy, stream(config.seed, "sketch").integers(0, 2, len(theta))
+    signs = stream(config.seed, "sketch").integers(0, 2, len(theta))
     return SecondDefence(
         by_class=probe.by_class,
         gradient=probe.gradient,
         signs=torch.from_numpy(2.0 * signs - 1.0).to(theta),
         levels=levels,
-        limits=Limits(settings.persistence_memory, settings.most_lost, settings.most_lost_class, config.server.momentum),
+        memories=Memories(config.strategy.persistence_memory, config.server.momentum),
         memory=first_memory(theta, probe.by_class(theta), no_pushes(config.data.num_clients)),
     )
 

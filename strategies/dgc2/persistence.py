@@ -1,7 +1,7 @@
 """Persistence: how much of what a client sends adds up over the rounds.
 
 Honest updates of small batches are nearly orthogonal from round to round; a patient attacker's are not. Ours (docs/mathematics.md,
-section 9.2).
+section 11.2).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SKETCH = 1024  # numbers that stand for an update; inner products of sketches are off by about 3 % of the lengths
@@ -33,8 +32,10 @@ def sketch(updates: Tensor, signs: Tensor) -> Tensor:
     The signs (d,), 1 or -1, are the server's secret. Inner products are kept in expectation: `E <sketch(a), sketch(b)> = <a, b>`.
     Source: Charikar et al. 2002 (count sketch), with a fixed assignment to the k numbers.
     """
-    n, d = updates.shape
-    return F.pad(updates * signs, (0, -d % SKETCH)).view(n, -1, SKETCH).sum(dim=1)
+    sketches = updates.new_zeros(len(updates), SKETCH)
+    for part, own in zip(updates.split(SKETCH, dim=1), signs.split(SKETCH), strict=True):  # k coordinates at a time: no copy of (n, d)
+        sketches[:, : len(own)].addcmul_(part, own)
+    return sketches
 
 
 def persistence(pushes: Pushes) -> Tensor:

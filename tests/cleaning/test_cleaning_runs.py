@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_sim.config.idle_keys import idle_key_notes
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
 from fl_sim.grid.transports import InlineTransport
@@ -71,10 +72,6 @@ def test_a_round_whose_images_are_all_dropped_leaves_the_model_as_it_was(configu
     ("flat", "says"),
     [
         (
-            {"cleaning__shrunk": True},
-            "expected another cleaning.name than 'none' with cleaning.shrunk = true: it says how long updates are",
-        ),
-        (
             {"cleaning__name": "dsc", "schedule__burn_in_epochs": 1, "cleaning__history": 0.8},
             "expected cleaning.history to give an earlier model than the burnt-in one with cleaning.name = 'dsc', got 0.8 of 1 epochs",
         ),
@@ -86,3 +83,9 @@ def test_bad_values_are_refused(configure: Configure, flat: dict[str, object], s
     with pytest.raises(ConfigError) as caught:
         configure(**flat)
     assert caught.value.problems == [says]
+
+
+def test_keys_that_no_cleaning_reads_are_named(configure: Configure) -> None:
+    (note,) = idle_key_notes([configure(cleaning__shrunk=True)])
+    assert note == "cleaning.shrunk = True has no effect here: it is read by every cleaning but none"
+    assert idle_key_notes([configure(cleaning__name="jpeg", cleaning__shrunk=True)]) == []

@@ -322,6 +322,7 @@ def test_with_epsilon_0_the_run_is_the_honest_one(configure: Configure, runs_dir
     "more",
     [{}, {"attack__image_fraction": 0.5, "attack__trigger_images": "refreshed", "attack__ball": "moving", "attack__pgd_aim": "cosines"}],
 )
+@pytest.mark.slow
 def test_a_run_is_the_same_bytes_wherever_it_is_computed(configure: Configure, tmp_path: Path, more: dict[str, Any]) -> None:
     config = configure(attack__surface="images", attack__epsilon=0.2, attack__malicious_fraction=0.3, attack__pgd_steps=3, **more)
     summary, first = run(config, tmp_path / "one")

@@ -19,7 +19,7 @@ from tests.support.small_data import SORTED, split
 @st.composite
 def plans(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, SplitPlan]:
     """Anything that `make_splits` must accept, down to one client with one example and one class."""
-    partition = draw(st.sampled_from(list(PARTITIONS)))
+    partition = draw(st.sampled_from([name for name in PARTITIONS if name != "resampled"]))  # its shares overlap
     num_clients, count, own_set_size, probe_size = draw(st.tuples(*(st.integers(low, 6) for low in (1, 1, 0, 0))))
     least = own_set_size + num_clients * (count if partition == "shards" else 1)
     labels = np.array(draw(st.lists(st.integers(0, 4), min_size=least, max_size=least + 40)))
@@ -132,3 +132,13 @@ def test_a_probe_by_class_holds_equally_many_of_each_and_moves_nothing_else() ->
     for size, text in ((2, "at least one example of each of the 3 classes"), (90, "class 2 has 20 test examples, expected at least 30")):
         with pytest.raises(ValueError, match=f"strategy.probe-size = {size}: .*{text}"):
             make_splits(labels, labels, replace(plan, probe_size=size, probe_by_class=True))
+
+
+def test_public_examples_are_nobody_elses_and_the_coalitions_set_stays() -> None:
+    parts = split(public_size=50, burn_in_share=0.2)
+    everything = np.concatenate([*parts.shares, parts.own_set, parts.public, parts.burn_in])
+    assert sorted(everything) == list(range(1000))
+    assert len(parts.public) == 50
+    assert np.array_equal(parts.own_set, split().own_set)
+    with pytest.raises(ValueError, match=r"data.public-size = 900: expected 0 to 899 of the 900 training examples left"):
+        split(public_size=900)

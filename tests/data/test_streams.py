@@ -71,6 +71,7 @@ def test_the_rounds_of_a_federation_are_a_stream(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize("clients", [1, 20])
+@pytest.mark.slow
 def test_the_online_setting_is_the_same_bytes_wherever_it_is_computed(configure: Configure, tmp_path: Path, clients: int) -> None:
     """One client with twenty images, and twenty with one."""
     config = configure(

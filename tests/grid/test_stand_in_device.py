@@ -13,6 +13,7 @@ from clients.accumulative.objectives import OBJECTIVES
 from clients.catalogue import ATTACKS
 from clients.client_app import answer
 from experiments.run.execute import execute_run
+from fl_sim.config.checks import LINE_SEARCHES
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
 from fl_sim.grid.transports import InlineTransport
@@ -37,7 +38,15 @@ FAST: dict[str, dict[str, Any]] = {
 SLOW: dict[str, dict[str, Any]] = {
     "clip-before": {"strategy__name": "clip-before", "attack__budget": "client"},
     "images": {"strategy__name": "mean", "attack__surface": "images", "client__local_steps": 2},
-    **{f"attack {name}": {"attack__name": name, "attack__malicious_fraction": 0.3} for name in ATTACKS if name != "edge-case"},
+    **{
+        f"attack {name}": {"attack__name": name, "attack__malicious_fraction": 0.3}
+        for name in ATTACKS
+        if name not in ("edge-case", *LINE_SEARCHES)
+    },
+    **{
+        f"attack {name}": {"attack__name": name, "attack__malicious_fraction": 0.3, "attack__knowledge": "updates"}
+        for name in LINE_SEARCHES
+    },
     **{f"objective {name}": {"attack__objective": name} for name in OBJECTIVES},
     **{f"rule {name}": {"strategy__name": name} for name in RULES if name != "dgc"},
     **{f"rule flwr.{name}": {"strategy__name": f"flwr.{name}"} for name in FLOWER if not name.startswith("Differential")},
@@ -52,7 +61,12 @@ SLOW: dict[str, dict[str, Any]] = {
         f"images {aim}": {"attack__surface": "images", "attack__pgd_aim": aim, "attack__trigger_images": "refreshed"}
         for aim in ("residual", "inner-product", "cosines")
     },
-    "images by differences": {"attack__surface": "images", "attack__pgd_difference": 0.01, "attack__ball": "moving"},
+    "images by differences": {
+        "attack__surface": "images",
+        "attack__pgd_difference": 0.01,
+        "attack__ball": "moving",
+        "attack__trigger_images": "refreshed",
+    },
     **{f"model {name}": {"model__name": name, "strategy__name": "clip-before"} for name in ("cnn", "resnet18")},
     "batch norm": {"model__name": "cnn", "model__norm": "batch", "strategy__name": "clip-before"},
     "one by one": {"client__engine": "loop", "client__local_steps": 2, "client__weight": "share"},

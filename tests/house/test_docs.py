@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tokenize
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from fl_sim.model.burn_in import burn_in
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
 from strategies.catalogue import build_strategy, strategies
-from tests.support.pages import PAGES, ROOT, examples, text_of
+from tests.support.pages import NOTEBOOKS, PAGES, ROOT, examples, text_of
 
 PACKAGES = ("fl_sim", "strategies", "clients", "experiments", "tests")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -87,10 +88,18 @@ def anchors_of(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose_of(page: Path) -> str:
+    """A page without its blocks of code; the texts of a notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n\n".join(cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_links_exists(page: Path) -> None:
     """Files, and headings of pages."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = prose_of(page)
     for link in LINK.findall(text):
         if "://" in link:
             continue
@@ -110,7 +119,7 @@ def test_every_page_is_linked_from_another() -> None:
     assert [page.name for page in PAGES[1:] if page not in linked] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_names_exists(page: Path) -> None:
     """Files of the repository, but for the one that the page on attacks invents."""
     named = set(PLACE.findall(page.read_text(encoding="utf-8")))
@@ -128,6 +137,7 @@ def cited_in(path: Path) -> str:
     return "\n".join([*docstrings, *comments])
 
 
+@pytest.mark.slow
 def test_nothing_cites_what_is_not_in_the_repository() -> None:
     """No page and no docstring names a page outside it; a section that is cited is there."""
     here = Path(__file__).resolve()

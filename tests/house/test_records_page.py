@@ -23,7 +23,14 @@ from strategies.dgc.thresholds import DISCREPANCIES
 from tests.support.pages import text_of
 from tests.support.small_study import write_study_records
 
-OCCASIONAL = {"skipped", "idle", "missed_trigger"}  # keys of a line that neither of the runs below needs; tests of their own have them
+OCCASIONAL = {
+    "skipped",
+    "idle",
+    "missed_trigger",
+    "attack.provoked",
+    "attack.delivery_gap",
+    "attack.plain_gap",
+}  # keys of a line that neither of the runs below needs; tests of their own have them
 REASONS = ("failures", "retried")  # their keys are clients and blocks
 SMALL: Mapping[str, Any] = {
     "data.num-clients": 12,
@@ -95,13 +102,36 @@ def selecting(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path
     ).folder
 
 
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """The folder of a run with moved images, against clients that filter theirs."""
+    keys = {name: value for name, value in SMALL.items() if not name.startswith(("strategy.", "monitor.", "fault."))}
+    keys |= {"attack.surface": "images", "cleaning.name": "filter-lid", "data.public-size": 200, "twin": False, "control": False}
+    return fl_sim.run(
+        "digits", {**keys, "data.cache-dir": str(cache_dir)}, output_dir=tmp_path_factory.mktemp("runs"), progress=False
+    ).folder
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> tuple[Path, Path]:
+    """The folders of runs under `dgc-2` and `crfl`, which have figures of their own."""
+    keys = {name: value for name, value in SMALL.items() if not name.startswith(("strategy.", "monitor.", "fault.", "attack."))}
+    keys |= {"strategy.probe-size": 40, "twin": False, "control": False, "attack.name": "badnets", "data.cache-dir": str(cache_dir)}
+    folder = tmp_path_factory.mktemp("runs")
+    settings = [{**keys, "strategy.name": "dgc-2", "strategy.calibration-rounds": 10}, {**keys, "strategy.name": "crfl"}]
+    first, second = (fl_sim.run("digits", one, output_dir=folder, progress=False).folder for one in settings)
+    return first, second
+
+
 @pytest.mark.slow
-def test_every_key_of_a_line(run: Path, selecting: Path) -> None:
+def test_every_key_of_a_line(run: Path, selecting: Path, cleaned: Path, guarded: tuple[Path, Path]) -> None:
     """Both ways: nothing is missing on the page, and nothing on it is no longer written."""
-    lines = [json.loads(text) for place in (run, selecting) for text in (place / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
-    places = {re.sub(r"<\w+>", "<>", key) for key in named("2. A line") if "<figure>" not in key}
-    written = {path for line in lines for path in paths(line)}
-    assert written | OCCASIONAL == places | named("2.1") | named("2.2")
+    places = (run, selecting, cleaned, *guarded)
+    images = {"attack.images", "attack.image_shift", "attack.images_corrected"}  # of docs/image_attacks.md
+    lines = [json.loads(text) for place in places for text in (place / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    on_page = {re.sub(r"<\w+>", "<>", key) for key in named("2. A line") if "<figure>" not in key}
+    written = {path for line in lines for path in paths(line)} - images
+    assert written | OCCASIONAL == on_page | named("2.1") | named("2.2") | named("2.3")
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -118,22 +148,28 @@ def test_every_key_of_a_summary() -> None:
 
 
 @pytest.mark.slow
-def test_every_key_of_the_other_files_of_a_run(run: Path, selecting: Path) -> None:
+def test_every_key_of_the_other_files_of_a_run(run: Path, selecting: Path, cleaned: Path, guarded: tuple[Path, Path]) -> None:
     summary, other = read(run / "summary.json"), read(selecting / "summary.json")
-    assert summary["filtering"] is None
+    assert summary["filtering"] is summary["cleaning"] is None
+    summary["cleaning"] = read(cleaned / "summary.json")["cleaning"]
+    summary["smoothed"] = read(guarded[1] / "summary.json")["smoothed"]
+    assert set(read(cleaned / "cleaning.json")) == named("5.1")
     assert set(paths(summary | {key: other[key] for key in ("filtering", "attack_success_rate", "tolerance")})) == named("3.")
     meta = read(run / "meta.json")
     (session,) = meta.pop("sessions")
     assert set(paths(meta)) | {"sessions"} | {f"sessions.{key}" for key in ("resumed_from", "damaged")} == named("4.")
     assert set(session) - {"versions", "device", "git_commit", "started"} == {"resumed_from", "damaged"}
-    assert set(paths(read(run / "calibration.json"))) == named("5.")
+    levels = {place: set(paths(read(place / "calibration.json"))) for place in (run, guarded[0])}
+    persistence = {key for key in levels[guarded[0]] if key.startswith("persistence.")}
+    assert persistence
+    assert levels[run] | levels[guarded[0]] - persistence | {"persistence.<client>"} == named("5.")
     assert set(read(run / "config.json")) == set(default_flat())
 
 
 @pytest.mark.slow
-def test_every_file_of_a_run(run: Path, selecting: Path) -> None:
+def test_every_file_of_a_run(run: Path, selecting: Path, cleaned: Path) -> None:
     files: set[str] = set()
-    for place in (run, selecting):
+    for place in (run, selecting, cleaned):
         fl_sim.open_study(place).runs[0].draw()
         files |= {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
     places = {re.sub(r"(?:attacked|twin|control|honest-trigger)-\d{6}", "<track>-<round>", name) for name in files}

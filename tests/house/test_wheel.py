@@ -67,6 +67,12 @@ def requirements(metadata: Message) -> list[Requirement]:
     return [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
 
 
+@pytest.fixture(scope="module")
+def declared(metadata: Message) -> set[str]:
+    """The distributions that the wheel requires, as Python names."""
+    return {requirement.name.lower().replace("-", "_") for requirement in requirements(metadata)}
+
+
 def test_it_holds_the_packages_and_nothing_else(site: Path) -> None:
     names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     packed = {name for name in names if not name.startswith("fl_sim-")}
@@ -87,9 +93,8 @@ def test_it_brings_the_command(site: Path, metadata: Message) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in sources() if name.endswith(".py") and not name.startswith(NOT_OURS)])
-def test_what_is_imported_is_required(name: str, metadata: Message, installed: Mapping[str, list[str]]) -> None:
+def test_what_is_imported_is_required(name: str, declared: set[str], installed: Mapping[str, list[str]]) -> None:
     """A package that comes with another one only by chance is missing in somebody's environment."""
-    declared = {requirement.name.lower().replace("-", "_") for requirement in requirements(metadata)}
     for node in ast.walk(ast.parse(sources()[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             tops = {alias.name.partition(".")[0] for alias in node.names}

@@ -171,6 +171,7 @@ def test_a_failing_run_says_why_and_exits_1(
 
 
 @pytest.mark.parametrize("pause", [0.0, math.inf])
+@pytest.mark.slow
 def test_a_log_file_gets_lines_of_progress(
     pause: float, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def again(calibrated: Path, tmp_path: Path) -> tuple[Config, Path]:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": 3', "one digit"])
+@pytest.mark.slow
 def test_a_damaged_calibration_is_measured_again(calibrated: Path, tmp_path: Path, content: str) -> None:
     config, path = again(calibrated, tmp_path)
     before = path.read_text()

@@ -70,6 +70,7 @@ def test_sections_may_be_tables() -> None:
     }
 
 
+@pytest.mark.slow
 def test_settings_and_objects_make_the_run_and_a_study_is_shown_in_a_line(tmp_path: Path, cache_dir: Path) -> None:
     """NumPy numbers and paths are taken; a function with other numbers is another run."""
 

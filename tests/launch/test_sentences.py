@@ -157,6 +157,7 @@ def test_failed_cells_are_named_after_the_table(mine: Path, cache_dir: Path, cap
     assert len(list(Path("runs/four").glob("*/failure.txt"))) == 1, "of the run with the old file"
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_named_once_and_the_run_succeeds(mine: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = [*SMALL, *words(ALONE), "-c", f"data.cache-dir={cache_dir}", "-c", "tracking=mine.py:Quits"]
     assert cli.main(["run", "digits", "--transport", "inline", *keys]) == 0

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from experiments import cli
+from experiments.report.figures.cleaning_figures import cleaning_figure, images_figure
 from experiments.report.figures.run_figures import draw_figures
 from experiments.report.figures.study_figures import heat_figure, published_figure, ratio_figure, rounds_figure, stealth_figure
 from experiments.report.figures.style import WIDTHS, inches_of
@@ -22,6 +23,12 @@ from tests.support.small_study import write_run
 
 LONG = "flwr.DifferentialPrivacyServerSideFixedClipping noise_multiplier: 0.1, clipping_norm: 1.0 accumulative stealth-gamma inf"
 NAMES = ["mean", "clip-after 10", LONG, "flwr.Krum num_malicious_nodes = 10"]
+
+FLAGGED = {f"{name}{what}": 2 for name in ("", "poisoned_") for what in ("images", "changed", "dropped")}
+CLEANED = [
+    {"round": round_, "phase": phase, "cleaning": {**FLAGGED, "scores": [5, 1, 0], "poisoned_scores": [1, 2, 3], "threshold": 0.1}}
+    for round_, phase in ((1, "accumulate"), (2, "accumulate"), (3, "trigger"))
+]
 
 
 def draw_all(folder: Path, width: float) -> None:
@@ -38,6 +45,9 @@ def draw_all(folder: Path, width: float) -> None:
         folder / "published", [Pair({"strategy": name}, None, 90.0, [80.0, 85.0]) for name in NAMES], f"A source: {LONG}", width
     )
     draw_figures(write_run(folder, {"name": "small", "strategy.name": "dgc", "attack.poison-ratio": 0.1}), width)
+    cleaning_figure(folder / "cleaning", {"attacked": CLEANED}, LONG, [0.1, 0.2], width)
+    images = [[[[number] * 8] * 8] for number in range(8)]  # (8, 1, 8, 8)
+    images_figure(folder / "cleaned_images", {"before": images, "after": images}, "filter-discrepancy", width)
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
@@ -50,7 +60,7 @@ def test_every_letter_can_be_read_and_is_on_the_page(width: float, tmp_path: Pat
 
     monkeypatch.setattr("experiments.report.figures.style.write", lay_out)
     draw_all(tmp_path, width)
-    assert len(figures) == 8
+    assert len(figures) == 10
     for name, figure in figures.items():
         assert figure.get_figwidth() == width
         assert figure.get_figheight() < 11.0, "the height of a page"

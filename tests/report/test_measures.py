@@ -43,6 +43,7 @@ def test_each_measure_is_taken_where_it_was_measured() -> None:
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_a_study_of_backdoors_prints_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_study_records(tmp_path)
     monkeypatch.setitem(MEASURES, "success", MEASURES["success"]._replace(value=lambda run: 12.5 * run.config["seed"]))

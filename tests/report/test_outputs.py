@@ -102,6 +102,7 @@ def test_a_list_follows_links_and_has_names_that_can_be_searched_for(tmp_path: P
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_the_tables_of_a_search_and_of_published_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_study_records(tmp_path / "search", stealth_limit=2.0)
     (table,) = study_tables(tmp_path / "search", read_study(tmp_path / "search"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments.report.figures.run_figures import PHASES
+from experiments.report.figures.curves import PHASES
 from experiments.report.html_page import write_report
 from experiments.sweep.study import read_study
 from tests.support.small_study import write_study_records

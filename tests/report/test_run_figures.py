@@ -26,6 +26,7 @@ def test_a_run_has_the_figures_of_what_was_measured(flat: dict[str, object], nam
     assert all((folder / name).stat().st_size > 5000 for name in names)
 
 
+@pytest.mark.slow
 def test_a_run_with_figures_by_class_has_two_figures_more(tmp_path: Path) -> None:
     folder = write_run(tmp_path, {"name": "small", "strategy.name": "mean"})
     lines = [json.loads(text) for text in (folder / "rounds.jsonl").read_text().splitlines()]

@@ -34,6 +34,7 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
 @pytest.mark.parametrize("length", [4, 30, 70])
+@pytest.mark.slow
 def test_a_legend_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, length: int) -> None:
     drawn = list[Figure]()
     monkeypatch.setattr("experiments.report.figures.style.write", lambda figure, _: drawn.append(figure))

@@ -38,6 +38,7 @@ def test_it_is_the_attacked_run_but_for_the_trigger(configure: Configure, runs_d
     assert honest[fired - 1]["loss"] != attacked[fired - 1]["loss"]
 
 
+@pytest.mark.slow
 def test_it_is_the_same_bytes_wherever_it_is_computed(configure: Configure, tmp_path: Path) -> None:
     config = configure(control_honest=True, attack__malicious_fraction=0.3)
     first = fingerprint(run(config, tmp_path / "one")[1])

@@ -212,6 +212,7 @@ def edited(path: Path, text: str) -> None:
 
 def test_a_file_and_what_it_imports_are_loaded_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     (tmp_path / "own_helpers").mkdir()
     edited(tmp_path / "own_helpers" / "__init__.py", "")
     edited(tmp_path / "own_helpers" / "deep.py", "VALUE = 1\n")

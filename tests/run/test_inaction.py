@@ -57,6 +57,7 @@ def notes_of(place: Path) -> list[str]:
         ("flwr.Bulyan", "num_malicious_nodes = 2", "Bulyan returned no model from 10 replies"),
     ],
 )
+@pytest.mark.slow
 def test_rounds_with_too_few_replies_are_skipped_and_counted(
     configure: Configure, tmp_path: Path, name: str, options: str, reason: str
 ) -> None:

@@ -64,6 +64,7 @@ class DyingTransport(InlineTransport, CellTransport):
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.slow
 def test_a_cell_whose_worker_died_is_run_once_more(
     deaths: int, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +127,7 @@ def test_a_sweep_over_ray_runs_whole_cells_in_workers_and_names_those_that_fail(
     over_ray, inline = sweep("ray", "--workers", "2"), sweep("inline", "--transport", "inline")
     assert len(inline) == 2
     assert over_ray == inline
-    lines = next((tmp_path / "ray").glob("*/*/rounds.jsonl")).read_text().splitlines()
+    lines = next((tmp_path / "ray").glob("*/*/summary.json")).with_name("rounds.jsonl").read_text().splitlines()
     assert {json.loads(line)["seconds"]["waves"] for line in lines} == {1}, "over messages two workers need two waves under attack"
 
 

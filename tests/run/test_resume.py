@@ -68,6 +68,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flwr.FedMedian": {"strategy__name": "flwr.FedMedian"},
     "byzfl.MoNNA": {"strategy__name": "byzfl.MoNNA", "strategy__options": "f = 3"},
     "byzfl.CenteredClipping": {"strategy__name": "byzfl.CenteredClipping", "attack__malicious_fraction": 0.25},
+    "foolsgold": {"strategy__name": "foolsgold", "server__clients_per_round": 9},
+    "clipped-clustering": {"strategy__name": "clipped-clustering"},
     "backdoor": {
         "attack__name": "dba",
         "attack__mask_share": 0.2,
@@ -90,7 +92,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MISSING = {"backdoor": ["control"], "poisonedfl": ["control"], "erosion": ["honest-trigger"]}  # no accumulation, no trigger
 
 
-FAST = ("dgc", "byzfl.MoNNA", "backdoor", "erosion", "poisonedfl")  # the others in `make test` only
+FAST = ("dgc", "backdoor")  # the others in `make test` only
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])
@@ -116,6 +118,7 @@ def test_it_ends_the_same_wherever_it_was_interrupted(configure: Configure, tmp_
         assert meta["sessions"][-1]["resumed_from"] == (latest.path.name if latest.path else None)
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again(configure: Configure, tmp_path: Path, runs_dir: Path) -> None:
     config = configure(checkpoint__every=1, tracking="tensorboard", schedule__accumulate_rounds=2, schedule__recovery_rounds=1)
     execute(config, runs_dir)
@@ -251,6 +254,7 @@ def test_what_cannot_be_saved_is_said_and_not_forgotten(value: Any) -> None:
         save_state({"kept": value})
 
 
+@pytest.mark.slow
 def test_the_command_says_where_a_run_stands(
     configure: Configure, cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,10 +82,12 @@ def of_name(configure: Configure, name: str, **more: Any) -> Config:
     return configure(strategy__name=name, strategy__options=json.dumps(options) if options else "", twin=False, control=False, **more)
 
 
-SLOW = ("byzfl.SMEA", "flwr.Bulyan")  # all subsets of the clients; seconds a round: one round of each, below
+SUBSETS = ("byzfl.SMEA", "flwr.Bulyan")  # all subsets of the clients; seconds a round: one round of each, below
+FAST = ("flwr.FedAdam", "flwr.FedTrimmedAvg", "flwr.Krum", "byzfl.TrMean", "byzfl.GeometricMedian")  # the others in `make test` only
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FOREIGN if name not in SUBSETS]
 
 
-@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in SLOW])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_name_runs_under_attack_and_gives_the_same_bytes_twice(configure: Configure, tmp_path: Path, name: str) -> None:
     config = of_name(configure, name)
     assert name_problems(config) == []
@@ -103,7 +105,7 @@ def test_every_name_runs_under_attack_and_gives_the_same_bytes_twice(configure: 
     assert all(line["poison_ratio"] == pytest.approx(2 / 12) for line in lines)
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", SUBSETS)
 def test_the_slow_ones_run_too(configure: Configure, tmp_path: Path, name: str) -> None:
     config = of_name(configure, name, schedule__accumulate_rounds=0, schedule__recovery_rounds=0)
     assert torch.isfinite(run(config, tmp_path)).all()

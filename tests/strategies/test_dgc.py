@@ -349,6 +349,7 @@ def run(config: Config, folder: Path) -> tuple[dict[str, Any], dict[str, list[di
 @pytest.mark.parametrize(
     "settings", [{}, {"strategy__guard": "both"}, {"strategy__scope": "client", "strategy__bound": 0.1}, {"strategy__reference": "fixed"}]
 )
+@pytest.mark.slow
 def test_dgc_refuses_the_trigger_and_leaves_the_twin_alone(
     configure: Callable[..., Config], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -363,6 +364,7 @@ def test_dgc_refuses_the_trigger_and_leaves_the_twin_alone(
     assert (run_folder(tmp_path, config) / "calibration.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_thresholds_come_from_clean_rounds_alone(configure: Callable[..., Config], tmp_path: Path) -> None:
     """The same with and without an attack, and from other batches than the run's."""
     run(configure(**DGC, control=False), tmp_path / "a")

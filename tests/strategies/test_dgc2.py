@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from clients.client_app import answer
 from experiments.records.folder import read_rounds, read_summary
 from experiments.run.execute import execute_run
-from fl_sim.config.keys import Config
+from fl_sim.config.keys import Config, Strategy
 from fl_sim.data.batches import Batch
 from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters
 from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, forget
-from strategies.dgc2.defence import CALM, Limits, SecondDefence, first_memory
+from strategies.dgc2.defence import CALM, Memories, SecondDefence, first_memory
 from strategies.dgc2.levels import Levels, fit_levels, no_limits
 from strategies.dgc2.persistence import Pushes, add, factors, largest_persistence, no_pushes, persistence, sketch
 from strategies.server_sgd import ServerState
@@ -43,7 +43,7 @@ def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares()
         pushes = add(pushes, updates[round_], BETA)
     for client in range(3):
         rows = updates[:, client].numpy()
-        total = sum(BETA ** (11 - t) * rows[t] for t in range(12))
+        total = np.sum([BETA ** (11 - t) * rows[t] for t in range(12)], axis=0)
         squares = sum((BETA ** (11 - t)) ** 2 * float(rows[t] @ rows[t]) for t in range(12))
         np.testing.assert_allclose(float(persistence(pushes)[client]), float(total @ total) / squares, rtol=1e-12)
 
@@ -90,7 +90,7 @@ def test_no_sequence_of_updates_exceeds_the_cut_and_the_factor_is_the_largest_th
 
 
 def test_what_an_unseen_push_can_do() -> None:
-    """docs/mathematics.md, section 9.2: with a cosine alpha to h and independent rest, `E R = 1 + 2 beta alpha^2 / (1 - beta)`, so that a
+    """docs/mathematics.md, section 11.2: with a cosine alpha to h and independent rest, `E R = 1 + 2 beta alpha^2 / (1 - beta)`, so that a
     cut allows `alpha* = sqrt((cut - 1) (1 - beta) / (2 beta))`; whatever is sent, the mean push along h is at most
     `b sqrt(cut (1 - beta) / (1 + beta))`, and a liar whose rest cancels over the rounds comes near it."""
     cut, rounds, clients, dimensions = 2.2, 300, 40, 1024
@@ -164,10 +164,10 @@ def test_losses_accuracies_and_gradients_by_class() -> None:
 
 
 def defence_of(levels: Levels, looks: Callable[[Tensor], ByClass], theta: Tensor, pull: Tensor | None = None) -> SecondDefence:
-    limits = Limits(BETA, total=5.0, by_class=30.0, momentum=0.9)
+    memories = Memories(BETA, momentum=0.9)
     memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts)))
     return SecondDefence(
-        looks, lambda theta, classes: torch.zeros_like(theta) if pull is None else pull, theta.sign(), levels, limits, memory
+        looks, lambda theta, classes: torch.zeros_like(theta) if pull is None else pull, theta.sign(), levels, memories, memory
     )
 
 
@@ -200,7 +200,9 @@ def test_a_client_that_repeats_itself_is_silenced_and_the_others_are_not() -> No
 def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_velocity() -> None:
     theta, gradient = draw(20, seed=9), draw(20, seed=4)
     unit = gradient / gradient.norm()
-    defence = defence_of(no_limits(3)._replace(rises=torch.tensor([0.5, 0.5])), healthy, theta, pull=gradient)
+    defence = defence_of(
+        no_limits(3)._replace(rises=torch.tensor([0.5, 0.5]), lost=torch.tensor([30.0, 30.0, 5.0])), healthy, theta, pull=gradient
+    )
     defence.memory = defence.memory._replace(now=ByClass(torch.tensor([0.1, 0.9]), torch.tensor([90.0, 60.0])))
     updates = torch.stack([unit, 0.4 * unit, -3.0 * unit])  # the third climbs
     velocity = -2.0 * unit
@@ -217,7 +219,7 @@ def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_ve
 def test_the_server_goes_back_to_the_last_healthy_model_with_a_tighter_clip_that_loosens_again(bad: ByClass) -> None:
     good, broken, velocity = draw(20, seed=9), draw(20, seed=10), draw(20, seed=11)
     defence = defence_of(
-        no_limits(3, 1.0)._replace(rises=torch.tensor([0.5, 0.5])),
+        no_limits(3, 1.0)._replace(rises=torch.tensor([0.5, 0.5]), lost=torch.tensor([30.0, 30.0, 5.0])),
         lambda theta: bad if torch.equal(theta, broken) else healthy(theta),
         good,
     )
@@ -243,8 +245,11 @@ def test_the_server_goes_back_to_the_last_healthy_model_with_a_tighter_clip_that
 
 def test_a_client_is_compared_with_its_own_clean_level() -> None:
     values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
-    levels = fit_levels({"bound": 0.5, "persistence": values, "rises": [[0.0, 0.3], [-0.1, 0.1]]}, 4, BETA)
+    levels = fit_levels(
+        {"bound": 0.5, "persistence": values, "rises": [[0.0, 0.3], [-0.1, 0.1]], "lost": [[1.0, 24.0, 2.0]]}, 4, Strategy()
+    )
     assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
+    assert levels.lost.tolist() == [30.0, 36.0, 5.0]
     torch.testing.assert_close(levels.rises, torch.tensor([0.1, 0.45]))
 
 

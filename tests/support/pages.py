@@ -6,7 +6,12 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(path for path in ROOT.glob("*.md") if path.name != "README.md"),
+]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 
 
 def text_of(name: str) -> str:

@@ -106,7 +106,8 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _Factories(TorchFunctionMode):
-    """`torch.tensor([...], device="standin")` allocates below the dispatcher: it is made on the CPU and moved."""
+    """`torch.tensor([...], device="standin")` and an index that is a list allocate below the dispatcher: they are made on the CPU and
+    moved."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -115,6 +116,12 @@ class _Factories(TorchFunctionMode):
             return function(*args, **(kwargs | {"device": "cpu"})).to(where)
         if function is torch.Tensor.new_tensor and isinstance(args[0], StandInTensor):
             return torch.tensor(*args[1:], **({"dtype": args[0].dtype} | kwargs | {"device": "cpu"})).to(args[0].device)
+        if (
+            function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+            and isinstance(args[0], StandInTensor)
+            and isinstance(args[1], list)
+        ):
+            args = (args[0], torch.tensor(args[1], dtype=torch.long).to(args[0].device), *args[2:])
         return function(*args, **kwargs)
 
 

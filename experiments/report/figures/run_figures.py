@@ -10,7 +10,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from experiments.records.reading import DamagedError, read_config, read_rounds
+from experiments.records.reading import DamagedError, read_cleaning, read_config, read_rounds
+from experiments.report.figures.cleaning_figures import cleaning_figure, images_figure
+from experiments.report.figures.curves import (
+    COLOURS,
+    LABELS,
+    PHASES,
+    Lines,
+    curve,
+    finish_axes,
+    log_axis,
+    mark_triggers,
+    plot,
+    shade_phase,
+    spans,
+    values_of,
+)
 from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_above, legend_below, title_of, wrapped
 from experiments.run.history import TrackHistory
 from fl_sim.config.keys import Config
@@ -19,23 +34,6 @@ from fl_sim.data.sampling import malicious_clients
 
 COLOURED = 5  # classes that have a colour in `classes.png`
 TICKED = 20  # classes up to which a confusion matrix has a tick for each
-
-Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
-
-COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73", "honest-trigger": "#CC79A7"}
-LABELS = {
-    "attacked": "attacked",
-    "twin": "clean twin",
-    "control": "control: same trigger, no accumulation",
-    "honest-trigger": "same accumulation, no trigger",
-}
-PHASES = {
-    "accumulate": ("#F0E442", "accumulative phase"),
-    "trigger": ("#D55E00", "trigger"),
-    "between": ("#F0E442", "between triggers"),
-    "pause": ("#999999", "attack paused"),
-    "recover": ("#56B4E9", "recovery"),
-}
 
 SCORES = {
     "history": "discrepancy, lagged model",
@@ -47,11 +45,12 @@ SCORES = {
 
 def draw_figures(folder: Path, width: float = PAGE) -> list[Path]:
     """Draw a run's figures into its folder, each as PNG and PDF: `accuracy`; `classes` and `confusion` where the lines have figures by
-    class; `success` where they have attack success rates; `attack` where there was a coalition; `guard` where the strategy scored candidate
-    models against thresholds. Returns the paths of the PNGs. Raises DamagedError."""
-    config, tracks = config_of(read_config(folder)), read_rounds(folder)
+    class; `success` where they have attack success rates; `attack` where there was a coalition; `cleaning` and `cleaned_images` where
+    clients cleaned their images; `guard` where the strategy scored candidate models against thresholds. Returns the paths of the PNGs.
+    Raises DamagedError."""
+    config, tracks, cleaning = config_of(read_config(folder)), read_rounds(folder), read_cleaning(folder)
     try:
-        figures = _figures(config, tracks, width)
+        figures = _figures(config, tracks, cleaning, width)
         for name, draw in figures.items():
             draw(folder / name)
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # what a line holds is not what a round has
@@ -59,7 +58,7 @@ def draw_figures(folder: Path, width: float = PAGE) -> list[Path]:
     return [folder / f"{name}.png" for name in figures]
 
 
-def _figures(config: Config, tracks: Mapping[str, Lines], width: float) -> dict[str, Callable[[Path], None]]:
+def _figures(config: Config, tracks: Mapping[str, Lines], cleaning: Mapping[str, Any], width: float) -> dict[str, Callable[[Path], None]]:
     """What draws each of a run's figures, given its path without suffix."""
     title = f"{config.name}: {config.attack.name} against {config.strategy.name}"
     figures: dict[str, Callable[[Path], None]] = {"accuracy": lambda path: accuracy_figure(path, tracks, title, width)}
@@ -70,6 +69,9 @@ def _figures(config: Config, tracks: Mapping[str, Lines], width: float) -> dict[
         figures["success"] = lambda path: success_figure(path, tracks, title, width)
     if malicious_clients(config):
         figures["attack"] = lambda path: attack_figure(path, tracks, title, config.attack.stealth_gamma, width)
+    if cleaning and "cleaning" in tracks["attacked"][0]:
+        figures["cleaning"] = lambda path: cleaning_figure(path, tracks, title, cleaning.get("edges", []), width)
+        figures["cleaned_images"] = lambda path: images_figure(path, cleaning, config.cleaning.name, width)
     if scores := guard_scores(tracks):
         figures["guard"] = lambda path: guard_figure(path, tracks, title, scores, width)
     return figures
@@ -78,7 +80,7 @@ def _figures(config: Config, tracks: Mapping[str, Lines], width: float) -> dict[
 def guard_scores(tracks: Mapping[str, Lines]) -> list[str]:
     """The scores of `SCORES` that the attacked run's lines have, with thresholds."""
     lines = tracks["attacked"]
-    return [name for name in SCORES if _series(lines, "strategy", name) and _series(lines, "strategy", f"{name}_threshold")]
+    return [name for name in SCORES if values_of(lines, "strategy", name) and values_of(lines, "strategy", f"{name}_threshold")]
 
 
 def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: float = PAGE) -> None:
@@ -87,7 +89,7 @@ def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: 
         axes = figure.add_subplot()
         for name in PHASES:
             rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
-            for start, end in _spans(rounds):
+            for start, end in spans(rounds):
                 shade_phase(axes, name, start, end)
         for name in reversed(list(tracks)):
             curve(axes, tracks[name], name)
@@ -114,7 +116,7 @@ def classes_figure(path: Path, lines: Lines, title: str, width: float = PAGE) ->
             shown = place < COLOURED
             label = f"class {number}" if shown else None
             axes.plot(rounds, values[:, number], color=PALETTE[place] if shown else "#BBBBBB", linewidth=1.3 if shown else 0.7, label=label)
-        _mark_triggers(axes, lines)
+        mark_triggers(axes, lines)
         finish_axes(axes, title_of(title, width - 0.6))
         axes.set(xlabel="round (dotted: trigger)", ylabel="accuracy of a class (%)")
         entries = entries_of(figure)
@@ -150,12 +152,12 @@ def success_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: f
     rounds in which the coalition acted are shaded."""
     with drawn(path, width, 0.3 + 0.45 * width) as figure:
         axes = figure.add_subplot()
-        for start, end in _spans([line["round"] for line in tracks["attacked"] if "attack" in line]):
+        for start, end in spans([line["round"] for line in tracks["attacked"] if "attack" in line]):
             axes.axvspan(start - 0.5, end + 0.5, color=PHASES["accumulate"][0], alpha=0.2, linewidth=0, label="attack")
         for name in [name for name in ("twin", "attacked") if name in tracks]:
             first = tracks[name][0]["start"]
             for key, style, label in (("accuracy", "-", "accuracy"), ("attack_success_rate", "--", "attack success")):
-                series = [(0, first[key]), *_series(tracks[name], key)]
+                series = [(0, first[key]), *values_of(tracks[name], key)]
                 axes.plot(*zip(*series, strict=True), color=COLOURS[name], linestyle=style, label=f"{LABELS[name]}: {label}")
         finish_axes(axes, title_of(title, width - 0.6))
         axes.set_ylabel("test images (%)")
@@ -187,15 +189,15 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
         ("norm\n(gradient units)", lambda axes: _norms(axes, lines)),
         ("accuracy (%)", lambda axes: _with_and_without(axes, tracks)),
     ]
-    if _series(lines, "attack", "own_loss"):
+    if values_of(lines, "attack", "own_loss"):
         panels.insert(1, ("coalition's\nvalidation loss", lambda axes: _own_loss(axes, lines, gamma)))
-    if any(value > 0.0 for _, value in _series(lines, "attack", "scale")):
-        panels.insert(0, ("scale\nof the push", lambda axes: _plot(axes, _series(lines, "attack", "scale"), "#000000", "scale")))
+    if any(value > 0.0 for _, value in values_of(lines, "attack", "scale")):
+        panels.insert(0, ("scale\nof the push", lambda axes: plot(axes, values_of(lines, "attack", "scale"), "#000000", "scale")))
     with drawn(path, width, 0.6 + (0.8 + 0.12 * width) * len(panels)) as figure:
         rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (label, draw) in zip(rows, panels, strict=True):
             draw(axes)
-            _mark_triggers(axes, lines)
+            mark_triggers(axes, lines)
             axes.set_ylabel(label)
             legend_above(axes)
         rows[-1].set_xlabel("round (dotted: trigger)")
@@ -221,44 +223,32 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
 
 
 def _guard_panel(axes: Axes, tracks: Mapping[str, Lines], name: str) -> None:
-    threshold = _series(tracks["attacked"], "strategy", f"{name}_threshold")
+    threshold = values_of(tracks["attacked"], "strategy", f"{name}_threshold")
     floor = max(1e-9, 1e-3 * min(value for _, value in threshold))  # 0 has no place on a logarithmic axis
-    _plot(axes, threshold, "#000000", "threshold")
+    plot(axes, threshold, "#000000", "threshold")
     for track in ("twin", "attacked"):
-        series = [(round_, max(value, floor)) for round_, value in _series(tracks.get(track, []), "strategy", name)]
+        series = [(round_, max(value, floor)) for round_, value in values_of(tracks.get(track, []), "strategy", name)]
         axes.scatter(*zip(*series, strict=True), s=7, color=COLOURS[track], label=f"{LABELS[track]} candidate") if series else None
     for what, colour in (("refused", "#D55E00"), ("drifted", "#CC79A7")):
-        alarmed = [round_ for round_, value in _series(tracks["attacked"], "strategy", what) if value]
+        alarmed = [round_ for round_, value in values_of(tracks["attacked"], "strategy", what) if value]
         for round_ in alarmed:
             axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
-    if levels := _series(tracks["attacked"], "strategy", f"{name}_level"):
-        _plot(axes, levels, "#E69F00", "attacked, running mean")
-        _plot(axes, _series(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "its threshold")
+    if levels := values_of(tracks["attacked"], "strategy", f"{name}_level"):
+        plot(axes, levels, "#E69F00", "attacked, running mean")
+        plot(axes, values_of(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "its threshold")
     log_axis(axes)
 
 
-def _mark_triggers(axes: Axes, lines: Lines) -> None:
-    for line in lines:
-        if line.get("attack", {}).get("fired"):
-            axes.axvline(line["round"], color="#D55E00", linewidth=0.8, linestyle=":")
-
-
-def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with ticks at powers of ten only: drawing minor ticks would take most of a figure's time."""
-    axes.set_yscale("log")
-    axes.minorticks_off()
-
-
 def _norms(axes: Axes, lines: Lines) -> None:
-    _plot(axes, _series(lines, "honest_norm"), "#0072B2", "honest mean")
-    _plot(axes, _series(lines, "attack", "malicious_norm"), "#D55E00", "malicious update")
-    _plot(axes, _series(lines, "strategy", "combined_norm"), "#000000", "combined")
+    plot(axes, values_of(lines, "honest_norm"), "#0072B2", "honest mean")
+    plot(axes, values_of(lines, "attack", "malicious_norm"), "#D55E00", "malicious update")
+    plot(axes, values_of(lines, "strategy", "combined_norm"), "#000000", "combined")
     log_axis(axes)
 
 
 def _own_loss(axes: Axes, lines: Lines, gamma: float) -> None:
-    losses = _series(lines, "attack", "own_loss")
-    _plot(axes, losses, "#CC79A7", "own loss")
+    losses = values_of(lines, "attack", "own_loss")
+    plot(axes, losses, "#CC79A7", "own loss")
     if gamma < float("inf"):
         axes.axhline(losses[0][1] + gamma, color="#000000", linewidth=0.8, linestyle="--", label="start + gamma")
 
@@ -267,49 +257,3 @@ def _with_and_without(axes: Axes, tracks: Mapping[str, Lines]) -> None:
     for name in tracks:
         if name not in ("control", "honest-trigger"):
             curve(axes, tracks[name], name)
-
-
-def _series(lines: Lines, *keys: str) -> list[tuple[int, float]]:
-    """(round, value) of the rounds that have a value."""
-    series: list[tuple[int, float]] = []
-    for line in lines:
-        value: Any = line
-        for key in keys:
-            value = value.get(key) if value is not None else None
-        if value is not None:
-            series.append((line["round"], value))
-    return series
-
-
-def _plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str) -> None:
-    marker = "." if len(series) == 1 else None  # a line of one point draws nothing
-    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, marker=marker)
-
-
-def curve(axes: Axes, lines: Lines, name: str) -> None:
-    """The accuracy curve (percent by round) of a track in its colour."""
-    series = _series(lines, "accuracy")
-    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=COLOURS[name], label=LABELS[name])
-
-
-def shade_phase(axes: Axes, name: str, start: int, end: int) -> None:
-    """Shade the rounds from start to end in the colour of their phase."""
-    colour, label = PHASES[name]
-    axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.13, linewidth=0, label=label)
-
-
-def finish_axes(axes: Axes, title: str) -> None:
-    """Labels and limits that all accuracy axes share."""
-    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
-    axes.set_title(title)
-
-
-def _spans(rounds: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive rounds as (first, last)."""
-    spans: list[tuple[int, int]] = []
-    for round_ in rounds:
-        if spans and round_ == spans[-1][1] + 1:
-            spans[-1] = (spans[-1][0], round_)
-        else:
-            spans.append((round_, round_))
-    return spans

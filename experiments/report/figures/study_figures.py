@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import ScalarFormatter
 
-from experiments.report.figures.run_figures import finish_axes, shade_phase
+from experiments.report.figures.curves import finish_axes, shade_phase
 from experiments.report.figures.style import (
     CELL,
     LETTER,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.cluster import MeanShift, estimate_bandwidth
 from torch import Tensor
 
 from strategies.robust.ranges import number
@@ -58,6 +57,8 @@ def sign_features(coordinates: Tensor) -> Tensor:
 def largest_cluster(features: Tensor) -> Tensor:
     """The members, bool (n,), of the largest cluster that mean shift finds among features (n, k); of equally large ones the first. Its
     bandwidth is half a typical distance (the mean, over the points, of the distance to the farthest of its nearest half)."""
+    from sklearn.cluster import MeanShift, estimate_bandwidth  # loads pandas, where that is installed: only where it is used
+
     points = features.numpy(force=True)
     bandwidth = max(float(estimate_bandwidth(points, quantile=0.5)), 1e-6)
     labels = torch.from_numpy(MeanShift(bandwidth=bandwidth, bin_seeding=True, cluster_all=False).fit(points).labels_)

@@ -1,0 +1,1 @@
+"""Benchmarks of how the cost of a round grows."""

@@ -1,0 +1,1 @@
+"""Populations of any size, of which nothing is stored."""
