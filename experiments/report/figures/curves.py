@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
 
 COLOURS = {"attacked": "#D55E00", "twin": "#0072B2", "control": "#009E73", "honest-trigger": "#CC79A7"}
+DASHES = {"attacked": "-", "twin": "--", "control": "-.", "honest-trigger": ":"}  # for print without colours, and where curves coincide
 LABELS = {
     "attacked": "attacked",
     "twin": "clean twin",
@@ -23,6 +24,8 @@ PHASES = {
     "pause": ("#999999", "attack paused"),
     "recover": ("#56B4E9", "recovery"),
 }
+SHADES = {"accumulate": 0.25, "trigger": 0.6}  # opacity; a trigger is one round wide
+SHADE = 0.2
 
 
 def mark_triggers(axes: Axes, lines: Lines) -> None:
@@ -50,21 +53,21 @@ def values_of(lines: Lines, *keys: str) -> list[tuple[int, float]]:
     return series
 
 
-def plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str) -> None:
+def plot(axes: Axes, series: Sequence[tuple[int, float]], colour: str, label: str, style: str = "-") -> None:
     """A line of the (round, value) of a series."""
     marker = "." if len(series) == 1 else None  # a line of one point draws nothing
-    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, marker=marker)
+    axes.plot([round_ for round_, _ in series], [value for _, value in series], color=colour, label=label, marker=marker, linestyle=style)
 
 
 def curve(axes: Axes, lines: Lines, name: str) -> None:
     """The accuracy curve (percent by round) of a track in its colour."""
-    plot(axes, values_of(lines, "accuracy"), COLOURS[name], LABELS[name])
+    plot(axes, values_of(lines, "accuracy"), COLOURS[name], LABELS[name], DASHES[name])
 
 
 def shade_phase(axes: Axes, name: str, start: int, end: int) -> None:
     """Shade the rounds from start to end in the colour of their phase."""
     colour, label = PHASES[name]
-    axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.13, linewidth=0, label=label)
+    axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=SHADES.get(name, SHADE), linewidth=0, label=label)
 
 
 def finish_axes(axes: Axes, title: str) -> None:

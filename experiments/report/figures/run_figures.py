@@ -91,7 +91,7 @@ def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: 
             rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
             for start, end in spans(rounds):
                 shade_phase(axes, name, start, end)
-        for name in reversed(list(tracks)):
+        for name in tracks:  # the attacked track is below, whole; the dashes of the others let it through
             curve(axes, tracks[name], name)
         finish_axes(axes, title_of(title, width - 0.6))
         legend_below(figure, entries_of(figure))

@@ -97,7 +97,7 @@ def rounds_figure(path: Path, shown: RoundPanels, width: float = PAGE) -> None:
                 shade_phase(axes, *phase)
             for row, curve in panel.curves.items():
                 number = rows.index(row)
-                colour, style = PALETTE[number % len(PALETTE)], STYLES[number // len(PALETTE) % len(STYLES)]
+                colour, style = PALETTE[number % len(PALETTE)], STYLES[number % len(STYLES)]
                 axes.plot(curve.rounds, curve.mean, color=colour, linestyle=style, label=row)
                 axes.fill_between(curve.rounds, curve.least, curve.most, color=colour, alpha=0.15, linewidth=0)
             finish_axes(axes, title_of(column, (width - 0.5) / across))
