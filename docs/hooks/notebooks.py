@@ -1,9 +1,11 @@
-"""A hook of MkDocs: each notebook below docs/ becomes a page of Markdown, with the outputs that are stored in it."""
+"""A hook of MkDocs: each notebook below docs/ becomes a page of Markdown, with the outputs that are stored in it; a link that shows a
+file's name shows the title of its page."""
 
 from __future__ import annotations
 
 import base64
 import json
+import posixpath
 import re
 from typing import Any
 
@@ -12,6 +14,18 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"(\]\([^)\s:]+)\.ipynb\b")
+NAME = re.compile(r"\[[\w/]+\.(?:md|ipynb)\]\((?P<place>[^)\s:#]+)(?P<anchor>[^)\s]*)\)")  # [records.md](../records.md#columns)
+
+
+def titled(text: str, page: Page, files: Files) -> str:
+    """Links that show the name of a page's file with the page's title in the navigation; in a repository the name says more."""
+
+    def link_of(link: re.Match[str]) -> str:
+        target = files.get_file_from_path(posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link["place"])))
+        title = target and target.page and target.page.title
+        return f"[{title}]({link['place']}{link['anchor']})" if title else link[0]
+
+    return NAME.sub(link_of, text)
 
 
 def to_pages(text: str) -> str:
@@ -52,4 +66,4 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    return markdown if page.file.generated_by else to_pages(markdown)
+    return titled(markdown if page.file.generated_by else to_pages(markdown), page, files)

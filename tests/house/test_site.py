@@ -83,4 +83,5 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     assert set(pages) >= {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in [*DOCS.rglob("*.md"), *NOTEBOOKS]}
     assert [name for name, page in pages.items() if ELSEWHERE.search(page)] == []
     assert "experiments.api.run" in pages["reference/api.html"]
+    assert [name for name, page in pages.items() if re.search(r">[\w/]+\.(?:md|ipynb)</a>", page)] == [], "links with titles, not files"
     assert "schedule.accumulate-rounds" in pages["tutorials/first_attack.html"]
