@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from experiments import cli
+from experiments.records.reading import read_rounds
 from experiments.report.figures.cleaning_figures import cleaning_figure, images_figure
-from experiments.report.figures.run_figures import draw_figures
+from experiments.report.figures.run_figures import accuracy_figure, draw_figures
 from experiments.report.figures.study_figures import heat_figure, published_figure, ratio_figure, rounds_figure, stealth_figure
 from experiments.report.figures.style import WIDTHS, inches_of
 from experiments.report.views import Curve, Matrix, Panel, RoundPanels
@@ -75,6 +76,64 @@ def test_every_letter_can_be_read_and_is_on_the_page(width: float, tmp_path: Pat
         rows = [label.get_window_extent() for label in figure.axes[0].get_yticklabels() if label.get_text()]
         for below, above in pairwise(rows):
             assert not below.overlaps(above), name
+
+
+def capture(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn from now on, not written."""
+    drawn = list[Figure]()
+    monkeypatch.setattr("experiments.report.figures.style.write", lambda figure, _: drawn.append(figure))
+    return drawn
+
+
+def test_no_curve_is_known_by_its_colour_alone_and_none_hides_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal curves lie on each other: the lowest is solid, those above have gaps; markers are hollow."""
+    figures = capture(monkeypatch)
+    curve = Curve([1, 2], [90.0, 80.0], [90.0, 80.0], [90.0, 80.0])
+    rounds_figure(tmp_path / "rounds", RoundPanels({"dgc": Panel(dict.fromkeys("abcd", curve), [])}, "round", "attack"))
+    frame = pd.DataFrame({"mean": [99.0, 25.0], "min": [99.0, 20.0], "max": [99.0, 30.0], "list": [[99.0], [20.0, 30.0]]}, index=[0.0, 0.1])
+    ratio_figure(tmp_path / "ratio", dict.fromkeys("abcd", frame), "attack.poison-ratio")
+    lines = read_rounds(write_run(tmp_path, {"name": "small", "strategy.name": "mean"}))["attacked"]
+    accuracy_figure(tmp_path / "accuracy", dict.fromkeys(("attacked", "twin", "control"), lines), "small")
+    for figure, count in zip(figures, (4, 4, 3), strict=True):
+        curves = figure.axes[0].get_lines()
+        assert len(curves) == count
+        assert len({line.get_linestyle() for line in curves}) == len(curves)
+        assert [line.get_linestyle() == "-" for line in curves] == [True] + [False] * (len(curves) - 1), "drawn first, below"
+    assert {line.get_markerfacecolor() for line in figures[1].axes[0].get_lines()} == {"none"}
+
+
+def test_a_heat_map_names_what_its_columns_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer of rows and columns goes down; the axis keeps its name on either side."""
+    figures = capture(monkeypatch)
+    for rows, columns in (("ab", "xyz"), ("abc", "xy")):
+        places = pd.MultiIndex.from_product([[*rows], [*columns]], names=["row", "column"])
+        heat_figure(tmp_path / "matrix", Matrix(pd.Series(50.0, index=places), "accuracy (%)", "attack.poison-ratio"))
+    assert [(figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) for figure in figures] == [
+        ("attack.poison-ratio", ""),
+        ("", "attack.poison-ratio"),
+    ]
+
+
+def test_a_cleaning_shows_shares_scores_and_the_auroc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each round 5 of 6 clean images are in the first bin and 1 in the second, of 6 poisoned ones 1, 2 and 3."""
+    figures = capture(monkeypatch)
+    cleaning_figure(tmp_path / "cleaning", {"attacked": CLEANED}, "small", [0.1, 0.2])
+    shares, scores, histograms = figures[0].axes
+    assert {tuple(line.get_ydata()) for line in shares.get_lines()} == {(2.0, 2.0, 2.0), (2.0, 2.0), (2.0,)}, "(2 changed + 2 dropped) of 2"
+    assert {line.get_label(): list(line.get_ydata()) for line in scores.get_lines()} == {
+        "clean": [0.1] * 3,
+        "accumulative": [0.2] * 2,
+        "trigger": [0.2],
+        "threshold": [0.1] * 3,
+    }
+    area = f"{(1 * 2.5 + 2 * (5 + 0.5) + 3 * 6) / 36:.3f}"
+    assert histograms.get_title() == f"AUROC: accumulative {area}, trigger {area}"
+
+
+def test_images_of_a_cleaning_are_as_bright_as_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = capture(monkeypatch)
+    images_figure(tmp_path / "images", {"before": [[[[0, 16]]]], "after": [[[[0, 8]]]]}, "jpeg")  # (1, 1, 1, 2), like digits: up to 16
+    assert [axes.get_images()[0].norm.vmax for axes in figures[0].axes] == [16, 16]
 
 
 def test_a_width_in_words_and_in_inches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

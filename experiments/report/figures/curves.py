@@ -74,6 +74,12 @@ def finish_axes(axes: Axes, title: str) -> None:
     """Labels and limits that all accuracy axes share."""
     axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 102))
     axes.set_title(title)
+    few_ticks(axes, whole=True)
+
+
+def few_ticks(axes: Axes, *, whole: bool = False) -> None:
+    """Ticks at multiples of 1, 2 or 5 (times a power of ten), with room between their labels in a narrow column."""
+    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10], integer=whole)
 
 
 def spans(rounds: Sequence[int]) -> list[tuple[int, int]]:

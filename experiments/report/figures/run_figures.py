@@ -18,6 +18,7 @@ from experiments.report.figures.curves import (
     PHASES,
     Lines,
     curve,
+    few_ticks,
     finish_axes,
     log_axis,
     mark_triggers,
@@ -26,13 +27,18 @@ from experiments.report.figures.curves import (
     spans,
     values_of,
 )
-from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_above, legend_below, title_of, wrapped
+from experiments.report.figures.style import PAGE, PALETTE, STYLES, drawn, entries_of, legend_above, legend_below, title_of, wrapped
 from experiments.run.history import TrackHistory
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import config_of
 from fl_sim.data.sampling import malicious_clients
 
+CANDIDATES: Any = {  # of DGC, by track
+    "twin": {"s": 9, "color": COLOURS["twin"], "linewidth": 0},
+    "attacked": {"s": 11, "edgecolor": COLOURS["attacked"], "facecolor": "none", "marker": "^", "linewidth": 0.8},
+}
 COLOURED = 5  # classes that have a colour in `classes.png`
+GREY: Any = {"color": "#BBBBBB", "linewidth": 0.7}  # the other classes
 TICKED = 20  # classes up to which a confusion matrix has a tick for each
 
 SCORES = {
@@ -87,12 +93,12 @@ def accuracy_figure(path: Path, tracks: Mapping[str, Lines], title: str, width: 
     """Test accuracy over rounds of a run's tracks, with the attacked run's phases shaded."""
     with drawn(path, width, 0.3 + 0.45 * width) as figure:
         axes = figure.add_subplot()
+        for name in tracks:  # the attacked track is below, whole; the dashes of the others let it through
+            curve(axes, tracks[name], name)
         for name in PHASES:
             rounds = [line["round"] for line in tracks["attacked"] if line["phase"] == name]
             for start, end in spans(rounds):
                 shade_phase(axes, name, start, end)
-        for name in tracks:  # the attacked track is below, whole; the dashes of the others let it through
-            curve(axes, tracks[name], name)
         finish_axes(axes, title_of(title, width - 0.6))
         legend_below(figure, entries_of(figure))
 
@@ -112,15 +118,18 @@ def classes_figure(path: Path, lines: Lines, title: str, width: float = PAGE) ->
     order = np.argsort(np.nan_to_num(values[-1] - values[0], nan=np.inf), kind="stable")
     with drawn(path, width, 0.3 + 0.45 * width) as figure:
         axes = figure.add_subplot()
-        for place, number in reversed(list(enumerate(order))):
+        for place, number in sorted(enumerate(order), key=lambda entry: entry[0] < COLOURED):  # the grey ones below
             shown = place < COLOURED
             label = f"class {number}" if shown else None
-            axes.plot(rounds, values[:, number], color=PALETTE[place] if shown else "#BBBBBB", linewidth=1.3 if shown else 0.7, label=label)
+            axes.plot(rounds, values[:, number], label=label, **(_look(place) if shown else GREY))
         mark_triggers(axes, lines)
         finish_axes(axes, title_of(title, width - 0.6))
         axes.set(xlabel="round (dotted: trigger)", ylabel="accuracy of a class (%)")
-        entries = entries_of(figure)
-        legend_below(figure, dict(reversed(entries.items())), "lost most")
+        legend_below(figure, entries_of(figure), "lost most")
+
+
+def _look(place: int) -> dict[str, Any]:
+    return {"color": PALETTE[place], "linestyle": STYLES[place % len(STYLES)]}
 
 
 def confusion_figure(path: Path, lines: Lines, title: str, width: float = PAGE) -> None:
@@ -201,6 +210,8 @@ def attack_figure(path: Path, tracks: Mapping[str, Lines], title: str, gamma: fl
             axes.set_ylabel(label)
             legend_above(axes)
         rows[-1].set_xlabel("round (dotted: trigger)")
+        few_ticks(rows[-1], whole=True)
+        figure.align_ylabels(rows)
         figure.suptitle(title_of(title, width))
 
 
@@ -218,6 +229,8 @@ def guard_figure(path: Path, tracks: Mapping[str, Lines], title: str, scores: Se
             _guard_panel(axes, tracks, name)
             axes.set_ylabel(wrapped(SCORES[name], 20))
         rows[-1].set_xlabel("round")
+        few_ticks(rows[-1], whole=True)
+        figure.align_ylabels(rows)
         legend_below(figure, entries_of(figure))
         figure.suptitle(title_of(title, width))
 
@@ -228,21 +241,21 @@ def _guard_panel(axes: Axes, tracks: Mapping[str, Lines], name: str) -> None:
     plot(axes, threshold, "#000000", "threshold")
     for track in ("twin", "attacked"):
         series = [(round_, max(value, floor)) for round_, value in values_of(tracks.get(track, []), "strategy", name)]
-        axes.scatter(*zip(*series, strict=True), s=7, color=COLOURS[track], label=f"{LABELS[track]} candidate") if series else None
-    for what, colour in (("refused", "#D55E00"), ("drifted", "#CC79A7")):
+        axes.scatter(*zip(*series, strict=True), label=f"{LABELS[track]} candidate", **CANDIDATES[track]) if series else None
+    for what, colour, dashes in (("refused", "#D55E00", ":"), ("drifted", "#CC79A7", "-.")):
         alarmed = [round_ for round_, value in values_of(tracks["attacked"], "strategy", what) if value]
         for round_ in alarmed:
-            axes.axvline(round_, color=colour, linewidth=0.6, alpha=0.5, label=what if round_ == alarmed[0] else None)
+            axes.axvline(round_, color=colour, linewidth=0.8, linestyle=dashes, label=what if round_ == alarmed[0] else None)
     if levels := values_of(tracks["attacked"], "strategy", f"{name}_level"):
-        plot(axes, levels, "#E69F00", "attacked, running mean")
-        plot(axes, values_of(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "its threshold")
+        plot(axes, levels, "#E69F00", "attacked, running mean", "-.")
+        plot(axes, values_of(tracks["attacked"], "strategy", f"{name}_level_threshold"), "#999999", "threshold of the mean", "--")
     log_axis(axes)
 
 
 def _norms(axes: Axes, lines: Lines) -> None:
-    plot(axes, values_of(lines, "honest_norm"), "#0072B2", "honest mean")
+    plot(axes, values_of(lines, "honest_norm"), "#0072B2", "honest mean", "--")
     plot(axes, values_of(lines, "attack", "malicious_norm"), "#D55E00", "malicious update")
-    plot(axes, values_of(lines, "strategy", "combined_norm"), "#000000", "combined")
+    plot(axes, values_of(lines, "strategy", "combined_norm"), "#000000", "combined", ":")
     log_axis(axes)
 
 
@@ -257,3 +270,4 @@ def _with_and_without(axes: Axes, tracks: Mapping[str, Lines]) -> None:
     for name in tracks:
         if name not in ("control", "honest-trigger"):
             curve(axes, tracks[name], name)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101.0))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import ScalarFormatter
 
-from experiments.report.figures.curves import finish_axes, shade_phase
+from experiments.report.figures.curves import few_ticks, finish_axes, shade_phase
 from experiments.report.figures.style import (
     CELL,
     LETTER,
@@ -30,22 +30,26 @@ from experiments.sweep.published import Pair
 from experiments.sweep.search import STEALTH_LIMIT, left_after, stealth_cost
 from experiments.sweep.study import Run
 
+HOLLOW: Any = {"markerfacecolor": "none"}  # one marker lets another through at the same place
 PANEL = 1.7  # inches: the narrowest panel of accuracy over rounds
 
 
 def ratio_figure(path: Path, curves: Mapping[str, pd.DataFrame], axis: str, width: float = PAGE) -> None:
-    """A line for each of the curves: the mean over seeds, and least to most shaded. Args: curves, of `ratio_curves`."""
+    """A line for each of the curves: the mean over seeds, and least to most shaded; at the end of a run where no trigger fired.
+    Args: curves, of `ratio_curves`."""
     with drawn(path, width, _height(width)) as figure:
         axes = figure.add_subplot()
         for number, (label, curve) in enumerate(curves.items()):
             colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+            style = STYLES[number % len(STYLES)]
             ratios = [100.0 * ratio for ratio in curve.index]
-            axes.plot(ratios, curve["mean"], color=colour, marker=marker, label=label)
+            axes.plot(ratios, curve["mean"], color=colour, marker=marker, linestyle=style, label=label, **HOLLOW)
             axes.fill_between(ratios, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel=f"{RATIOS[axis]} (%)", ylabel="test accuracy (%)", ylim=(0, 102))
+        axes.set(xlabel=f"{RATIOS[axis]} (%)", ylabel="test accuracy (%)\nafter the trigger", ylim=(0, 102))
+        few_ticks(axes)
         seeds = max((len(values) for curve in curves.values() for values in curve["list"]), default=0)
         over = "mean over seeds, least to most shaded" if seeds > 1 else "one seed"
-        axes.set_title(title_of(f"after the trigger, or at the end where none fired: {over}", width - 0.6))
+        axes.set_title(title_of(over, width - 0.6))
         legend_below(figure, entries_of(figure))
 
 
@@ -57,7 +61,7 @@ def stealth_figure(path: Path, points: pd.DataFrame, width: float = PAGE) -> Non
         for number, label in enumerate(points["group"].unique()):
             colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
             group = points[points["group"] == label]
-            axes.scatter(group["gap"], group["drop"], s=22, color=colour, marker=marker, label=label, alpha=0.8, linewidth=0)
+            axes.scatter(group["gap"], group["drop"], s=22, edgecolor=colour, facecolor="none", marker=marker, label=label)
         axes.axvline(STEALTH_LIMIT, color="#000000", linestyle=":", linewidth=0.9)
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right"}
         axes.annotate("stealth limit", (STEALTH_LIMIT, 0.98), fontsize=7, **place)
@@ -67,6 +71,8 @@ def stealth_figure(path: Path, points: pd.DataFrame, width: float = PAGE) -> Non
             axes.set_xscale("symlog", linthresh=2 * STEALTH_LIMIT)
             axes.set_xlim(left=min(least, 0.0) - 0.2)
             axes.xaxis.set_major_formatter(ScalarFormatter())
+        else:
+            few_ticks(axes)
         legend_below(figure, entries_of(figure))
 
 
@@ -123,7 +129,7 @@ def heat_figure(path: Path, matrix: Matrix, width: float = PAGE) -> None:
     upright = max(len(line) for head in heads for line in head.splitlines()) * LETTER > square
     heads = [wrapped(column, 30, 2) for column in columns] if upright else heads
     below = LETTER * max(map(len, columns)) if upright else 0.12 * max(1 + head.count("\n") for head in heads)
-    with drawn(path, width, 0.5 + min(below, 1.8) + (0.08 + 0.12 * high) * len(names)) as figure:
+    with drawn(path, width, 0.65 + min(below, 1.8) + (0.08 + 0.12 * high) * len(names)) as figure:
         axes = figure.add_subplot()
         grid = means.to_numpy(dtype=float)
         axes.imshow(grid, vmin=0.0, vmax=100.0, aspect="auto")
@@ -137,7 +143,7 @@ def heat_figure(path: Path, matrix: Matrix, width: float = PAGE) -> None:
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.set_ylabel(matrix.axis if means.index.name == "row" else "")
+        axes.set(**{"ylabel" if means.index.name == "row" else "xlabel": matrix.axis})
         figure.suptitle(title_of(title, width))
 
 
