@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from strategies.byzfl_rules import ByzflCombine
-from strategies.own_rule import OwnCombine
 from strategies.distances import nearest_neighbours, squared_distances
+from strategies.own_rule import OwnCombine
 
 
 def left_out_by(rule: object, updates: Tensor) -> Tensor | None:
