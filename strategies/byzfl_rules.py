@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.rng.streams import seeded_global_generators
-from strategies.distances import nearest_neighbours
+from strategies.fast.stages import faster
 from strategies.guarantees import guarantee_problem
 from strategies.rule import CannotCombineError
 
@@ -22,25 +22,6 @@ AGGREGATORS = (
 )  # fmt: skip
 TRUSTING = "MoNNA"  # averages what is nearest to one row, which it trusts
 CLIPS: Mapping[str, str] = {"Clipping": "c", "CenteredClipping": "tau"}  # and the attribute that holds their bound
-
-
-@dataclass(frozen=True)
-class NearestNeighbourMixing:
-    """ByzFL's NNM as one product of matrices: each of the updates (n, d) becomes the mean of the n - f nearest to it, itself included.
-    ByzFL gathers n (n - f) d numbers for it, seconds a round. Distances are exact to float64; ByzFL's are float32.
-
-    Source: Allouah et al. 2023, "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity", algorithm 2.
-    """
-
-    f: int
-
-    def __call__(self, updates: Tensor) -> Tensor:
-        """The mixed updates (n, d). Raises ValueError unless f < n."""
-        if not self.f < len(updates):
-            raise ValueError(f"f must be smaller than the number of updates, {len(updates)}, got {self.f}")
-        count = len(updates) - self.f
-        shares = updates.new_zeros(len(updates), len(updates)).scatter_(1, nearest_neighbours(updates, count), 1 / count)
-        return shares @ updates
 
 
 @dataclass
@@ -132,8 +113,7 @@ def byzfl_combine(name: str, options: Mapping[str, Any], seed: int, own_update: 
         own_options = {key: value for key, value in options.items() if key in parameters}
         takes |= dict.fromkeys(parameters)
         unknown -= set(own_options)
-        made = part_class(**own_options)
-        stages.append((part, NearestNeighbourMixing(made.f) if part == "NNM" else made))
+        stages.append((part, faster(part, part_class(**own_options))))
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {', '.join(takes) or 'none'}")
     return ByzflCombine(name, dict(options), stages, seed, own_update if last == TRUSTING else None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from strategies.byzfl_rules import ByzflCombine
-from strategies.distances import nearest_neighbours, squared_distances
+from strategies.fast.distances import nearest_neighbours, squared_distances
 from strategies.own_rule import OwnCombine
 
 

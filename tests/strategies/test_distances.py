@@ -8,9 +8,9 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from strategies import distances
-from strategies.byzfl_rules import NearestNeighbourMixing
-from strategies.distances import squared_distances
+from strategies.fast import distances
+from strategies.fast.distances import squared_distances
+from strategies.fast.stages import Median, NearestNeighbourMixing, TrimmedMean
 from strategies.selection.left_out import but_the_lowest, krum_scores
 
 
@@ -41,6 +41,22 @@ def test_equal_updates_have_none_and_near_ones_a_small_one() -> None:
 def test_mixing_by_neighbours_is_that_of_byzfl(f: int, seed: int) -> None:
     rows = rows_of(seed)
     torch.testing.assert_close(NearestNeighbourMixing(f)(rows), byzfl.NNM(f)(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("f", [0, 1, 4, 7])
+@pytest.mark.parametrize("seed", [12, 13])
+def test_the_trimmed_mean_is_that_of_byzfl(f: int, seed: int) -> None:
+    torch.testing.assert_close(TrimmedMean(f)(rows_of(seed)), byzfl.TrMean(f)(rows_of(seed)), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [1, 2, 14, 15])
+def test_the_median_is_that_of_byzfl_for_even_and_odd_numbers(n: int) -> None:
+    torch.testing.assert_close(Median()(rows_of(14, n)), byzfl.Median()(rows_of(14, n)), rtol=1e-6, atol=1e-7)
+
+
+def test_a_trimmed_mean_needs_more_updates_than_it_trims() -> None:
+    with pytest.raises(ValueError, match="smaller than the number of updates, 14, got f = 7"):
+        TrimmedMean(7)(rows_of(8, 14))
 
 
 def test_mixing_needs_more_updates_than_it_leaves_out() -> None:
