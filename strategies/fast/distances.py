@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-COORDINATES = 1 << 16  # of each update, in one product
+COORDINATES = 1 << 13  # of each update, in one product: they stay in the cache
 ROUNDING = 1e-13  # of float64 products, as a share of |g_i|^2 + |g_j|^2
 
 
