@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.rng.streams import seeded_global_generators
+from strategies.fast.stages import faster
 from strategies.guarantees import guarantee_problem
 from strategies.rule import CannotCombineError
 
@@ -112,7 +113,7 @@ def byzfl_combine(name: str, options: Mapping[str, Any], seed: int, own_update: 
         own_options = {key: value for key, value in options.items() if key in parameters}
         takes |= dict.fromkeys(parameters)
         unknown -= set(own_options)
-        stages.append((part, part_class(**own_options)))
+        stages.append((part, faster(part, part_class(**own_options))))
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {', '.join(takes) or 'none'}")
     return ByzflCombine(name, dict(options), stages, seed, own_update if last == TRUSTING else None)

@@ -32,6 +32,10 @@ LEAST_MOVE = 1e-12  # added to one weight of a model that has not moved: its squ
 OPTIMISERS = (flower.FedAvgM, flower.FedAdam, flower.FedAdagrad, flower.FedYogi)  # their published step is a server optimiser's
 UNWEIGHTED = frozenset({flower.FedMedian, flower.FedTrimmedAvg, flower.Krum, flower.Bulyan})  # they do not read num-examples
 WIDE = (flower.MultiKrum, flower.Bulyan)  # Krum's distances need float64
+DROPPING = (
+    flower.Krum,
+    flower.MultiKrum,
+)  # replies that they would drop are dropped before, by the same scores: theirs take seconds a round
 
 Layout = Mapping[str, torch.Size]  # a model's parameters by name, in the order of theta
 
@@ -120,16 +124,19 @@ class FlowerHost(Strategy):
         """
         content = next(iter(replies)).content
         clients, rows = content.config_records["clients"], from_record(content.array_records["rows"])["rows"]
+        ids, weights = cast(list[int], clients["ids"]), cast(list[float], clients["weights"])
+        left = left_out_by(core_of(self.inner), rows)
+        dropped = left.tolist() if left is not None and type(self.inner) in DROPPING else [False] * len(rows)
         ordinary = [
             self._reply(self._messages[client + 1], row, weight)
-            for client, row, weight in zip(cast(list[int], clients["ids"]), rows, cast(list[float], clients["weights"]), strict=True)
+            for client, row, weight, drop in zip(ids, rows, weights, dropped, strict=True)
+            if not drop
         ]
         clipped = self._clipped(rows)  # now, because an adaptive wrapper changes its bound
         with self._flower_context("aggregate", server_round):
             arrays, metrics = _checked_aggregate(self.inner, self.inner.aggregate_train(server_round, ordinary))
-        self.skipped, length, left = "", 0.0, left_out_by(core_of(self.inner), rows)
-        ids = torch.tensor(cast(list[int], clients["ids"]))
-        self.left_out = None if left is None else tuple(ids[left.cpu()].tolist())
+        self.skipped, length = "", 0.0
+        self.left_out = None if left is None else tuple(torch.tensor(ids)[left.cpu()].tolist())
         if arrays is None:
             self.skipped = f"{type(self.inner).__name__} returned no model from {len(ordinary)} replies"
         else:

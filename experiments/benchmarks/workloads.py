@@ -40,7 +40,7 @@ class Workload:
 
     def flat(self, root: Path, strategy: str, transport: str, rounds: int) -> dict[str, Any]:
         """The flat keys of our leg. The model is evaluated once, at the end."""
-        name, _, bound = strategy.partition(" ")
+        name, _, rest = strategy.partition(" ")
         own = 200 if self.extra else 0
         return {
             "name": f"benchmark-{self.name.lower()}",
@@ -56,7 +56,7 @@ class Workload:
             "server.learning-rate": self.learning_rate,
             "server.momentum": 0.0,
             "strategy.name": name,
-            **({"strategy.bound": float(bound)} if bound else {}),
+            **({"strategy.options": rest} if "=" in rest else {"strategy.bound": float(rest)} if rest else {}),
             "attack.name": "none",
             "attack.set-size": own,
             "schedule.burn-in-epochs": 0,
@@ -115,7 +115,13 @@ WORKLOADS: Mapping[str, Workload] = {
             12,
             1,
             rounds={"ours": 4, "loop": 8, "stock": 3},
-            strategies={"mean": "FedAvg", "clip-before 1": "FedAvg", "flwr.Krum": "Krum"},
+            strategies={
+                "mean": "FedAvg",
+                "clip-before 1": "FedAvg",
+                "flwr.Krum": "Krum",
+                "byzfl.MultiKrum f = 4": "Krum",
+                "byzfl.NNM+TrMean f = 4": "Krum",
+            },
         ),
     )
 }

@@ -15,7 +15,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.training import ghost_clipping as ghost
 from fl_sim.training.clipping import Clip, clip, norms
 
-VMAP_PIXELS = 2000  # measured, see `single_updates_by_vmap`
+VMAP_PIXELS, VMAP_PARAMETERS = 2000, 2**21  # measured, see `single_updates_by_vmap`
 ROW_NUMBERS = 2**25  # numbers of single updates in memory at once, 128 MiB: fixed, because other chunks would round differently
 
 
@@ -33,18 +33,19 @@ def weights_of(batches: CohortBatches) -> list[float]:
     return [float(size) for size in batches.shares or (batches.labels.shape[1] * size for size in batches.sizes)]
 
 
-def single_updates_by_vmap(model: FlatModel, batches: CohortBatches, settings: Client) -> bool:
+def single_updates_by_vmap(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> bool:
     """Whether a block's single updates are computed by vmap, or else client by client.
 
     vmap on a GPU and wherever one client's batch is small, if the model can be vectorised (`fl_sim.model.abilities`). A fixed rule, not a
     measurement: the two differ in the last bits, and a run must give the same bytes wherever it is repeated. On a CPU, per-client
     convolution gradients become grouped convolutions: 100 clients of the 106 k CNN took 42 ms by vmap and 98 ms by loop with one 28x28
-    image each, but 966 and 473 ms with ten.
+    image each, but 966 and 473 ms with ten. Ten clients of ResNet-18 with one 8x8 image each took 0.92 and 0.68 s: the
+    copies of a large model's updates cost more than its layers.
     """
     if settings.engine != "auto":
         return settings.engine == "vmap"
     _, _, b, _, height, width = batches.inputs.shape
-    fast = batches.inputs.is_cuda or b * height * width <= VMAP_PIXELS
+    fast = batches.inputs.is_cuda or (b * height * width <= VMAP_PIXELS and len(theta) <= VMAP_PARAMETERS)
     return fast and not abilities(model, _image_shape(batches)).no_vmap
 
 
@@ -58,18 +59,17 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
     One local step: the gradient of its batch. Several: the sum of the gradients along its local SGD path. It equals
     `(theta - theta_i) / client_lr`, but has no cancellation error.
     """
-    if single_updates_by_vmap(model, batches, settings):
+    if single_updates_by_vmap(model, theta, batches, settings):
         return _updates_by_vmap(model, theta, batches, settings)
-    steps = batches.labels.shape[1]
-    rows: list[Tensor] = []
+    updates = theta.new_empty(len(batches.sizes), len(theta))
     for row, size in enumerate(batches.sizes):
-        update = torch.zeros_like(theta)
-        for step in range(steps):
+        update = updates[row]
+        for step in range(batches.labels.shape[1]):
             local = theta if step == 0 else theta - settings.learning_rate * update
             weights = batches.weights[row, step, :size] if batches.dropped else None
-            update = update + model.gradient(local, batches.inputs[row, step, :size], batches.labels[row, step, :size], weights)
-        rows.append(update)
-    return torch.stack(rows)
+            gradient = model.gradient(local, batches.inputs[row, step, :size], batches.labels[row, step, :size], weights)
+            update.copy_(gradient if step == 0 else update + gradient)
+    return updates
 
 
 def _updates_by_vmap(model: FlatModel, theta: Tensor, batches: CohortBatches, settings: Client) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from strategies.byzfl_rules import ByzflCombine
+from strategies.fast.distances import nearest_neighbours, squared_distances
 from strategies.own_rule import OwnCombine
 
 
@@ -31,12 +32,6 @@ def left_out_by(rule: object, updates: Tensor) -> Tensor | None:
         return reported.bool()
     select = _FLOWER.get(type(rule).__name__)
     return select(rule, updates) if select else None
-
-
-def squared_distances(updates: Tensor) -> Tensor:
-    """`|g_i - g_j|^2` (n, n) of updates (n, d), by subtracting, in float64."""
-    rows = updates.double()
-    return torch.stack([(rows - row).square().sum(dim=1) for row in rows])
 
 
 def krum_scores(updates: Tensor, neighbours: int) -> Tensor:
@@ -72,9 +67,8 @@ def rarely_a_neighbour(updates: Tensor, f: int) -> Tensor:
 
     Ours, for NNM, which replaces each update by the mean of these neighbours: what such a client sends is in few of the means.
     """
-    distances, n = squared_distances(updates), len(updates)
-    nearest = distances.sort(dim=1, stable=True).indices[:, : n - f]
-    return torch.bincount(nearest.flatten(), minlength=n) < n / 2
+    n = len(updates)
+    return torch.bincount(nearest_neighbours(updates, n - f).flatten(), minlength=n) < n / 2
 
 
 def _byzfl(rule: ByzflCombine, updates: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters
 from fl_sim.rng.streams import torch_stream
 from fl_sim.training import ghost_clipping as ghost
+from fl_sim.training import local
 from fl_sim.training.clipping import Clip
 from fl_sim.training.local import block_sum, block_updates, single_updates_by_vmap
 
@@ -124,11 +125,11 @@ def test_whatever_the_model_does_its_updates_are_those_of_one_client_after_the_o
 @pytest.mark.parametrize("name", MODELS)
 def test_what_a_model_can_do_is_seen_before_it_is_relied_on(name: str) -> None:
     _, by_vmap, separate = MODELS[name]
-    model, _ = made(name)
+    model, theta = made(name)
     skills = abilities(model, SHAPE)
     assert (not skills.no_vmap, skills.separate) == (by_vmap, separate)
-    assert single_updates_by_vmap(model, cohort(), SETTINGS) == by_vmap
-    assert not single_updates_by_vmap(model, cohort(), SETTINGS.model_copy(update={"engine": "loop"}))
+    assert single_updates_by_vmap(model, theta, cohort(), SETTINGS) == by_vmap
+    assert not single_updates_by_vmap(model, theta, cohort(), SETTINGS.model_copy(update={"engine": "loop"}))
 
 
 @pytest.mark.parametrize("name", ["layer norm", "branches"])
@@ -196,3 +197,10 @@ def test_a_plain_model_from_outside_is_fused_as_ours_are() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 5))
     model, theta, batches = FlatModel(module), flat_parameters(module), cohort(b=2)
     assert ghost.wins(model, theta, batches, Clip("l2", 1.0))
+
+
+def test_a_large_model_is_computed_client_by_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, theta = made("layer norm")
+    assert single_updates_by_vmap(model, theta, cohort(), SETTINGS)
+    monkeypatch.setattr(local, "VMAP_PARAMETERS", len(theta) - 1)
+    assert not single_updates_by_vmap(model, theta, cohort(), SETTINGS)

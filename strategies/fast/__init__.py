@@ -1,0 +1,1 @@
+"""What rules compute, in a tenth of the time: distances between updates, sorted coordinates, stages of ByzFL."""
