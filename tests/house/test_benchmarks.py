@@ -49,7 +49,7 @@ def test_the_floor_counts_operations_and_bytes() -> None:
     assert size == 4 * (1000 * 64 + 64 * 64 + 64 + 64 * 10 + 10)
 
 
-def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
+def test_legs_alternate(tmp_path: Path) -> None:
     names = [name for name, _ in benchmarks.legs_of(WORKLOADS["W4"], tmp_path, ["ours", "stock"])]
     assert names == [
         "ours ray · mean",
@@ -60,7 +60,20 @@ def test_legs_alternate_and_can_be_chosen(tmp_path: Path) -> None:
         "ours ray · flwr.Krum",
         "ours inline · flwr.Krum",
         "stock · Krum",
+        "ours ray · byzfl.MultiKrum f = 4",
+        "ours inline · byzfl.MultiKrum f = 4",
+        "ours ray · byzfl.NNM+TrMean f = 4",
+        "ours inline · byzfl.NNM+TrMean f = 4",
     ]
+
+
+def test_a_bound_or_options_stand_behind_a_strategys_name(tmp_path: Path) -> None:
+    assert WORKLOADS["W4"].flat(tmp_path, "clip-before 1", "inline", 3)["strategy.bound"] == 1.0
+    flat = WORKLOADS["W4"].flat(tmp_path, "byzfl.MultiKrum f = 4", "inline", 3)
+    assert (flat["strategy.name"], flat["strategy.options"]) == ("byzfl.MultiKrum", "f = 4")
+
+
+def test_legs_can_be_chosen(tmp_path: Path) -> None:
     assert [name for name, _ in benchmarks.legs_of(WORKLOADS["W1"], tmp_path, ["loop", "floor"])] == ["loop", "floor"]
 
 
