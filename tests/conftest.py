@@ -20,12 +20,38 @@ from fl_sim.grid.ray_runtime import ray_running
 from fl_sim.grid.transports import claim_identity
 from tests.support import stand_in_device
 
+# Files whose slow tests start Ray, and mostly wait: they come first, the longest before the others.
+WAITING = (
+    "tests/launch/test_flower.py",
+    "tests/launch/test_interrupt.py",
+    "tests/launch/test_outside_on_ray.py",
+    "tests/grid/test_cluster.py",
+    "tests/launch/test_superlink.py",
+    "tests/house/test_examples.py",
+    "tests/grid/test_placement.py",
+    "tests/grid/test_ray_workers.py",
+    "tests/run/test_remote_cells.py",
+    "tests/launch/test_ray_runtime.py",
+)
+
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 torch.set_num_threads(1)
 claim_identity()
 stand_in_device.register()
 settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that wait to the front. pytest-xdist gives the first process the first half of the tests and the second process the other
+    half: so one waits while the other computes, two Rays seldom start at once, and no long test is the last.
+    """
+
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.partition("::")[0]
+        return WAITING.index(path) if path in WAITING and item.get_closest_marker("slow") else len(WAITING)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

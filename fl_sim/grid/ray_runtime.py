@@ -58,6 +58,7 @@ def ray_running() -> Generator[None]:
         finally:
             ignore_signals()
             processes = _processes_of(home)
+            _kill_autoscaler(processes)
             with suppress(Exception):  # its processes are ended below in any case
                 ray.shutdown()
             _end(processes)
@@ -163,6 +164,14 @@ def _processes_of(home: Path) -> set[psutil.Process]:
             if any(str(home) in word for word in child.cmdline()):
                 processes |= {child, *child.children(recursive=True)}
     return processes
+
+
+def _kill_autoscaler(processes: set[psutil.Process]) -> None:
+    """Kill Ray's autoscaler, idle on one machine: `ray.shutdown` would wait a second for it, once its server is gone."""
+    for process in processes:
+        with suppress(psutil.Error):
+            if any(word.endswith("/autoscaler/_private/monitor.py") for word in process.cmdline()):
+                process.kill()
 
 
 def _end(processes: set[psutil.Process]) -> None:

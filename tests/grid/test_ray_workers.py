@@ -38,7 +38,7 @@ import psutil
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from fl_sim.grid.ray_workers import RayTransport
+from fl_sim.grid.ray_workers import RayTransport, spread
 from fl_sim.grid.transports import claim_identity
 from fl_sim.wire.messages import Order
 
@@ -50,39 +50,36 @@ claim_identity()
 """
 
 PLACED = """
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-second = cluster.add_node(num_cpus=5)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False})
+second = cluster.add_node(num_cpus=3, include_log_monitor=False)
 ray.init(address=cluster.address, log_to_driver=False)
 transport = RayTransport("tests.grid.test_ray_workers:tell", 0, 0.0)
-nodes = [node for answer in ask(6) for node in answer.reply.retry.values()]
-assert nodes.count(second.node_id) == 5, nodes
-ray.shutdown()
-cluster.shutdown()
+cpus = {cluster.head_node.node_id: 1, second.node_id: 3}
+first = ask(4)
+assert [node for answer in first for node in answer.reply.retry.values()] == spread(4, cpus)
 """
 
 LOST = """
-ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-transport = RayTransport("tests.grid.test_ray_workers:tell", 4, 0.0)
-pids = [pid for answer in ask(4) for pid in answer.reply.retry]
+pids = [pid for answer in first for pid in answer.reply.retry]
 assert len(set(pids)) == 4
 for pid in pids[:3]:
     os.kill(pid, signal.SIGKILL)
 psutil.wait_procs([psutil.Process(pid) for pid in pids[:3] if psutil.pid_exists(pid)], timeout=10)
-(first,) = ask(1)
-assert first.reply is None and first.failure == "worker 0 died" and first.worker is None, first
-again = ask(4, avoid=first.worker)
+(dead,) = ask(1)
+assert dead.reply is None and dead.failure == "worker 0 died" and dead.worker is None, dead
+again = ask(4, avoid=dead.worker)
 assert all(answer.reply for answer in again), again
 assert list(again[3].reply.retry) == [pids[3]]
+ray.shutdown()
+cluster.shutdown()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "script", [PLACED, LOST], ids=["every-cpu-of-two-nodes-has-a-worker", "who-asks-after-a-death-does-not-meet-the-next-dead-worker"]
-)
-def test_workers_in_a_process_of_their_own(script: str) -> None:
+def test_every_cpu_of_two_nodes_has_a_worker_and_who_asks_after_a_death_does_not_meet_the_next_dead_worker() -> None:
+    """In a process of its own: both claims, one after the other, on one cluster."""
     with tempfile.TemporaryDirectory(prefix="fl-sim-", dir="/tmp") as folder:  # a short path: Ray's sockets are below it
         # In its own folder, because a Cluster tells all of Ray on this machine to join it.
         environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": folder}
-        done = subprocess.run([sys.executable, "-c", ASK + script], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", ASK + PLACED + LOST], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,19 @@ from tests.support.stand_in_device import Copies, memory, stand_in_device
 Configure = Callable[..., Config]
 ONE_TRACK: Mapping[str, Any] = {"twin": False, "control": False, "client__engine": "vmap", "schedule__burn_in_epochs": 1}
 DGC: Mapping[str, Any] = {"strategy__name": "dgc", "strategy__calibration_rounds": 10, "strategy__probation": 2}
+FEW: Mapping[str, Any] = {  # clients, examples and rounds, for a model of 11 million parameters
+    "data__num_clients": 4,
+    "data__burn_in_share": 0.02,
+    "attack__malicious_fraction": 0.25,
+    "attack__set_size": 10,
+    "attack__batch_size": 5,
+    "client__batch_size": 2,
+    "client__block": 2,
+    "schedule__accumulate_rounds": 1,
+    "schedule__recovery_rounds": 0,
+    "evaluate__every": 5,
+    "strategy__probe_size": 8,
+}
 FAST: dict[str, dict[str, Any]] = {
     "mean": {"strategy__name": "mean"},
     "stacked, alie": {"strategy__name": "flwr.FedMedian", "attack__name": "alie", "attack__malicious_fraction": 0.3},
@@ -67,7 +80,8 @@ SLOW: dict[str, dict[str, Any]] = {
         "attack__ball": "moving",
         "attack__trigger_images": "refreshed",
     },
-    **{f"model {name}": {"model__name": name, "strategy__name": "clip-before"} for name in ("cnn", "resnet18")},
+    "model cnn": {"model__name": "cnn", "strategy__name": "clip-before"},
+    "model resnet18": {"model__name": "resnet18", "strategy__name": "clip-before", **FEW},
     "batch norm": {"model__name": "cnn", "model__norm": "batch", "strategy__name": "clip-before"},
     "one by one": {"client__engine": "loop", "client__local_steps": 2, "client__weight": "share"},
     "members' data": {"attack__data": "members", "data__stream": True, "data__partition": "dirichlet"},

@@ -12,12 +12,13 @@ import pytest
 
 from experiments import cli
 from tests.support.runs import fingerprint
-from tests.support.small_run import ALONE, words
+from tests.support.small_run import ALONE, LEAN, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here", "empty_figures")]
 
 STRATEGIES = ("clip-after", "clip-before")
-SHORT = {**ALONE, "schedule.accumulate-rounds": 1, "schedule.recovery-rounds": 0}  # two rounds
+ATTACKED = {**ALONE, **LEAN}  # only the attacked track
+SHORT = {**ATTACKED, "schedule.recovery-rounds": 0}  # two rounds
 
 Run = Callable[..., Path]
 
@@ -27,7 +28,7 @@ def keys(cache_dir: Path) -> dict[str, Any]:
     """A small federation whose clients are in five blocks."""
     return {
         "data.num-clients": 13, "client.block": 3, "data.cache-dir": str(cache_dir), "attack.malicious-fraction": 0.16,
-        "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1,
+        "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 1, "schedule.recovery-rounds": 1,
         "client.batch-size": 2,
     }  # fmt: skip
 
@@ -47,10 +48,11 @@ def fl_sim(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, Any]) -> Ru
     return lambda transport, overrides, workers=0: run(transport, tuple(overrides.items()), workers)
 
 
-@pytest.mark.parametrize(("strategy", "workers"), [("clip-after", 1), ("clip-after", 2), ("clip-before", 4)])
+@pytest.mark.parametrize(("strategy", "workers"), [("clip-after", 2), ("clip-before", 3)])
 def test_every_number_of_ray_workers_gives_the_bytes_of_none(fl_sim: Run, strategy: str, workers: int) -> None:
+    """One worker, and two that die: below."""
     inline = fingerprint(fl_sim("inline", {"strategy.name": strategy}))
-    assert len(inline[1]) == 15
+    assert len(inline[1]) == 9
     assert fingerprint(fl_sim("ray", {"strategy.name": strategy}, workers)) == inline
 
 
@@ -67,8 +69,8 @@ def test_two_supernodes_give_the_bytes_of_none(fl_sim: Run, keys: dict[str, Any]
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_killed_in_mid_round_changes_only_the_record(fl_sim: Run, workers: int) -> None:
-    healthy = fingerprint(fl_sim("inline", ALONE))
-    killed = fingerprint(fl_sim("ray", {**ALONE, "fault.kill-round": 2}, workers))
+    healthy = fingerprint(fl_sim("inline", ATTACKED))
+    killed = fingerprint(fl_sim("ray", {**ATTACKED, "fault.kill-round": 2}, workers))
     assert killed[0] == healthy[0]
     retried = {line["round"]: line.pop("retried") for line in killed[1] if "retried" in line}
     assert list(retried) == [2]
@@ -87,7 +89,7 @@ def test_a_worker_killed_in_every_round_changes_only_the_record(fl_sim: Run) -> 
 def test_a_reply_that_is_late_is_asked_for_elsewhere(fl_sim: Run) -> None:
     one_round = {**SHORT, "schedule.triggers": 0}
     healthy = fingerprint(fl_sim("inline", one_round))
-    faults = {"fault.reply": "slow", "fault.clients": "0", "fault.attempts": "first", "client.timeout": 15.0}
+    faults = {"fault.reply": "slow", "fault.clients": "0", "fault.attempts": "first", "client.timeout": 6.0}
     late = fingerprint(fl_sim("ray", {**one_round, **faults}, 2))
     assert late[0] == healthy[0]
     (line,) = late[1]

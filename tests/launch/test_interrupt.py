@@ -22,11 +22,11 @@ from experiments.run.checkpoint import latest_checkpoint
 from experiments.run.execute import execute_run
 from fl_sim.config.resolve import from_json
 from fl_sim.grid.transports import InlineTransport
-from tests.support.small_run import ALONE, SMALL, words
+from tests.support.small_run import ALONE, LEAN, SMALL, words
 
 LIMIT = 10.0  # seconds in which everything is to be gone
-LONGER = words({"schedule.accumulate-rounds": 150, "checkpoint.every": 5, **ALONE})
-SHORTER = words({"schedule.accumulate-rounds": 2, "schedule.recovery-rounds": 1, **ALONE})
+LONGER = words({"schedule.accumulate-rounds": 100, "checkpoint.every": 5, **ALONE, **LEAN})
+SHORTER = words({"schedule.accumulate-rounds": 2, "schedule.recovery-rounds": 1, **ALONE, **LEAN})
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> bytes:
 def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
     transport: str, number: signal.Signals, code: int, start: Start, whole: bytes, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, *LONGER, "--transport", transport)
-    wait_until(process, lambda: sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/rounds.jsonl")) >= 20)
+    process = start(tmp_path, *LONGER, "--transport", transport, "--workers", "1")
+    wait_until(process, lambda: sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("*/rounds.jsonl")) >= 10)
     started, began = all_of(process), time.monotonic()
     temporary = Path(psutil.Process(process.pid).environ()["TMPDIR"])
-    assert len(started) > (8 if transport == "ray" else 0)
+    assert len(started) > (6 if transport == "ray" else 0)
     # A terminal's Ctrl-C reaches the foreground's whole process group.
     os.killpg(process.pid, number) if number != signal.SIGTERM else process.send_signal(number)
     assert "Traceback" not in errors_of(process, code, LIMIT)
@@ -139,7 +139,9 @@ def test_a_signal_leaves_no_process_and_a_run_that_goes_on(
 def test_two_commands_at_once_on_one_machine(start: Start, tmp_path: Path, cache_dir: Path) -> None:
     """One with a Ray of its own, one with a SuperLink too, and nothing cached yet: they only share the cache."""
     ways = {"one": "ray", "two": "flower"}
-    for process in [start(tmp_path / name, *SHORTER, "--transport", way, cache=tmp_path / "cache") for name, way in ways.items()]:
+    for process in [
+        start(tmp_path / name, *SHORTER, "--transport", way, "--workers", "1", cache=tmp_path / "cache") for name, way in ways.items()
+    ]:
         errors_of(process, 0)
     assert main(command(tmp_path / "alone", *SHORTER, "--transport", "inline", cache=cache_dir)) == 0
     assert model_of(tmp_path / "one") == model_of(tmp_path / "two") == model_of(tmp_path / "alone")

@@ -11,7 +11,7 @@ import fl_sim
 from experiments import cli
 from fl_sim.outside_code import OutsideCodeError
 from tests.support.misbehaviour import SMALL
-from tests.support.small_run import words
+from tests.support.small_run import LEAN, words
 
 SOURCE = """
 import os, time
@@ -47,9 +47,9 @@ def own(tmp_path: Path) -> str:
     return str(path)
 
 
-def run(own: str, name: str, folder: Path, cache_dir: Path, **more: Any) -> fl_sim.Run:
-    keys = {**SMALL, "data.cache-dir": str(cache_dir), "attack.name": f"{own}:{name}", **more}
-    return fl_sim.run("digits", keys, output_dir=folder, transport="ray", workers=2, progress=False)
+def run(own: str, name: str, folder: Path, cache_dir: Path, workers: int = 1, **more: Any) -> fl_sim.Run:
+    keys = {**SMALL, **LEAN, "data.cache-dir": str(cache_dir), "attack.name": f"{own}:{name}", **more}
+    return fl_sim.run("digits", keys, output_dir=folder, transport="ray", workers=workers, progress=False)
 
 
 @pytest.mark.slow
@@ -66,14 +66,14 @@ def test_an_attack_that_raises_in_a_worker_ends_the_run_with_its_line(own: str, 
 @pytest.mark.usefixtures("ray_here")
 def test_an_attack_that_ends_its_worker_ends_the_run(own: str, tmp_path: Path, cache_dir: Path) -> None:
     with pytest.raises(OutsideCodeError, match=r"two workers died while they ran attack.name = '.*mine.py:exits'"):
-        run(own, "exits", tmp_path, cache_dir)
+        run(own, "exits", tmp_path, cache_dir, workers=2)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_an_attack_that_sleeps_is_left_out_after_the_timeout(own: str, tmp_path: Path, cache_dir: Path) -> None:
-    quick = {"client.timeout": 12.0, "schedule.accumulate-rounds": 0}
-    summary = run(own, "sleeps", tmp_path, cache_dir, **quick).summary
+    quick = {"client.timeout": 5.0, "schedule.accumulate-rounds": 0}
+    summary = run(own, "sleeps", tmp_path, cache_dir, workers=2, **quick).summary
     assert summary.rounds == 2
     assert summary.no_trigger is not None
     assert "did not answer in time (client.timeout)" in summary.no_trigger
@@ -90,6 +90,6 @@ def test_a_worker_survives(own: str, name: str, tmp_path: Path, cache_dir: Path)
 def test_an_attack_that_raises_in_flower_ends_the_run(
     own: str, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {**SMALL, "data.cache-dir": str(cache_dir), "attack.name": f"{own}:raises"}
-    assert cli.main(["run", "digits", *words(keys), "-o", str(tmp_path), "--transport", "flower"]) == 1
+    keys = {**SMALL, **LEAN, "data.cache-dir": str(cache_dir), "attack.name": f"{own}:raises"}
+    assert cli.main(["run", "digits", *words(keys), "-o", str(tmp_path), "--transport", "flower", "--workers", "1"]) == 1
     assert f"{own}, line 7: ValueError: no idea" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from fl_sim.data.datasets import load_dataset
 from fl_sim.data.federation import load_federation
 from fl_sim.model.burn_in import burn_in
 from tests.support.runs import run
-from tests.support.small_run import ALONE, SETTINGS, SMALL, words
+from tests.support.small_run import ALONE, LEAN, SETTINGS, SMALL, words
 
 Configure = Callable[..., Config]
 CALIBRATED = {**SETTINGS, **ALONE, "strategy.name": "dgc", "strategy.calibration-rounds": 10, "attack.name": "none"}
@@ -70,10 +70,11 @@ def in_little_room(limit: int, line: list[str]) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize(("limit", "what", "every"), [(100, ".json", 2), (5000, "rounds.jsonl", 100), (30_000, ".safetensors", 2)])
 def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_path: Path, cache_dir: Path) -> None:
     """Once there is room the same command ends as if nothing had been."""
-    keys = {"schedule.recovery-rounds": 12, "checkpoint.every": every, "data.cache-dir": str(cache_dir)}
+    keys = {"schedule.recovery-rounds": 12, "checkpoint.every": every, "data.cache-dir": str(cache_dir), **LEAN}
     line = ["run", "digits", "--transport", "inline", *SMALL, *words(keys), "-o"]
     assert main([*line, str(tmp_path / "whole")]) == 0  # which also fills the cache
     assert what in in_little_room(limit, [*line, str(tmp_path / "full")]).stderr
@@ -85,10 +86,12 @@ def test_a_disk_that_is_full_in_mid_run(limit: int, what: str, every: int, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("empty_figures")
 def test_a_sweep_on_a_full_disk_ends_with_one_error(tmp_path: Path, cache_dir: Path) -> None:
     spec = tmp_path / "two.toml"
     spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n')
-    line = ["sweep", str(spec), "--transport", "inline", *SMALL, "-c", f"data.cache-dir={cache_dir}", "-o", str(tmp_path / "out")]
+    keys = [*SMALL, *words({**LEAN, "data.cache-dir": str(cache_dir)})]
+    line = ["sweep", str(spec), "--transport", "inline", *keys, "-o", str(tmp_path / "out")]
     load_dataset("digits", "", download=False, cache_dir=cache_dir)  # the cache has its room
     in_little_room(30_000, line)
     assert main(line) == 0

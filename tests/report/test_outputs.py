@@ -126,7 +126,7 @@ def test_the_tables_of_a_search_and_of_published_numbers(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_a_command_that_runs_loads_nothing_that_draws() -> None:
-    """pandas, matplotlib, plotly and Optuna take a second each."""
+    """pandas, matplotlib, plotly and Optuna take a second each, scipy half of one."""
     code = "import sys, experiments.cli, experiments.launch.serve, experiments.report.tables; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"pandas", "matplotlib", "plotly", "optuna", "pyarrow"} & set(loaded)
+    assert not {"pandas", "matplotlib", "plotly", "optuna", "pyarrow", "scipy"} & set(loaded)

@@ -19,6 +19,7 @@ from fl_sim.config.keys import Config
 from fl_sim.config.resolve import to_flat, to_json
 from fl_sim.grid.transports import CellTransport, InlineTransport, Transport, WorkerDiedError
 from tests.support.runs import fingerprint
+from tests.support.small_run import LEAN
 
 Configure = Callable[..., Config]
 
@@ -107,7 +108,7 @@ def test_ray_workers_run_a_cell_raise_and_die_and_run_another() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_here", "empty_figures")
 def test_a_sweep_over_ray_runs_whole_cells_in_workers_and_names_those_that_fail(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,7 +116,7 @@ def test_a_sweep_over_ray_runs_whole_cells_in_workers_and_names_those_that_fail(
     spec.write_text('base = "digits"\n[axes]\nseed = [1, 2]\n"fault.raises" = ["", "0,1,2,3,4,5,6,7,8,9,10,11,12"]\n')
     keys: dict[str, Any] = {
         "data.num-clients": 13, "client.block": 3, "data.cache-dir": str(cache_dir), "attack.malicious-fraction": 0.16, "model.name": "mlp",
-        "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1,
+        "attack.fire": "schedule", "schedule.burn-in-epochs": 1, "schedule.accumulate-rounds": 3, "schedule.recovery-rounds": 1, **LEAN,
     }  # fmt: skip
 
     def sweep(folder: str, *more: str) -> dict[str, Any]:

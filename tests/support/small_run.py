@@ -16,6 +16,8 @@ SETTINGS: Mapping[str, Any] = {
     "schedule.recovery-rounds": 2,
     "checkpoint.every": 2,
 }
+# A process that computes by `vmap` first imports PyTorch's compiler, for more than a second.
+LEAN: Mapping[str, Any] = {"client.engine": "loop"}
 ALONE: Mapping[str, Any] = {"twin": False, "control": False}
 
 

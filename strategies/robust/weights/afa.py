@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 from strategies.robust.ranges import number
@@ -47,6 +46,8 @@ def afa(updates: Tensor, weights: Tensor, view: RuleView, slack: float = 2.0, st
 
 def blocked(good: Tensor, bad: Tensor, certainty: float) -> Tensor:
     """Which clients, bool, are more likely bad than good: `P(Beta(a_i, b_i) <= 0.5) > certainty`."""
+    from scipy.stats import beta  # takes half a second: only where it is used
+
     return torch.from_numpy(beta.cdf(0.5, good.numpy(), bad.numpy())) > certainty
 
 
