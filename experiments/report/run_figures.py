@@ -343,7 +343,10 @@ def _panels(count: int, height: float, *, right: float = 1.6, bottom: float = 0.
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with ticks at powers of ten only: drawing minor ticks would take most of a figure's time."""
+    """A logarithmic y axis with ticks at powers of ten only: drawing minor ticks would take most of a figure's time. The axis stays as it
+    is if nothing that was drawn is above 0."""
+    if not any(value > 0 for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float).tolist()):
+        return
     axes.set_yscale("log")
     axes.minorticks_off()
 
