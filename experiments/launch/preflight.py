@@ -113,6 +113,8 @@ def _weight_notes(config: Config, federation: Federation) -> list[str]:
 
 def _place_problem(key: str, place: str) -> str:
     """Why a folder, which need not exist yet, cannot be written into; empty if it can."""
+    if not place:  # it would be the working directory, which is another one in other processes
+        return f"expected {key} to be a folder that can be written, got ''"
     try:
         folder = Path(place).expanduser()
         while not folder.exists() and folder != folder.parent:

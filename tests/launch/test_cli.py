@@ -42,6 +42,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-c", "attack.name=alie"], ["expected at least 2 malicious clients", "attack.name = 'alie'", "got 1"]),
         (["-c", "strategy.name=dgc", "-c", "strategy.guard=both", "-c", "strategy.bound=inf"], ["expected a finite strategy.bound"]),
         (["-c", "attack.norm-bound=inf"], ["expected attack.trigger-scale > 0 with attack.norm-bound = inf"]),
+        (["--gpus-per-worker", "nan"], ["expected ray.gpus-per-worker to be a finite number, got nan"]),
         (["-c", "seed"], ["expected KEY=VALUE, got 'seed'"]),
         (["nosuchpreset"], ["expected a preset to be one of", "digits", "nosuchpreset"]),
         (["-o", "/proc/nowhere"], ["expected output-dir to be a folder that can be written"]),
