@@ -376,7 +376,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     for option, key in OPTION_KEYS.items():
         if (value := getattr(arguments, option, None)) is None:
             continue
-        if flat.get(key, value) != value:
+        if key in flat and flat[key] != value:
             problems.append(f"{key} is set twice: {flat[key]!r} with -c, {value!r} with --{option.replace('_', '-')}")
         flat[key] = value
     if problems:

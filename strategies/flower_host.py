@@ -203,7 +203,7 @@ class FlowerHost(Strategy):
     def _layers(self, theta: Tensor) -> ArrayRecord:
         """theta (d,) as named parameters; copies, because a strategy may write into them."""
         parts = theta.cpu().split([shape.numel() for shape in self._layout.values()])
-        layers = _Layers()
+        layers = _Layers() if core_of(self.inner) is self.inner else ArrayRecord()  # a DP wrapper puts one in its place
         for (name, shape), part in zip(self._layout.items(), parts, strict=True):
             layers[name] = TensorArray(part.view(shape).numpy().copy())
         return layers

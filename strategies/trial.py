@@ -15,6 +15,7 @@ from fl_sim.data.batches import Batch
 from fl_sim.grid.grid import ClientGrid
 from fl_sim.grid.transports import InlineTransport, claim_identity
 from fl_sim.model.flat_model import FlatModel
+from fl_sim.outside_code import OutsideCodeError
 from fl_sim.wire.arrays import to_record
 from fl_sim.wire.messages import Order, Reply
 from strategies.byzfl_rules import PRE_AGGREGATORS, ByzflCombine
@@ -106,6 +107,8 @@ def try_flower(strategy: Strategy, config: Config) -> Trial:
         content = {"clients": ConfigRecord({"ids": clients, "weights": [1.0] * len(clients), "norms": [0.0] * len(clients)})}
         rows = rows[clients]
         host.aggregate_train(1, [Message(RecordDict({**content, "rows": to_record({"rows": rows})}), reply_to=messages[0])])
+    except OutsideCodeError as error:
+        return Trial(str(error).partition("\n")[0], 0)  # without the traceback
     except Exception as error:  # somebody else's code raises what it likes
         return Trial(f"{type(error).__name__}: {error}", 0)
     finally:

@@ -1,4 +1,4 @@
-"""Checks of the things that keys name: their options, and the members of the coalition that an attack needs."""
+"""Checks of the things that keys name: their options, and the members of the coalition and the data that an attack needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fl_sim.config.checks import LINE_SEARCHES
 from fl_sim.config.keys import Config
 from fl_sim.config.options import OPTIONS_OF, parse_options
 from fl_sim.config.resolve import to_flat
+from fl_sim.data.federation import Federation
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.registry import registry
 from strategies.checks import rehearsal_problem, strategy_problems
@@ -31,3 +32,22 @@ def name_problems(config: Config) -> list[str]:
             f"which compares its members' own honest updates (or attack.knowledge = 'updates'), got {members}"
         )
     return problems
+
+
+def class_problem(config: Config, federation: Federation) -> str:
+    """Why an attack cannot act on a federation's data, as a sentence; empty if it can: a class that is not there, or features where it
+    moves pixels."""
+    attack, classes = config.attack, federation.dataset.num_classes
+    if attack.name == "none":
+        return ""
+    keys = {
+        "attack.class": attack.class_,
+        "attack.to-class": attack.to_class,
+        "attack.attacked": attack.attacked,
+        "attack.confounding": attack.confounding,
+    }
+    if beyond := [key for key, number in keys.items() if number >= classes]:
+        return f"expected {beyond[0]} < {classes}, the number of classes of the data, got {keys[beyond[0]]}"
+    if attack.surface == "images" and federation.dataset.train.inputs.is_floating_point():
+        return f"expected a data set of images with attack.surface = 'images', got features (data.name = {config.data.name!r})"
+    return ""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clients.cleaning.fitted import cleaning_problem
-from experiments.launch.name_checks import name_problems
+from experiments.launch.name_checks import class_problem, name_problems
 from experiments.records.identity import same_keys_other_data
 from experiments.run.attack_success import success_problem
 from fl_sim.atomic_files import CannotWriteError
@@ -30,6 +30,7 @@ from fl_sim.model.module import model_problem
 from strategies.catalogue import reads_weights_of
 from strategies.checks import strategy_notes
 
+CELL_MEMORY = 40.0  # bytes of a number of a confusion matrix, as a tensor and in a list
 WORKER_MEMORY = 0.15e9  # bytes that a worker needs at least, on its own
 
 
@@ -112,6 +113,8 @@ def _weight_notes(config: Config, federation: Federation) -> list[str]:
 
 def _place_problem(key: str, place: str) -> str:
     """Why a folder, which need not exist yet, cannot be written into; empty if it can."""
+    if not place:  # it would be the working directory, which is another one in other processes
+        return f"expected {key} to be a folder that can be written, got ''"
     try:
         folder = Path(place).expanduser()
         while not folder.exists() and folder != folder.parent:
@@ -133,13 +136,23 @@ def _data_problems(config: Config, console: Console) -> list[str]:
         with console.status(Text(f"reading {data.name}")) as status:
             here = config.model_copy(update={"device": "cpu"})  # this process needs no GPU
             federation = read_federation(here, lambda done, total: status.update(Text(f"reading {data.name}: {done}/{total}")))
-        if problem := model_problem(here, federation) or success_problem(here, federation) or cleaning_problem(here, federation):
-            return [problem]
+        for check in (model_problem, success_problem, class_problem, cleaning_problem, _matrix_problem):
+            if problem := check(here, federation):
+                return [problem]
     except CannotWriteError as error:
         return [f"expected data.cache-dir to have room for the data, got {data.cache_dir!r} ({error})"]
     except (ValueError, OSError) as error:
         return [str(error)]
     return []
+
+
+def _matrix_problem(_: Config, federation: Federation) -> str:
+    """Why there are too many classes for a confusion matrix, as a sentence; empty if there are not."""
+    classes, room = federation.dataset.num_classes, psutil.virtual_memory().available
+    most = int((room / CELL_MEMORY) ** 0.5)
+    if classes <= most:
+        return ""
+    return f"expected data with at most {most} classes ({room / 1e9:.1f} GB of memory are free for a confusion matrix), got {classes}"
 
 
 def _process_problems(config: Config) -> list[str]:

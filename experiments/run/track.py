@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from clients.cleaning.fitted import Fitted
@@ -156,6 +157,7 @@ class TrackRun:
             raise OutsideCodeError(f"round {self._round} of the {self.name} track: {error}") from error
         except RuntimeError as error:
             raise RuntimeError(f"round {self._round} of the {self.name} track: {error}") from error
+        stayed = _why_it_stayed(result) if torch.equal(before, self._strategy.theta) else ""
         clock = time.perf_counter()
         fired = bool(result.outcome.metrics.get("fired"))
         missed = "" if fired or phase != "trigger" else self._missed_trigger(result.outcome)
@@ -179,8 +181,8 @@ class TrackRun:
         ends = phase in ACTING and self._phase(self._round + 1) not in ACTING  # the coalition's acting
         line |= self._accuracies(theta, before, fired=fired, alarm=alarm, last=last, ends=ends)
         line |= _figures(result.outcome, result.metrics)
-        if result.skipped:
-            line["skipped"] = result.skipped
+        if skipped := result.skipped or stayed:
+            line["skipped"] = skipped
         if result.left_out is not None:
             line["left_out"] = list(result.left_out)
             if result.outcome.metrics.get("acted"):
@@ -259,6 +261,15 @@ class TrackRun:
         if self._reference and self._reference.fired:
             return self._reference.fired[0]
         return None if self._malicious or self._reference else accumulate_rounds(self._inputs.config) + 1
+
+
+def _why_it_stayed(result: RoundResult) -> str:
+    """Why a strategy left the model exactly as it was; empty for a refusal of DGC, which is counted as one."""
+    if result.metrics.get("refused"):
+        return ""
+    if not result.metrics.get("applied_norm"):
+        return "the combined update is zero"
+    return "the server's step is too short to change a float32 weight"
 
 
 def _figures(outcome: RoundOutcome, metrics: dict[str, float]) -> dict[str, Any]:

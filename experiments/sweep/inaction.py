@@ -8,6 +8,13 @@ from typing import Any
 
 from experiments.sweep.study import Run
 
+# What a coalition that never acted did in the rounds of its attack.
+NO_ACT = {
+    "idle": "the coalition sent only what its members would honestly send",
+    "failed": "every malicious client failed in each round in which the coalition may act",
+    "absent": "no malicious client was sampled in a round in which the coalition may act",
+}
+
 
 def defence_text(summary: Mapping[str, Any]) -> str:
     """What the strategy of a run did, for the caption of its table; empty of one that reports nothing. Records of earlier versions have
@@ -45,6 +52,8 @@ def _inactions(summary: Mapping[str, Any]) -> list[str]:
         texts.append(f"rounds were skipped: {summary['skipped']['reason']}")
     if (clipped := summary.get("clipped")) and not clipped["under_attack"]:
         texts.append("the clip shortened nothing while the coalition acted")
+    if (left_out := summary.get("filtering")) and not left_out["true_positive_rate"] and not left_out["false_positive_rate"]:
+        texts.append("it left out no client while the coalition acted")
     if summary.get("judged") and not _rounds(summary, "refused") and not _rounds(summary, "drifted"):
         texts.append("the guard refused nothing and saw no drift")
     if _exceeded(summary):
@@ -62,11 +71,12 @@ def _attack_inactions(run: Run) -> list[str]:
     reason, rounds = run.summary.get("no_trigger"), run.summary.get("coalition")
     if reason and run.config.get("schedule.triggers", 1):
         return [f"no trigger fired: {reason}"]
-    return (
-        ["the coalition sent only what its members would honestly send"]
-        if rounds and not rounds.get("acted") and rounds.get("idle")
-        else []
-    )
+    if not rounds or rounds.get("acted"):
+        return []
+    for role, text in NO_ACT.items():
+        if rounds.get(role):
+            return [text]
+    return ["the run has no round in which the coalition may act (schedule.accumulate-rounds, schedule.triggers)"]
 
 
 def _attack(run: Run) -> str:

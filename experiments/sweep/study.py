@@ -132,14 +132,20 @@ def _tell_apart_by_data(flats: Mapping[Path, dict[str, Any]]) -> None:
 
 
 def complete_runs(folder: Path, study: Study) -> StudyRuns:
-    """The complete cells of a study, in its order, and why others are left out: a file that is cut, or damaged otherwise. A cell that has
-    not ended is left out without a word."""
+    """The complete cells of a study, in its order, and why others are left out: a file that is cut, or damaged otherwise, and copies of a
+    run, which would be taken for repetitions. A cell that has not ended is left out without a word."""
     runs: list[Run] = []
+    first = dict[str, Path]()
     problems: list[str] = []
     for cell, name in zip(study.cells, study.folders, strict=True):
         try:
             if os.path.lexists(folder / name / "summary.json"):  # which may be a folder
-                runs.append(read_run(folder / name, cell))
+                run = read_run(folder / name, cell)
+                content = json.dumps([result_keys(run.config), run.summary], sort_keys=True, default=str)  # its seconds are its own
+                if (original := first.setdefault(content, run.folder)) == run.folder:
+                    runs.append(run)
+                else:
+                    problems.append(f"{run.folder} is a copy of {original}: it is counted once")
             else:
                 _check_unended(folder / name)
         except DamagedError as error:

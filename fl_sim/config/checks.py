@@ -60,6 +60,12 @@ def _attack(config: Config) -> list[Problem]:
                 f"expected attack.poison-ratio to be 0 or -1 with attack.name = 'none', got {config.attack.poison_ratio}",
             )
         )
+    target = config.attack.to_class if config.attack.to_class >= 0 or config.attack.name not in BACKDOORS else 0
+    if config.attack.name != "none" and config.attack.class_ == target >= 0:
+        keys = ("attack.class", "attack.to-class")
+        meaning = " (-1: class 0)" if config.attack.to_class < 0 else ""
+        text = f"expected attack.class and attack.to-class{meaning} to be different classes, got {target} for both"
+        problems.append((keys, text))
     to_norm_bound = config.attack.trigger == "reversed" and config.attack.trigger_refresh == "latest" and not config.attack.trigger_scale
     if math.isinf(config.attack.norm_bound) and to_norm_bound and config.attack.name not in BACKDOORS:
         problems.append(

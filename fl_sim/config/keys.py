@@ -84,7 +84,7 @@ class Client(Section):
         description="weight of an update: its client's examples used in the round, or all of them (McMahan et al. 2017), or 1; always 1 "
         "under a strategy that ignores weights (docs/defences.md)",
     )
-    threads: Count = Field(1, description="CPU threads of one worker's computation")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="CPU threads of one worker's computation")
     block: Count = Field(50, description="consecutive client ids that are computed and summed as one unit")
     engine: Literal["auto", "vmap", "loop"] = Field(
         "auto", description="how the updates of single clients are computed; `auto` also fuses a clip into one backward pass where it can"

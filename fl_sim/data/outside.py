@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_sim.data.images.pixels import eight_bits, with_alpha
-from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, require_memory
+from fl_sim.data.readers import Decoded, Inputs, Origin, Part, Progress, Request, require_memory, shared_note
 from fl_sim.outside_code import end_if_forked, error_words, is_interrupt, outside_call, placed, with_place
 from fl_sim.rng.streams import seeded_global_generators
 
@@ -79,7 +79,8 @@ def decode_parts(train: Any, test: Any, progress: Progress, thing: Any = None) -
             progress(before + row + 1, sum(sizes))
         assert inputs is not None
         parts.append((inputs, labels))
-    return Decoded(parts[0], parts[1], 1 + int(max(part[1].max() for part in parts)))
+    notes = shared_note("the data set", "examples", parts[0][0], parts[1][0])
+    return Decoded(parts[0], parts[1], 1 + int(max(part[1].max() for part in parts)), notes)
 
 
 def _length(dataset: Any, part: str, thing: Any) -> int:

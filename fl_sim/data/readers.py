@@ -4,7 +4,7 @@ arrays. Both are imported inside the readers: that takes seconds, and is not nee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -104,6 +104,24 @@ def read_svhn(request: Request) -> Decoded:
 
     train, test = (cast(Any, SVHN(request.root, split=split, download=request.download)) for split in ("train", "test"))
     return Decoded((train.data, train.labels), (test.data, test.labels), 10)
+
+
+def alike_notes(root: Path, names: Sequence[str]) -> list[str]:
+    """Sentences on names of classes that differ in capitals and blanks alone."""
+    plain, notes = dict[str, str](), list[str]()
+    for name in names:
+        if (like := plain.setdefault("".join(name.lower().split()), name)) != name:
+            notes.append(f"{root}: the classes {like!r} and {name!r} differ in capitals or blanks alone")
+    return notes
+
+
+def shared_note(where: Path | str, what: str, train: Inputs, test: Inputs) -> tuple[str, ...]:
+    """A sentence on the examples (n, ...) of the test part whose inputs are in the training part too; none without any."""
+    if train.dtype != test.dtype or train.shape[1:] != test.shape[1:]:
+        return ()
+    known = {hash(np.ascontiguousarray(example).data.tobytes()) for example in train}
+    count = sum(hash(np.ascontiguousarray(example).data.tobytes()) in known for example in test)
+    return (f"{where}: {count} of {len(test)} {what} of the test part are in the training part too",) if count else ()
 
 
 def require_memory(count: int, shape: tuple[int, ...], kind: Any, whose: str) -> None:

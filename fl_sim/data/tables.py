@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.data.outside import MOST_CLASSES
-from fl_sim.data.readers import Decoded, Origin, Request
+from fl_sim.data.readers import Decoded, Origin, Request, alike_notes, shared_note
 from fl_sim.rng.streams import stream
 
 TYPES = (".csv", ".parquet")
@@ -60,12 +61,13 @@ def read_table(request: Request, label: str = "label", test_share: float = 0.2) 
     tables = [_Table(path, _read(path, label)) for path in paths]
     columns = _feature_columns(tables, label)
     features = [np.stack([_numbers(table.frame[column], table.path) for column in columns], axis=1) for table in tables]
-    labels = _class_numbers([table.frame[label] for table in tables], paths)
+    labels, names = _class_numbers([table.frame[label] for table in tables], paths)
     rows = [np.arange(len(part)) for part in labels]
     if len(tables) == 1:
         train_rows, test_rows = _split_rows(len(labels[0]), test_share)
         tables, features, labels, rows = tables * 2, features * 2, labels * 2, [train_rows, test_rows]
     train, test = (values[place] for values, place in zip(features, rows, strict=True))
+    shared = shared_note(request.root, "rows", train, test)
     train_labels, test_labels = (values[place] for values, place in zip(labels, rows, strict=True))
     standardised = _standardised(train, test)
     for table, part, place in zip(tables, standardised, rows, strict=True):
@@ -75,7 +77,8 @@ def read_table(request: Request, label: str = "label", test_share: float = 0.2) 
             raise ValueError(f"{where}, got {table.frame[column].iloc[row]!r}")
     classes = 1 + int(max(train_labels.max(), test_labels.max()))
     inputs = [part.astype(np.float32)[:, None, None] for part in standardised]
-    return Decoded((inputs[0], train_labels), (inputs[1], test_labels), classes, _notes(request.root, train_labels, test_labels, classes))
+    notes = (*_name_notes(request.root, names), *shared, *_notes(request.root, train_labels, test_labels, classes))
+    return Decoded((inputs[0], train_labels), (inputs[1], test_labels), classes, notes)
 
 
 class _Table(NamedTuple):
@@ -104,6 +107,8 @@ def _read(path: Path, label: str) -> Any:
                 if any(name is not None for name in frame.index.names):  # of a frame whose index is a column of the file
                     frame = frame.reset_index()
                 names = list(map(str, frame.columns))
+    except pd.errors.ParserWarning as error:
+        raise ValueError(f"{path}: expected no row with more fields than the first line, which names the columns") from error
     except Exception as error:  # both readers may raise anything for a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
         raise ValueError(f"{path}: {reason or type(error).__name__}") from error
@@ -180,13 +185,13 @@ def _require(good: Any, column: Any, path: Path, what: str, instead: str = "") -
         raise ValueError(f"{path}: expected {what} in column {column.name!r}, row {rows[0] + 1}, got {value[:80]}")
 
 
-def _class_numbers(columns: Sequence[Any], paths: Sequence[Path]) -> list[NDArray[np.int64]]:
+def _class_numbers(columns: Sequence[Any], paths: Sequence[Path]) -> tuple[list[NDArray[np.int64]], list[str]]:
     """The labels of each table as class numbers (n,): as they are if all are numbers (true and false count as 1 and 0), else by the sorted
-    order of their texts."""
+    order of their texts. And these texts, none for numbers."""
     import pandas as pd
 
     for column, path in zip(columns, paths, strict=True):
-        _require(~column.isna(), column, path, "a label", "nothing")
+        _require(~column.isna() & (column.astype(str).str.strip() != ""), column, path, "a label", "nothing")
     texts = [column.astype(str).to_numpy(object) for column in columns]
     numbers: list[Any] = [pd.to_numeric(pd.Series([BOOLEANS.get(text.lower(), text) for text in part]), errors="coerce") for part in texts]
     no_numbers = [part.isna().to_numpy(bool) for part in numbers]
@@ -197,12 +202,12 @@ def _class_numbers(columns: Sequence[Any], paths: Sequence[Path]) -> list[NDArra
         names = {name: number for number, name in enumerate(sorted(set(np.concatenate(texts))))}
         if len(names) > MOST_CLASSES:
             raise ValueError(f"{paths[0]}: expected at most {MOST_CLASSES} classes, got {len(names)} texts in column {columns[0].name!r}")
-        return [np.array([names[text] for text in part], np.int64) for part in texts]
+        return [np.array([names[text] for text in part], np.int64) for part in texts], list(names)
     for part, column, path in zip(numbers, columns, paths, strict=True):
         values, part.name = part.to_numpy(np.float64), column.name
         _require((values >= 0) & (values == np.floor(values)), part, path, "class numbers from 0, or texts,")
         _require(values < MOST_CLASSES, part, path, f"class numbers below {MOST_CLASSES}")
-    return [part.to_numpy(np.float64).astype(np.int64) for part in numbers]
+    return [part.to_numpy(np.float64).astype(np.int64) for part in numbers], []
 
 
 def _standardised(train: Floats, test: Floats) -> list[Floats]:
@@ -217,6 +222,24 @@ def _standardised(train: Floats, test: Floats) -> list[Floats]:
         flat = (np.ptp(train, axis=0) == 0) | (std == 0)  # rounding may give equal numbers a standard deviation other than 0
         parts = [np.where(flat, 0.0, (part - mean) / np.where(flat, 1.0, std)) for part in (train, test)]
         return [np.where(np.abs(part) <= np.finfo(np.float32).max, part, np.inf) for part in parts]
+
+
+def _name_notes(root: Path, names: Sequence[str]) -> list[str]:
+    """Sentences on labels that are texts, sorted, and may be mistakes: numbers, words for a missing label, and nearly equal ones."""
+    notes = list[str]()
+    if (numbers := [name for name in names if _is_number(name)]) and len(numbers) < len(names):
+        text = next(name for name in names if name not in numbers)
+        notes.append(f"{root}: all labels are texts, numbered in sorted order, because {text!r} is no number (others are: {numbers[0]!r})")
+    if words := [name for name in names if name.strip().lower() in MISSING]:
+        notes.append(f"{root}: {words[0]!r} is a class of its own, and no missing label")
+    return [*notes, *alike_notes(root, names)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _notes(root: Path, train: NDArray[np.int64], test: NDArray[np.int64], classes: int) -> tuple[str, ...]:
@@ -236,7 +259,8 @@ def _notes(root: Path, train: NDArray[np.int64], test: NDArray[np.int64], classe
 
 def _split_rows(count: int, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows of the training and of the test part of one table with `count` rows."""
-    size = round(count * share) if isinstance(share, int | float) else 0  # pyright: ignore[reportUnnecessaryIsInstance] - an option
+    is_share = isinstance(share, int | float) and 0.0 < share < 1.0  # pyright: ignore[reportUnnecessaryIsInstance] - an option
+    size = round(count * share) if is_share else 0
     if not 0 < size < count:
         raise ValueError(f"expected data.options 'test_share' to leave rows to both parts of {count}, got {share!r}")
     order = stream(0, "table").permutation(count)

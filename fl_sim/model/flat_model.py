@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad  # pyright: ignore[reportUnknownVariableType]
 
 from fl_sim.model.architectures import is_plain
-from fl_sim.model.vectors import load_buffers, trained_parameters
+from fl_sim.model.vectors import load_buffers, parameter_places, trained_parameters
 from fl_sim.outside_code import OutsideCodeError, end_if_forked, error_words, is_interrupt
 
 # Measured: vmap over a model with such an operation (attention on a CPU) still takes only a tenth to a third of a loop's time.
@@ -29,7 +29,7 @@ class FlatModel:
     def __init__(self, module: nn.Module, buffers: Tensor | None = None, *, bfloat16: bool = False) -> None:
         self.module, self.bfloat16, self.plain = module.eval(), bfloat16, is_plain(module)
         parameters = trained_parameters(module)
-        self._names = list(parameters)
+        self._names, self._places = list(parameters), parameter_places(module)
         self._shapes = [parameter.shape for parameter in parameters.values()]
         self._sizes = [parameter.numel() for parameter in parameters.values()]
         if buffers is not None and buffers.numel():
@@ -41,8 +41,10 @@ class FlatModel:
         return dict(zip(self._names, self._shapes, strict=True))
 
     def _parameters(self, theta: Tensor) -> dict[str, Tensor]:
+        """theta (d,) by the places of a module that it goes to."""
         parts = theta.split(self._sizes)
-        return {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
+        values = {name: part.view(shape) for name, part, shape in zip(self._names, parts, self._shapes, strict=True)}
+        return {place: values[name] for place, name in self._places.items()}
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,). Raises OutsideCodeError if a model from outside raises."""
@@ -62,9 +64,9 @@ class FlatModel:
 
     def _logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         if not self.bfloat16:
-            return functional_call(self.module, self._parameters(theta), (inputs,))
+            return functional_call(self.module, self._parameters(theta), (inputs,), tie_weights=False)
         with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # its cache would keep tensors of torch.func alive
-            return functional_call(self.module, self._parameters(theta), (inputs,)).to(theta.dtype)
+            return functional_call(self.module, self._parameters(theta), (inputs,), tie_weights=False).to(theta.dtype)
 
     def loss(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, or `sum_j weights_j * cross-entropy_j` when weights (b,) are given. A scalar."""

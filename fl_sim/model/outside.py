@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
 
 from fl_sim.model.architectures import Shape, models
-from fl_sim.model.vectors import trained_parameters
+from fl_sim.model.vectors import parameter_places, trained_parameters
 from fl_sim.outside_code import changed_settings, error_words, outside_call, placed, settings_now, with_place
 from fl_sim.registry import OutsideError
 from fl_sim.rng.streams import seeded_global_generators, torch_stream
@@ -130,12 +130,13 @@ def _check_state(name: str, module: nn.Module) -> None:
 def _check_repeatable(name: str, module: nn.Module, image_shape: Shape) -> None:
     """Raises ModelError unless in eval mode, as in the rounds, the same inputs give the same logits and no buffer changes."""
     inputs = torch.randn(2, *image_shape, generator=torch_stream(0, "trial"))
-    parameters = {key: parameter.detach() for key, parameter in trained_parameters(module).items()}
+    trained = trained_parameters(module)
+    parameters = {place: trained[key].detach() for place, key in parameter_places(module).items()}
     before = [buffer.clone() for buffer in module.buffers()]
 
     def logits() -> Tensor:
         with torch.no_grad():
-            return functional_call(module, parameters, (inputs,))
+            return functional_call(module, parameters, (inputs,), tie_weights=False)
 
     try:
         with seeded_global_generators(0, "trial"):

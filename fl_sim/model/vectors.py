@@ -11,6 +11,18 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def parameter_places(module: nn.Module) -> dict[str, str]:
+    """Each place in a module that holds a trained parameter, with the parameter's name in `trained_parameters`: for a `functional_call`
+    without `tie_weights`. A part that is there under two names has its places once: swapped twice, its parameters would not come back."""
+    names = {id(parameter): name for name, parameter in trained_parameters(module).items()}
+    places = {
+        f"{where}.{name}".lstrip("."): names.get(id(parameter), "")
+        for where, part in module.named_modules()
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+    }
+    return {place: name for place, name in places.items() if name}
+
+
 def flat_parameters(module: nn.Module) -> Tensor:
     """`trained_parameters` as one vector theta (d,)."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in trained_parameters(module).values()])

@@ -79,6 +79,7 @@ def test_the_page_says_what_a_key_takes(key: str, words: str) -> None:
         ({"data.num-clients": "many"}, "expected data.num-clients to be a whole number, got 'many'"),
         ({"data.num-clients": 2.5}, "expected data.num-clients to be a whole number, got 2.5"),
         ({"seed": True}, "expected seed to be a whole number, got True"),
+        ({"client.threads": 100_000}, "expected client.threads <= 1024, got 100000"),
         ({"strategy.bound": -1.0}, "expected strategy.bound > 0.0, got -1.0"),
         ({"strategy.bound": math.nan}, "expected strategy.bound > 0.0, got nan"),
         ({"attack.rho": math.inf}, "expected attack.rho to be a finite number, got inf"),

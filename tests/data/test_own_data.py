@@ -207,3 +207,9 @@ def test_the_files_below_a_folder_follow_links_once(tmp_path: Path) -> None:
     assert [str(file.relative_to(tmp_path / "root")) for file in files] == ["a/1", "b/5"]
     assert files_below(tmp_path / "linked" / "5").files == [tmp_path / "linked" / "5"]
     assert files_below(tmp_path / "nowhere").files == []
+
+
+def test_examples_of_the_test_part_that_were_trained_on_are_said(tmp_path: Path) -> None:
+    examples = [(torch.full((2, 3), float(i)), i % 2) for i in range(6)]
+    dataset = load(lambda root: (Pairs(*examples[:4]), Pairs(*examples[2:])), tmp_path)
+    assert dataset.notes == ("the data set: 2 of 4 examples of the test part are in the training part too",)

@@ -119,7 +119,7 @@ def test_other_files_and_columns_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
     for name, text, message in (
         ("a.tsv", "x\tlabel\n1\t0\n", r"a\.tsv: expected a file of type \.csv or \.parquet"),
-        ("ragged.csv", "x,label\n1,0,5\n2,1,5\n", r"ragged\.csv: Length of header or names does not match"),
+        ("ragged.csv", "x,label\n1,0,5\n2,1,5\n", r"ragged\.csv: expected no row with more fields than the first line"),
         ("index.csv", ",x,label\n0,3,1\n1,2,0\n", r"index\.csv: expected a name for each column, got none for column 1"),
         ("empty.csv", "", r"empty\.csv: No columns"),
         ("damaged.parquet", "PAR1", r"damaged\.parquet: "),
@@ -142,3 +142,41 @@ def test_options_are_known_beforehand() -> None:
     assert datasets.options_problem("table", {"label": "y", "test_share": 0.1}, "data.options") == ""
     assert "has no option labl; it takes label, test_share" in datasets.options_problem("table", {"labl": "y"}, "data.options")
     assert "has no option size; it takes none" in datasets.options_problem("digits", {"size": 3}, "data.options")
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (["0", "1", "other"], "all labels are texts, numbered in sorted order, because 'other' is no number (others are: '0')"),
+        (["cat", "dog", "nan"], "'nan' is a class of its own, and no missing label"),
+        (["cat", "Cat ", "dog"], "the classes 'Cat ' and 'cat' differ in capitals or blanks alone"),
+    ],
+)
+def test_labels_that_may_be_mistakes_are_said(labels: list[str], note: str, tmp_path: Path) -> None:
+    frame(30).assign(label=labels * 10).to_csv(tmp_path / "all.csv", index=False)
+    assert [text.split(": ", 1)[1] for text in load(tmp_path, tmp_path / "all.csv").notes] == [note]
+
+
+def test_a_label_of_blanks_is_missing(tmp_path: Path) -> None:
+    frame(30).assign(label=["0", "1", " "] * 10).to_csv(tmp_path / "all.csv", index=False)
+    with pytest.raises(DataMissing, match="expected a label in column 'label', row 3, got nothing"):
+        load(tmp_path, tmp_path / "all.csv")
+
+
+def test_rows_of_the_test_part_that_were_trained_on_are_said(tmp_path: Path) -> None:
+    frame(20).to_csv(tmp_path / "train.csv", index=False)
+    pd.concat([frame(20)[:6], frame(4, seed=1)]).to_csv(tmp_path / "test.csv", index=False)
+    assert load(tmp_path).notes == (f"{tmp_path}: 6 of 10 rows of the test part are in the training part too",)
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.2, 1, True])
+def test_a_share_is_between_0_and_1(share: float, tmp_path: Path) -> None:
+    frame(30).to_csv(tmp_path / "all.csv", index=False)
+    with pytest.raises(DataMissing, match=r"expected data\.options 'test_share' to leave rows to both parts of 30, got"):
+        load(tmp_path, tmp_path / "all.csv", test_share=share)
+
+
+def test_rows_longer_than_the_names_are_said_in_our_words(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("# a comment\nage,label\n1,0\n2,1\n")
+    with pytest.raises(DataMissing, match=r"all\.csv: expected no row with more fields than the first line, which names the columns"):
+        load(tmp_path, tmp_path / "all.csv")

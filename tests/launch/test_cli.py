@@ -43,6 +43,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-c", "attack.name=alie"], ["expected at least 2 malicious clients", "attack.name = 'alie'", "got 1"]),
         (["-c", "strategy.name=dgc", "-c", "strategy.guard=both", "-c", "strategy.bound=inf"], ["expected a finite strategy.bound"]),
         (["-c", "attack.norm-bound=inf"], ["expected attack.trigger-scale > 0 with attack.norm-bound = inf"]),
+        (["--gpus-per-worker", "nan"], ["expected ray.gpus-per-worker to be a finite number, got nan"]),
         (["-c", "seed"], ["expected KEY=VALUE, got 'seed'"]),
         (["nosuchpreset"], ["expected a preset to be one of", "digits", "nosuchpreset"]),
         (["-o", "/proc/nowhere"], ["expected output-dir to be a folder that can be written"]),
@@ -52,6 +53,12 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
             ["-c", "strategy.norm=l3", "-c", "attack.set-size=5000", "-c", "server.clients-per-round=200"],
             ["strategy.norm", "attack.set-size", "server.clients-per-round"],
         ),
+        (
+            ["-c", "attack.name=moles", "-c", "attack.confounding=77"],
+            ["expected attack.confounding < 10, the number of classes of the data"],
+        ),
+        (["-c", "attack.name=badnets", "-c", "attack.class=0"], ["attack.class and attack.to-class (-1: class 0) to be different classes"]),
+        (["-c", "attack.class=3", "-c", "attack.to-class=3"], ["attack.class and attack.to-class to be different classes, got 3 for both"]),
         (["-c", "fault.kill-round=2", "--transport", "inline"], ["expected grid.transport = 'ray' with fault.kill-round"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -63,6 +70,23 @@ def test_bad_input(arguments: list[str], sentences: list[str], capsys: pytest.Ca
     assert "Traceback" not in captured.err
     assert captured.out == ""
     assert not (tmp_path / "out").exists(), "nothing half-written is left behind"
+
+
+def test_images_are_not_moved_in_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("a,label\n" + "".join(f"{row},{row % 2}\n" for row in range(400)))
+    keys = {"data.name": "table", "data.root": tmp_path / "all.csv", "attack.set-size": 20, "attack.surface": "images", "model.name": "mlp"}
+    words = [word for key, value in keys.items() for word in ("-c", f"{key}={value}")]
+    words += ["-c", f"data.cache-dir={tmp_path}", "-c", "strategy.probe-size=20"]
+    assert cli.main(["run", "-o", str(tmp_path / "out"), *words]) == 2
+    assert "expected a data set of images with attack.surface = 'images', got features" in " ".join(capsys.readouterr().err.split())
+
+
+def test_more_classes_than_a_confusion_matrix_can_have(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("experiments.launch.preflight.CELL_MEMORY", 1e12)
+    assert cli.main(["run", "-o", str(tmp_path / "out")]) == 2
+    assert "for a confusion matrix), got 10" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_attack_of_a_package_that_is_not_there(

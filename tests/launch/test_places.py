@@ -54,6 +54,12 @@ def test_a_place_that_cannot_be_written_is_named(key: str, place: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("key", ["output-dir", "data.cache-dir"])
+def test_an_empty_place_is_named(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits", "--transport", "inline", *SMALL, "-c", f"{key}="]) == 2
+    assert capsys.readouterr().err == f"error: expected {key} to be a folder that can be written, got ''\n"
+
+
 @pytest.mark.parametrize("key", ["output-dir", "data.cache-dir", "data.root"])
 def test_a_home_of_nobody_is_named(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "digits", *SMALL, "-c", f"{key}=~nobody-of-this-name/x"]) == 2

@@ -112,6 +112,29 @@ def test_tied_parameters_count_once_and_frozen_ones_are_not_trained() -> None:
     torch.testing.assert_close(moved, module(given))
 
 
+class SharedPart(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.one = nn.Linear(64, 64)
+        self.other, self.last = self.one, nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.other(torch.tanh(self.one(x))))
+
+
+def test_a_part_under_two_names_is_left_as_it_was() -> None:
+    module = build(SharedPart)
+    model, theta = FlatModel(module), flat_parameters(module)
+    assert list(model.layout) == ["one.weight", "one.bias", "last.weight", "last.bias"]
+    given, labels = images(4), torch.tensor([0, 1, 2, 3])
+    gradient = model.gradient(theta, given, labels)
+    assert torch.equal(flat_parameters(module), theta)
+    wanted = torch.autograd.grad(nn.functional.cross_entropy(module(given), labels), [module.get_parameter(name) for name in model.layout])
+    torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in wanted]))
+
+
 def test_all_buffers_travel_as_one_float32_vector() -> None:
     module = build(Tied)
     module(images(8))  # train mode: the statistics and the counter change

@@ -317,3 +317,13 @@ def test_a_second_command_over_one_folder_names_the_first(
     assert f"another process has been writing into {out / folder.name} for 0 s" in error
     assert f"by process {os.getpid()} on " in error
     assert "Traceback" not in error
+
+
+def test_a_copy_of_a_run_is_no_repetition(tmp_path: Path) -> None:
+    write_study_records(tmp_path)
+    (tmp_path / "study.json").unlink()
+    place = min(tmp_path.glob("small-*"))
+    shutil.copytree(place, tmp_path / "copies" / place.name)
+    runs, problems = complete_runs(tmp_path, read_study(tmp_path))
+    assert len(runs) == 12
+    assert problems == [f"{place} is a copy of {tmp_path / 'copies' / place.name}: it is counted once"]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
+from experiments.report.figures.curves import log_axis
 from experiments.report.figures.run_figures import draw_figures, guard_scores, patterns_figure
 from tests.support.small_study import write_run
 
@@ -58,3 +60,11 @@ def test_patterns_have_a_row_each(tmp_path: Path) -> None:
         tmp_path / "patterns", {"plain": torch.rand(3, 1, 8, 8), "colour": torch.rand(3, 3, 8, 8), "flat": torch.zeros(3, 1, 8, 8)}
     )
     assert (tmp_path / "patterns.png").stat().st_size > 2000
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0.0, 0.0], "linear"), ([], "linear"), ([0.0, 2.0], "log")])
+def test_an_axis_is_logarithmic_where_something_is_above_0(values: list[float], scale: str) -> None:
+    axes = Figure().subplots()
+    axes.plot(range(len(values)), values)
+    log_axis(axes)
+    assert axes.get_yscale() == scale

@@ -155,3 +155,47 @@ def test_notes_are_counted_by_strategy(configure: Configure, tmp_path: Path) -> 
             runs.append(read_run(place, Cell({}, {"strategy": f"clip-after {bound:g}"})))
     assert inaction_notes(runs) == ["clip-after 1e+06: the clip shortened nothing while the coalition acted (2 of 2 attacked runs)"]
     assert complete_runs(tmp_path, read_study(tmp_path)).problems == []
+
+
+@pytest.mark.parametrize(
+    ("code", "settings", "reason"),
+    [
+        ("return 0.0 * updates.mean(dim=0)", {}, "the combined update is zero"),
+        ("return updates.mean(dim=0)", {"server__learning_rate": 1e-30}, "the server's step is too short to change a float32 weight"),
+    ],
+)
+def test_a_model_that_does_not_move_is_said(configure: Configure, tmp_path: Path, code: str, settings: dict[str, Any], reason: str) -> None:
+    """Its accuracy does not drop, whatever the attack sends."""
+    path = tmp_path / "own.py"
+    path.write_text(f"def rule(updates, weights):\n    {code}\n")
+    summary, place = run(configure(strategy__name=f"{path}:rule", **settings, **ALONE), tmp_path / "runs")
+    assert summary["skipped"] == {"attacked": summary["rounds"], "twin": None, "reason": reason}
+    assert any(f"rounds were skipped: {reason}" in note for note in notes_of(place))
+
+
+def test_a_filter_that_leaves_out_nobody_is_said(configure: Configure, tmp_path: Path) -> None:
+    _, place = run(configure(strategy__name="fldetector", strategy__options="window = 50", **ALONE), tmp_path)
+    assert notes_of(place) == ["fldetector: it left out no client while the coalition acted"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"schedule__accumulate_rounds": 0}, "the run has no round in which the coalition may act"),
+        ({"attack__name": "trigger-only"}, "the run has no round in which the coalition may act"),
+        ({"attack__malicious_fraction": 0.09, "server__clients_per_round": 1}, "no malicious client was sampled in a round in which"),
+        (
+            {"fault__raises": "0,1,2,3,4,5,6,7,8,9,10", "attack__malicious_fraction": 0.09, "seed": 1},
+            "every malicious client failed in each round",
+        ),
+    ],
+)
+def test_an_attack_that_never_acts_is_said(configure: Configure, tmp_path: Path, settings: dict[str, Any], note: str) -> None:
+    _, place = run(configure(schedule__triggers=0, strategy__name="mean", **{**ALONE, **settings}), tmp_path)
+    assert any(note in text for text in notes_of(place)), notes_of(place)
+
+
+def test_a_wrapper_of_flower_says_nothing_of_our_records(configure: Configure, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = '{"noise_multiplier": 0.1, "clipping_norm": 1e-3}'
+    run(configure(strategy__name="flwr.DifferentialPrivacyServerSideFixedClipping", strategy__options=options, **ALONE), tmp_path)
+    assert "overwritten" not in "".join(capfd.readouterr())

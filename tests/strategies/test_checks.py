@@ -64,6 +64,8 @@ def test_what_cannot_act_is_refused_before_the_start(
     (problem,) = strategy_problems(config)
     assert says in problem
     assert name in problem
+    assert "Traceback" not in problem
+    assert "\n" not in problem, "one sentence"
 
 
 ACCEPTED: list[tuple[str, str, int]] = [

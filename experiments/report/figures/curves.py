@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 Lines = Sequence[Mapping[str, Any]]  # the rounds of one track, as in rounds.jsonl
@@ -36,7 +37,10 @@ def mark_triggers(axes: Axes, lines: Lines) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with ticks at powers of ten only: drawing minor ticks would take most of a figure's time."""
+    """A logarithmic y axis with ticks at powers of ten only: drawing minor ticks would take most of a figure's time. The axis stays as it
+    is if nothing that was drawn is above 0."""
+    if not any(value > 0 for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float).tolist()):
+        return
     axes.set_yscale("log")
     axes.minorticks_off()
 

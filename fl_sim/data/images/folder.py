@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fl_sim.data.images.pixels import Image, read_image
-from fl_sim.data.readers import Decoded, Origin, Part, Request, require_memory
+from fl_sim.data.readers import Decoded, Origin, Part, Request, alike_notes, require_memory
 
 # The types of files that torchvision's ImageFolder reads.
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -141,6 +141,7 @@ def read_image_folder(request: Request) -> Decoded:
             done += 1
             request.progress(done, total)
         parts.append((pixels, np.array([number for _, number in content.images], np.int64)))
+    watch.notes += alike_notes(request.root, train.classes)
     if len(train.classes) == 1:
         watch.notes.append(f"{request.root}: there is one class only, {train.classes[0]!r}: every accuracy is 100 %")
     return Decoded(parts[0], parts[1], len(train.classes), watch.sentences())
@@ -161,6 +162,7 @@ class _Watch:
             "images with transparent pixels: their colours are read, their transparency is not": image.transparent,
             "images of several frames: the first is read": image.frames > 1,
             "images turned upright, as their EXIF orientation says": image.turned,
+            "images of 16 bits with no level above 4095, as 12 bits give: of 256 levels at most 17 are left": image.dim,
             f"images with a warning of Pillow ({image.warning})": bool(image.warning),
             "images of the test part that are in the training part too, pixel by pixel": is_test and content in self._in_train,
             "images with the pixels of an image of another class": self._class_of.setdefault(content, number) != number,

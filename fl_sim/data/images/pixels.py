@@ -21,13 +21,14 @@ class Image(NamedTuple):
     """An image file, decoded: pixels (3, H, W), and what a reader of the data should know of it.
 
     transparent: some pixel is not opaque; frames: how many the file has (the first is read); turned: EXIF says that the camera was turned,
-    and the pixels are upright here; warning: Pillow's, empty if it had none.
+    and the pixels are upright here; dim: it has 16 bits a pixel and no level above 4095; warning: Pillow's, empty if it had none.
     """
 
     pixels: NDArray[np.uint8]
     transparent: bool
     frames: int
     turned: bool
+    dim: bool
     warning: str
 
 
@@ -51,12 +52,15 @@ def read_image(path: Path) -> Image:
 
 def _decoded(image: Any) -> Image:
     frames = getattr(image, "n_frames", 1)
-    image.load()  # it turns a TIFF, and then the tag is gone
+    tagged = _turn(image) is not None
+    image.load()  # it turns a TIFF, and then the tag is gone; a PNG may have its tag behind the pixels
     turn = _turn(image)
+    turned = tagged or turn is not None
     straight = with_alpha(eight_bits(image))
     transparent = straight.mode == "RGBA" and straight.getchannel("A").getextrema()[0] < 255
     rgb = straight.convert("RGB")
-    return Image(np.asarray(rgb if turn is None else rgb.transpose(turn)).transpose(2, 0, 1), transparent, frames, turn is not None, "")
+    dim = _white_level(image) == 65535 and int(_levels(image).max()) <= 4095
+    return Image(np.asarray(rgb if turn is None else rgb.transpose(turn)).transpose(2, 0, 1), transparent, frames, turned, dim, "")
 
 
 def with_alpha(image: Any) -> Any:
@@ -84,17 +88,26 @@ def eight_bits(image: Any) -> Any:
     """
     if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == SIGNED:
         raise ValueError("expected pixels without a sign, got a TIFF of signed ones")
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if top := _white_level(image):
         from PIL.Image import fromarray
 
-        top = 4095 if _tag(image, BITS) == 12 else 65535
-        levels = np.asarray(image).astype(np.int64)
-        if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow minds it with 8 bits only
-            levels = top - levels
-        return fromarray(((255 * levels + top // 2) // top).astype(np.uint8))
+        return fromarray(((255 * _levels(image) + top // 2) // top).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"expected pixels of 8 or 16 bits, got 32, or signed ones (mode {image.mode!r})")
     return image
+
+
+def _white_level(image: Any) -> int:
+    """The level of white in a grey image of 12 or 16 bits; 0 of any other image."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return 4095 if _tag(image, BITS) == 12 else 65535
+    return 0
+
+
+def _levels(image: Any) -> NDArray[np.int64]:
+    """The levels (H, W) of a grey image of 12 or 16 bits, 0 for black."""
+    levels = np.asarray(image).astype(np.int64)
+    return _white_level(image) - levels if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO else levels  # Pillow minds it with 8 bits only
 
 
 def _tag(image: Any, number: int) -> Any:
