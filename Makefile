@@ -45,6 +45,7 @@ test-flower: .venv/.complete
 
 docs: .venv/.complete
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'the site: site/index.html'
 
 .venv: .venv/.complete
 
