@@ -98,7 +98,7 @@ def accuracy_matrix(runs: Sequence[Run]) -> Matrix:
     matrix = matrix_of(runs, *accuracies(runs))
     if set(matrix.values.index.get_level_values("column")) != {ACCURACY} or (twins := clean_twins(runs)) is None:
         return matrix
-    beside = twins.set_axis(matrix.values.index.set_levels([TWIN], level="column"))
+    beside = twins.set_axis(pd.MultiIndex.from_frame(place_frame(runs, TWIN)))
     return matrix._replace(values=pd.concat([matrix.values, beside]))
 
 
