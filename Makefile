@@ -45,6 +45,7 @@ test-flower: .venv/.complete
 
 docs: .venv/.complete
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'the site: site/index.html'
 
 .venv: .venv/.complete
 
@@ -58,6 +59,7 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --qui
 
 .venv/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "expected Python >= 3.11 on the PATH; name one with make PYTHON=/path/to/python"; exit 1; }
+	@echo 'Installing into .venv, silently: one to two minutes, several on a busy machine or without cached wheels'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(INSTALL) .

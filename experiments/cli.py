@@ -35,6 +35,7 @@ from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, default_flat, parse_assignment, resolve
 from fl_sim.grid.gpu_shares import workers_here
 from fl_sim.grid.transport_choice import choose_transport
+from fl_sim.registry import how_to_install
 from fl_sim.waits import ProcessError
 
 # What draws and tabulates (experiments.report) takes seconds to import: each command imports what it needs when the runs are done.
@@ -238,7 +239,7 @@ def _damages(folders: Sequence[Path]) -> list[str]:
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.parquet and not find_spec("pyarrow"):
-        raise ConfigError(["expected pyarrow with --parquet: pip install 'fl-sim[parquet]'"])
+        raise ConfigError([f"expected pyarrow with --parquet: {how_to_install('parquet')}"])
     from experiments.report.figures.style import inches_of
 
     chosen = {"parquet": arguments.parquet, "latex": arguments.latex, "width": inches_of(arguments.width)}

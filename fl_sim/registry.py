@@ -33,6 +33,14 @@ from fl_sim.sources import local_sources, source_digest
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
+
+
+def how_to_install(extra: str, root: Path = ROOT) -> str:
+    """The command that brings an extra: fl-sim is on no package index, so in a checkout it is that of the Makefile in `root`."""
+    return f"make .venv in {root}" if (root / "Makefile").is_file() else f"pip install 'fl-sim[{extra}]'"
+
+
 # The registry of each key, as "module:name": text, because most of these modules import this one.
 REGISTRIES: Mapping[str, str] = {
     "data.name": "fl_sim.data.datasets:datasets",
@@ -90,7 +98,7 @@ class Registry(Generic[T]):
         if name in self.table:
             extra = self.extras.get(name, "")
             if extra and importlib.util.find_spec(extra) is None:
-                return f"expected the optional package {extra} with {self.key} = {name!r}: pip install 'fl-sim[{extra}]'"
+                return f"expected the optional package {extra} with {self.key} = {name!r}: {how_to_install(extra)}"
             return ""
         if self.family and (text := self.family(name)) is not None:
             return text

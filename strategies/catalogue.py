@@ -20,7 +20,7 @@ from fl_sim.data.federation import Federation
 from fl_sim.grid.server_strategy import Needs
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.outside_code import OutsideCodeError, error_words, outside_call
-from fl_sim.registry import Registry
+from fl_sim.registry import Registry, how_to_install
 from fl_sim.rng.streams import seeded_global_generators
 from fl_sim.training.clipping import Clip, clip_of
 from strategies.byzfl_rules import AGGREGATORS, PRE_AGGREGATORS, byzfl_combine
@@ -230,7 +230,7 @@ def _family_problem(name: str) -> str | None:
     package, _, rest = name.partition(".")
     if package == "byzfl" and ":" not in name:
         if importlib.util.find_spec("byzfl") is None:
-            return f"expected the optional package byzfl with strategy.name = {name!r}: pip install 'fl-sim[byzfl]'"
+            return f"expected the optional package byzfl with strategy.name = {name!r}: {how_to_install('byzfl')}"
         *before, last = rest.split("+")
         if all(part in PRE_AGGREGATORS for part in before) and last in AGGREGATORS:
             return ""

@@ -18,6 +18,7 @@ from experiments.launch.app_folder import app_folder
 from experiments.records.folder import PACKAGES
 from fl_sim.config.resolve import resolve
 from fl_sim.device import cpu_cores
+from fl_sim.registry import how_to_install
 
 OPTIONAL = ("byzfl", "tensorboard", "wandb", "mlflow", "pyarrow", "datasets")
 EXTRAS = {"pyarrow": "parquet"}  # of fl-sim, where it is not the module's name
@@ -44,7 +45,7 @@ def _packages() -> str:
 
 def _optional() -> str:
     versions = [f"{name} {_version(name)}" for name in OPTIONAL if find_spec(name)]
-    missing = [f"no {name} (pip install 'fl-sim[{EXTRAS.get(name, name)}]')" for name in OPTIONAL if not find_spec(name)]
+    missing = [f"no {name} ({how_to_install(EXTRAS.get(name, name))})" for name in OPTIONAL if not find_spec(name)]
     return ", ".join(versions + missing)
 
 

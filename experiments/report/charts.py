@@ -86,7 +86,7 @@ def rounds_chart(shown: RoundPanels) -> Chart:
         figure.layout.shapes = [_shade(*phase) for phase in panel.phases]
         figure.layout.legend.title.text = shown.axis
         figures[column] = figure
-    caption = "Mean over seeds, least to most shaded. Background: accumulative phase, triggers, recovery."
+    caption = f"{shown.over.capitalize()}. Background: accumulative phase, triggers, recovery."
     return Chart("Accuracy over rounds", caption, figures)
 
 

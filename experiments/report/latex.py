@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.report.views import accuracies, label_frame, search_ranking
+from experiments.report.views import ACCURACY, TWIN, accuracies, clean_twins, label_frame, search_ranking
 from experiments.sweep.study import Run, Study
 from fl_sim.atomic_files import write_whole
 
@@ -54,7 +54,10 @@ def _accuracy_table(runs: Sequence[Run]) -> tuple[pd.DataFrame, str]:
     seeds = int(values.groupby([labels[name] for name in labels]).count().max())
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     if not others:
-        return texts.to_frame("accuracy"), f"{what}, {over}"
+        table = texts.to_frame(ACCURACY)
+        if (twins := clean_twins(runs)) is not None:
+            table[TWIN] = twins.groupby([labels[name] for name in labels], sort=False).agg(_mean_and_deviation)
+        return table, f"{what}, {over}"
     columns = labels[others].drop_duplicates()
     order = pd.MultiIndex.from_frame(columns) if len(others) > 1 else pd.Index(columns[others[0]])
     return texts.unstack(others).reindex(index=labels[axis].unique(), columns=order).rename_axis(index=axis), f"{what}, {over}"

@@ -22,6 +22,8 @@ from fl_sim.config.resolve import config_of
 FROM_START, FROM_TRIGGER = "round", "round, from that of the trigger"
 RATIOS: Mapping[str, str] = {"attack.poison-ratio": "poison ratio", "attack.malicious-fraction": "malicious clients of all"}
 SEPARATOR = " · "
+SEEDS_SHADED = "mean over seeds, least to most shaded"
+ACCURACY, TWIN = "accuracy", "clean twin"  # the columns of a study without a second axis
 Phase = tuple[str, int, int]  # name, first round, last round
 
 
@@ -67,11 +69,12 @@ class Panel(NamedTuple):
 
 
 class RoundPanels(NamedTuple):
-    """A panel for each column of the study's matrix, from where their rounds are counted, and the axis of the rows."""
+    """A panel for each column of the study's matrix, from where their rounds are counted, the axis of the rows, and what a line is."""
 
     panels: Mapping[str, Panel]
     counted: str
     axis: str
+    over: str = SEEDS_SHADED
 
 
 def seeds_text(values: pd.Series) -> str:
@@ -91,13 +94,26 @@ def accuracies(runs: Sequence[Run]) -> tuple[pd.Series, str]:
 
 
 def accuracy_matrix(runs: Sequence[Run]) -> Matrix:
-    """The `accuracies` of a study: rows by the first axis, columns by the others but the seed."""
-    return matrix_of(runs, *accuracies(runs))
+    """The `accuracies` of a study: rows by the first axis, columns by the others but the seed; without others a column of clean twins."""
+    matrix = matrix_of(runs, *accuracies(runs))
+    if set(matrix.values.index.get_level_values("column")) != {ACCURACY} or (twins := clean_twins(runs)) is None:
+        return matrix
+    beside = twins.set_axis(pd.MultiIndex.from_frame(place_frame(runs, TWIN)))
+    return matrix._replace(values=pd.concat([matrix.values, beside]))
+
+
+def clean_twins(runs: Sequence[Run]) -> pd.Series | None:
+    """Accuracy (percent) of each run's clean twin after the round of the trigger. None unless every run has both."""
+    frame = study_frame(runs)
+    wanted = ("accuracy.after_trigger", "clean_twin.at_trigger")
+    if not set(wanted) <= set(frame) or frame[list(wanted)].isna().any(axis=None):
+        return None
+    return frame["clean_twin.at_trigger"].astype(float)
 
 
 def matrix_of(runs: Sequence[Run], values: pd.Series, what: str) -> Matrix:
     """A matrix of one value (percent) per run, as `accuracy_matrix`."""
-    places = pd.MultiIndex.from_frame(place_frame(runs))
+    places = pd.MultiIndex.from_frame(place_frame(runs, ACCURACY if ACCURACY in what.lower() else "percent"))
     return Matrix(values.set_axis(places), what, _row_axis(runs))
 
 
@@ -161,11 +177,11 @@ def search_ranking(runs: Sequence[Run], limit: float) -> pd.DataFrame:
     return pd.concat([figures, labels], axis=1).sort_values(["over", "left"], kind="stable")
 
 
-def place_frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: its `row` (the label of the first axis) and its `column` (those of the others) in the study's tables."""
+def place_frame(runs: Sequence[Run], alone: str = ACCURACY) -> pd.DataFrame:
+    """One row per run: its `row` (the label of the first axis) and its `column` (those of the others, or `alone`) in the study's tables."""
     labels = label_frame(runs)
     rows = labels.iloc[:, 0] if len(labels.columns) else pd.Series("all seeds", index=labels.index)
-    return pd.DataFrame({"row": rows, "column": _joined(labels.iloc[:, 1:], "accuracy")})
+    return pd.DataFrame({"row": rows, "column": _joined(labels.iloc[:, 1:], alone)})
 
 
 def round_panels(runs: Sequence[Run]) -> RoundPanels:
@@ -183,7 +199,8 @@ def round_panels(runs: Sequence[Run]) -> RoundPanels:
         column: Panel({row: _curve(seeds) for row, seeds in rows.items()}, _phases(triggers[column], rows))
         for column, rows in curves.items()
     }
-    return RoundPanels(panels, FROM_TRIGGER if aligned else FROM_START, _row_axis(runs))
+    several = any(len(seeds) > 1 for rows in curves.values() for seeds in rows.values())
+    return RoundPanels(panels, FROM_TRIGGER if aligned else FROM_START, _row_axis(runs), SEEDS_SHADED if several else "one seed")
 
 
 def _row_axis(runs: Sequence[Run]) -> str:

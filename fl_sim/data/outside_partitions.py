@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_sim.data.outside import DataError
 from fl_sim.outside_code import error_words, outside_call
-from fl_sim.registry import OutsideError
+from fl_sim.registry import OutsideError, how_to_install
 from fl_sim.rng.streams import seeded_global_generators
 
 Integers = NDArray[np.int64]
@@ -54,7 +54,7 @@ def family_problem(name: str) -> str | None:
         hint = f"; did you mean 'flwr.{near[0]}'?" if near else ""
         return f"expected data.partition to be flwr. and one of {', '.join(FLOWER)}, got {name!r}{hint}"
     if importlib.util.find_spec("flwr_datasets") is None:
-        return f"expected data.partition = {name!r} only with the optional package flwr-datasets: pip install 'fl-sim[datasets]'"
+        return f"expected data.partition = {name!r} only with the optional package flwr-datasets: {how_to_install('datasets')}"
     return ""
 
 

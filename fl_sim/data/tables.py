@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fl_sim.data.outside import MOST_CLASSES
 from fl_sim.data.readers import Decoded, Origin, Request, alike_notes, shared_note
+from fl_sim.registry import how_to_install
 from fl_sim.rng.streams import stream
 
 TYPES = (".csv", ".parquet")
@@ -96,7 +97,7 @@ def _read(path: Path, label: str) -> Any:
     if kind not in TYPES:
         raise ValueError(f"{path}: expected a file of type {' or '.join(TYPES)}")
     if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f"{path}: expected the optional package pyarrow: pip install 'fl-sim[parquet]'")
+        raise ValueError(f"{path}: expected the optional package pyarrow: {how_to_install('parquet')}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than names

@@ -10,6 +10,7 @@ import pytest
 from fl_sim.data.outside import DataError
 from fl_sim.data.outside_partitions import FLOWER
 from fl_sim.data.partitions import partitions
+from fl_sim.registry import how_to_install
 from tests.support.small_data import SORTED, split
 
 partitioner: Any = pytest.importorskip("flwr_datasets.partitioner", reason="the extra `datasets` is not installed")
@@ -83,4 +84,4 @@ def test_what_does_not_fit_is_said(name: str, options: dict[str, Any], message: 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'fl-sim[datasets]'" in partitions.problem("flwr.IidPartitioner")
+    assert how_to_install("datasets") in partitions.problem("flwr.IidPartitioner")

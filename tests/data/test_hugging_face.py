@@ -12,6 +12,7 @@ from PIL import Image
 
 from fl_sim.data.datasets import DataMissing, Dataset, datasets, load_dataset
 from fl_sim.data.outside import DataError
+from fl_sim.registry import how_to_install
 
 hugging_face = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
 
@@ -67,4 +68,4 @@ def test_a_hugging_face_data_set_that_cannot_be_used(tmp_path: Path) -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'fl-sim[datasets]'" in datasets.problem("hugging-face")
+    assert how_to_install("datasets") in datasets.problem("hugging-face")

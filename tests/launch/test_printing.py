@@ -15,6 +15,7 @@ from experiments.launch.doctor import doctor
 from experiments.launch.launch import error_console
 from experiments.launch.progress.display import display
 from experiments.sweep.study import read_study
+from fl_sim.registry import how_to_install
 from tests.support.small_run import ALONE, SMALL, words
 from tests.support.small_study import write_run, write_study_records
 
@@ -76,7 +77,7 @@ def test_a_run_with_a_file_of_any_name(name: str, tmp_path: Path, cache_dir: Pat
 def test_a_missing_package_is_named_with_its_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.launch.doctor.find_spec", lambda name: None)
     doctor(error_console())
-    assert "no byzfl (pip install 'fl-sim[byzfl]')" in capsys.readouterr().err
+    assert f"no byzfl ({how_to_install('byzfl')})" in capsys.readouterr().err
 
 
 def test_a_long_path_stays_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,3 +148,9 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
         done = run_command(*line)
         assert done.returncode == 0, done.stderr
     assert place.name.encode() in run_command("list", str(tmp_path)).stdout
+
+
+def test_a_missing_package_is_installed_by_make_in_a_checkout_alone(tmp_path: Path) -> None:
+    assert how_to_install("byzfl", tmp_path) == "pip install 'fl-sim[byzfl]'"
+    (tmp_path / "Makefile").touch()
+    assert how_to_install("byzfl", tmp_path) == f"make .venv in {tmp_path}"

@@ -106,6 +106,7 @@ def test_watching_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert f"1 of {planned}" in out
     assert "attacked, round 1, accumulate, accuracy 97.0 %" in out
     assert "failed: ValueError: no" in out
+    assert "strategy mean, attack.poison-ratio 0.1, seed 1" in " ".join(out.split()), "a hash does not say which cell it is"
     assert watch.Watch(tmp_path).positions[2].left == pytest.approx((planned - 1) * 0.5)
 
     def all_end(_: float) -> None:

@@ -13,7 +13,7 @@ import pytest
 from experiments.records.trackers import Trackers, trackers
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, config_hash
-from fl_sim.registry import offer
+from fl_sim.registry import how_to_install, offer
 from tests.support.pages import examples
 
 Configure = Callable[..., Config]
@@ -214,4 +214,4 @@ def test_each_name_is_checked(configure: Configure, monkeypatch: pytest.MonkeyPa
         configure(tracking="tensorboard,wanbd")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorboard", "wandb", "mlflow"):
-        assert trackers.problem(name) == f"expected the optional package {name} with tracking = {name!r}: pip install 'fl-sim[{name}]'"
+        assert trackers.problem(name) == f"expected the optional package {name} with tracking = {name!r}: {how_to_install(name)}"

@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from experiments.report.views import (
     FROM_START,
     FROM_TRIGGER,
     accuracy_matrix,
+    matrix_of,
     ratio_axis,
     ratio_curves,
     round_panels,
@@ -146,3 +148,27 @@ def test_a_search_ranks_what_was_left_below_the_limit_first() -> None:
     assert list(ranking["attack.rho"]) == ["2", "0", "3", "1"], "10 % are left by what cost too much"
     assert list(ranking["over"]) == [False, False, False, True]
     assert list(ranking["cost"]) == [2.0, 0.0, 1.0, 5.0], "without a twin, what the phase lost"
+
+
+def test_a_study_without_a_second_axis_has_its_clean_twins_beside() -> None:
+    runs = [
+        run({"strategy": strategy, "seed": seed}, after=after, clean_twin={"at_trigger": clean})
+        for strategy, seed, after, clean in (("dgc", "1", 88.0, 93.0), ("dgc", "2", 89.0, 94.0), ("median", "1", 89.0, 90.0))
+    ]
+    assert accuracy_matrix(runs).texts().to_dict() == {
+        "accuracy": {"dgc": "88.5 (88.0 to 89.0)", "median": "89.0"},
+        "clean twin": {"dgc": "93.5 (93.0 to 94.0)", "median": "90.0"},
+    }
+    unlike = [*runs, run({"strategy": "mean", "seed": "1"}, clean_twin=None)]
+    assert list(accuracy_matrix(unlike).texts()) == ["accuracy"], "only where every run has one"
+
+
+def test_a_figure_of_one_seed_does_not_speak_of_a_mean(tmp_path: Path) -> None:
+    assert round_panels(write_study_records(tmp_path / "two")).over == "mean over seeds, least to most shaded"
+    assert round_panels(write_study_records(tmp_path / "one", seeds=(1,))).over == "one seed"
+
+
+def test_a_share_of_clients_is_not_headed_accuracy() -> None:
+    runs = [run({"strategy": "mean", "seed": "1"})]
+    assert list(matrix_of(runs, pd.Series([17.0]), "malicious clients that the strategy left out (%)").texts()) == ["percent"]
+    assert list(matrix_of(runs, pd.Series([17.0]), "Accuracy of the worst class (%)").texts()) == ["accuracy"]

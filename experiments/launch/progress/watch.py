@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from experiments.launch.progress.pace import duration
 from experiments.records.folder import failure_of, is_complete
@@ -30,7 +31,7 @@ SHOWN = 20  # running and failed runs that have a row
 class Position:
     """How far one run is. state: `complete`, `failed`, `running` (it has begun; a process may play it) or `waiting`; rounds played, and
     planned (0: not known yet); what it does, or why it failed; left, seconds, None if not known; written, when it wrote its
-    last round (seconds since 1970)."""
+    last round (seconds since 1970); cell, its values on the axes of a study."""
 
     name: str
     state: str
@@ -39,6 +40,7 @@ class Position:
     what: str = ""
     left: float | None = None
     written: float | None = None
+    cell: str = ""
 
 
 class Watch:
@@ -53,7 +55,7 @@ class Watch:
 
     def look(self) -> list[Position]:
         """Where each run is now, in the order of the study."""
-        self.positions = [self._position(name) for name in _names(self.folder)]
+        self.positions = [replace(self._position(name), cell=cell) for name, cell in _names(self.folder)]
         return self.positions
 
     @property
@@ -90,11 +92,13 @@ class Watch:
         return self._planned[name]
 
 
-def _names(folder: Path) -> Sequence[str]:
-    """The folders of a study's cells, or of all runs below a folder. Raises ConfigError if there is none."""
+def _names(folder: Path) -> Sequence[tuple[str, str]]:
+    """The folders of a study's cells with the cells' labels, or of all runs below a folder. Raises ConfigError if there is none."""
     if os.path.lexists(folder / RECORD) or not (folders := run_folders(folder)):
-        return read_study(folder).folders
-    return [str(place.relative_to(folder)) for place in folders]
+        study = read_study(folder)
+        labels = (", ".join(f"{axis} {value}" for axis, value in cell.labels.items()) for cell in study.cells)
+        return list(zip(study.folders, labels, strict=True))
+    return [(str(place.relative_to(folder)), "") for place in folders]
 
 
 def _what(rounds: RoundsSoFar) -> str:
@@ -141,7 +145,8 @@ def position_table(seen: Watch, now: float) -> Table:
     for row in rows[:SHOWN]:
         rounds = f"{row.played} of {row.planned}" if row.planned else str(row.played)
         ago = "-" if row.written is None else f"{duration(max(now - row.written, 0.0))} ago"
-        table.add_row(row.name, rounds, row.what if row.state == "running" else f"failed: {row.what}", duration(row.left), ago)
+        run = Text(f"{row.name}\n{row.cell}".rstrip())  # a label may hold brackets
+        table.add_row(run, rounds, row.what if row.state == "running" else f"failed: {row.what}", duration(row.left), ago)
     if len(rows) > SHOWN:
         table.add_row(f"and {len(rows) - SHOWN} more")
     return table

@@ -116,7 +116,7 @@ def rounds_figure(path: Path, shown: RoundPanels, width: float = PAGE) -> None:
             axes.set(xlabel=counted if lowest else "", ylabel="" if number % across else "test accuracy (%)")
         names = [*rows, *(label for label in labelled if label not in rows)]
         legend_below(figure, {name: labelled[name] for name in names}, shown.axis)
-        figure.suptitle("mean over seeds, least to most shaded")
+        figure.suptitle(shown.over)
 
 
 def heat_figure(path: Path, matrix: Matrix, width: float = PAGE) -> None:
