@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from flwr.serverapp import Grid
 
 from experiments.launch.name_checks import name_problems
 from experiments.launch.progress.lines import CellsFailedError, ProgressLines
-from experiments.launch.remote_cell import PRINTED
+from experiments.launch.remote_cell import pieces_of
+from experiments.records.copies import Piece, continuation, copy_run
 from experiments.records.folder import is_complete, run_folder, write_failure
-from experiments.run.execute import Progress, execute_run
+from experiments.run.execute import Progress, execute_run, run_lock
 from experiments.run.phases import expected_rounds
+from experiments.run.shared_twins import TWINS, twins_for
 from experiments.sweep.search import Search, evaluated, explore
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
@@ -86,7 +89,7 @@ class _Cells:
     def __init__(self, output_dir: Path, transport: Transport, progress: ProgressLines, total: int, at_once: int, parallel: int) -> None:
         self.output_dir, self._transport, self._progress, self._total = output_dir, transport, progress, total
         self._parallel = min(at_once, transport.num_workers, parallel or transport.num_workers)
-        self._max_messages, self._twins = transport.num_workers // self._parallel, output_dir / ".twins"
+        self._max_messages, self._twins = transport.num_workers // self._parallel, output_dir / TWINS
         self.failures: list[str] = []
         self.close()  # an earlier launch may have used other code, another PyTorch or another device
 
@@ -128,26 +131,29 @@ class _Cells:
         """Run a cell from this process, or as a whole in one worker, so that no round waits for messages."""
         by_messages = bool(cell.fault.kill_round or cell.client.timeout)  # keys that are about messages to workers
         in_one_worker = self._total > 1 and self._max_messages == 1 and not by_messages
-        if in_one_worker and isinstance(self._transport, CellTransport) and self._transport.runs_cells:
+        if in_one_worker and isinstance(self._transport, CellTransport):
             self._run_remotely(cell, self._transport, progress)
             return
         torch.set_num_threads(cell.client.threads)
         execute_run(cell, self.output_dir, self._transport, progress, self._max_messages, self._twins if self._total > 1 else None)
 
     def _run_remotely(self, cell: Config, transport: CellTransport, progress: Progress) -> None:
-        """Run a cell in a worker, and once more if the worker dies."""
-        for last in (False, True):
-            try:
-                for steps in transport.run_cell(REMOTE_CELL, to_json(to_flat(cell)), str(self.output_dir), str(self._twins)):
-                    for step in steps:
-                        if step[0] == PRINTED:
-                            print(step[2], flush=True)
-                        else:
-                            progress(*step)
-                return
-            except WorkerDiedError:
-                if last:
-                    raise
+        """Run a cell in a worker; if the worker dies, once more, from the last checkpoint that arrived."""
+        folder = run_folder(self.output_dir, cell)
+        with run_lock(folder, cell):
+            for last in (False, True):
+                if is_complete(folder):  # another process may have completed it during the wait for the lock
+                    return
+                earlier = continuation(self.output_dir, folder)
+                files = [*earlier, *(Piece(f"{TWINS}/{path.name}", path.read_bytes()) for path in twins_for(self._twins, cell))]
+                try:
+                    with closing(transport.run_cell(REMOTE_CELL, to_json(to_flat(cell)), folder.name, files)) as stream:
+                        copy_run(self.output_dir, folder, cell, continues=bool(earlier), pieces=pieces_of(stream, progress))
+                    return
+                except WorkerDiedError as error:
+                    if last:
+                        raise
+                    print(f"fl-sim: {error}; {folder.name}, which it ran, is run once more", flush=True)
 
 
 def open_transport(config: Config, name: str, grid: Grid | None) -> Transport:

@@ -72,9 +72,10 @@ class ResumePoint(NamedTuple):
 class RunRecords:
     """Writes a run's folder. An incomplete run of the same configuration is continued from its resume point, or replaced.
 
-    Raises DamagedError if lines of a run to be continued are damaged."""
+    Args: track, whether the trackers get the lines (else another process passes them on). Raises DamagedError if lines of a run to be
+    continued are damaged."""
 
-    def __init__(self, folder: Path, config: Config, resume: ResumePoint) -> None:
+    def __init__(self, folder: Path, config: Config, resume: ResumePoint, *, track: bool = True) -> None:
         resumes = resume.size is not None
         self._sessions = _sessions(folder) if resumes else []
         with writing(folder):
@@ -92,7 +93,7 @@ class RunRecords:
         self._write_meta(config)
         self._rounds = (folder / "rounds.jsonl").open("a", encoding="utf-8")
         try:
-            self._trackers = Trackers(folder, config)
+            self._trackers = Trackers(folder, config if track else config.model_copy(update={"tracking": "none"}))
         except BaseException:
             self._rounds.close()
             raise

@@ -46,15 +46,22 @@ def execute_run(
     per worker); twins, a folder for clean twins that other runs may use too.
     """
     folder = run_folder(output_dir, config)
-    with run_lock(folder, Path(config.data.cache_dir).expanduser()), settings_kept():  # a model from outside may change them
+    with run_lock(folder, config), settings_kept():  # a model from outside may change them
         if not is_complete(folder):  # another process may have completed it during the wait for the lock
             _Run(config, folder, transport, progress, max_messages).execute(twins)
     return folder
 
 
+def execute_copied(config: Config, output_dir: Path, transport: Transport, progress: Progress, twins: Path) -> None:
+    """`execute_run` into a folder that only this process knows, and that another one copies: without a lock and without trackers."""
+    with settings_kept():
+        _Run(config, run_folder(output_dir, config), transport, progress, max_messages=0, track=False).execute(twins)
+
+
 @contextmanager
-def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
+def run_lock(folder: Path, config: Config) -> Generator[None]:
     """Lock a run's folder for this process. It waits for up to `LOCK_WAIT`, because workers of a killed process may go on for seconds."""
+    cache_dir = Path(config.data.cache_dir).expanduser()
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     with ExitStack() as stack:
         try:
@@ -69,7 +76,9 @@ def run_lock(folder: Path, cache_dir: Path) -> Generator[None]:
 class _Run:
     """One run: what its tracks share, its records, and the progress callback."""
 
-    def __init__(self, config: Config, folder: Path, transport: Transport, progress: Progress, max_messages: int) -> None:
+    def __init__(
+        self, config: Config, folder: Path, transport: Transport, progress: Progress, max_messages: int, *, track: bool = True
+    ) -> None:
         self._config, self._progress = config, progress
         start_time = time.perf_counter()
         federation = load_federation(config)
@@ -79,7 +88,8 @@ class _Run:
         self._position = latest.checkpoint.position if latest.checkpoint else None
         damaged_names = tuple(path.name for path in latest.damaged)
         size = latest.checkpoint.size if latest.checkpoint else None
-        self._records = RunRecords(folder, config, ResumePoint(size, latest.path.name if latest.path else None, damaged_names))
+        resume = ResumePoint(size, latest.path.name if latest.path else None, damaged_names)
+        self._records = RunRecords(folder, config, resume, track=track)
         calibration = None
         if needs_of(config).calibration:
             calibration, record = calibrate(

@@ -19,6 +19,7 @@ from fl_sim.config.resolve import resolve
 
 DATA = ("data", "set_size")  # keys of the attack that matter to a twin: the coalition's own set is taken from the clients' data
 SAMPLING = ("name", "poison_ratio", "malicious_fraction")  # and these, if not all clients are sampled in every round
+TWINS = ".twins"  # their folder, in an output folder
 SUCCESS = ("name", "options", "class_", "to_class", "edge_data", "edge_root", "edge_class")
 
 
@@ -45,8 +46,18 @@ def _measured(config: Config) -> tuple[str, ...]:
 def twin_key(config: Config, attacked: TrackHistory) -> str:
     """A file name for what a twin depends on within one command: the configuration without the attack, the data, the number of
     rounds, and the round of comparison."""
+    return "-".join(map(str, [_key_before(config), attacked.rounds, *attacked.fired[:1]])) + ".jsonl"
+
+
+def twins_for(folder: Path, config: Config) -> list[Path]:
+    """The files of all stored twins that this configuration may need, whatever its attacked track will be."""
+    return sorted(folder.glob(f"{_key_before(config)}-*.jsonl"))
+
+
+def _key_before(config: Config) -> str:
+    """The part of `twin_key` that does not depend on the attacked track."""
     all_sampled = config.clients_per_round == config.data.num_clients
     names = DATA + (() if all_sampled else SAMPLING) + _measured(config)
     attack = resolve({}).attack.model_copy(update={name: getattr(config.attack, name) for name in names})
     clean = config.model_copy(update={"attack": attack, "twin": False, "control": False, "control_honest": False})
-    return "-".join(map(str, [run_hash(clean), accumulate_rounds(config), attacked.rounds, *attacked.fired[:1]])) + ".jsonl"
+    return f"{run_hash(clean)}-{accumulate_rounds(config)}"

@@ -16,6 +16,7 @@ import grpc
 import psutil
 
 from fl_sim.config.resolve import ConfigError
+from fl_sim.grid.transports import SCRATCH
 from fl_sim.signals import children_ignore_ctrl_c, signals_raise
 from fl_sim.waits import ProcessError
 
@@ -72,7 +73,11 @@ def _init(ray: Any, address: str, home: Path) -> None:
         if address:
             ray.init(address, **quiet)
         else:  # "local": never join a cluster of somebody else on this machine. Our actors reserve no CPUs
-            ray.init("local", num_cpus=1, include_dashboard=False, _temp_dir=str(home), **quiet)
+            os.environ[SCRATCH] = str(home)  # Ray's processes inherit it: what a killed worker leaves is removed with the folder
+            try:
+                ray.init("local", num_cpus=1, include_dashboard=False, _temp_dir=str(home), **quiet)
+            finally:
+                del os.environ[SCRATCH]
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         if address:

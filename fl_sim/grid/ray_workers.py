@@ -6,7 +6,7 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +27,8 @@ from fl_sim.wire.object_state import State, pack, unpack
 STARTS = 3  # attempts to start a worker; after the last its next order is sent anyway, and fails
 NOTICE = 300.0  # seconds from one line about a worker that is late to the next
 LATE = "worker %d did not answer in time (client.timeout)"
+LOSS = 60.0  # seconds in which a cluster notices that a node is lost, after its workers ended
+AHEAD = 4  # values of a remote cell that may wait to be read; then the cell waits
 SMALL = 64 * 1024  # bytes; Ray carries a smaller array inside the call, which is faster than its object store
 
 
@@ -45,7 +47,7 @@ class Server:
         answer = call_worker(self._answer, _unpack(order, arrays), worker=0)
         return (*_pack(answer.reply), answer.failure)
 
-    def run_cell(self, target: str, arguments: Sequence[str]) -> Generator[Any]:
+    def run_cell(self, target: str, arguments: Sequence[Any]) -> Generator[Any]:
         claim_identity()
         yield from _import(target)(InlineTransport(self._answer), *arguments)
 
@@ -106,8 +108,11 @@ def actor_class() -> type:
             sys.path[:] = [*path, *(folder for folder in sys.path if folder not in path)]
             self._server = importlib.import_module("fl_sim.grid.ray_workers").Server(target)
 
-        def ready(self) -> bool:
-            return True
+        def ready(self) -> str:
+            """The id of its node."""
+            import ray
+
+            return ray.get_runtime_context().get_node_id()
 
         def call(self, order: Any, **arrays: Any) -> Any:
             return self._server.call(order, arrays)
@@ -150,11 +155,12 @@ class RayTransport(CellTransport):
         self._start_timeout, self._start = start_timeout, lambda: actor.remote(target, sys.path)
         self._resources = f"the Ray cluster has {total:g} cores and {sum(each):g} GPUs; each of {count} workers reserves {gpus:g} of a GPU"
         self._actors = [actor.options(scheduling_strategy=place).remote(target, sys.path) for place in places]
-        self._busy = [0] * count
+        self._busy, self._nodes = [0] * count, [""] * count  # the id of each worker's node
+        self._addresses: dict[str, str] = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        self._lost, self._look_until, self._looked = set[str](), 0.0, 0.0
         self._lock = threading.Lock()
         self._doubtful = False
         self._starting = {i: worker.ready.remote() for i, worker in enumerate(self._actors)}  # they start during the burn-in
-        self.runs_cells = len(cpus) == 1  # a remote cell writes its folder on its own machine
 
     @property
     def num_workers(self) -> int:
@@ -164,6 +170,7 @@ class RayTransport(CellTransport):
         references_by_address: dict[int, Any] = {}
         calls: list[tuple[int, Any, Any]] = []
         workers = self._reserve(len(orders), avoid)
+        self._name_lost_nodes()
         try:
             for order, worker in zip(orders, workers, strict=True):
                 json, arrays = _pack(order)
@@ -182,11 +189,12 @@ class RayTransport(CellTransport):
                 for worker in workers:
                     self._busy[worker] -= 1
 
-    def run_cell(self, target: str, *arguments: str) -> Iterator[Any]:
+    def run_cell(self, target: str, *arguments: Any) -> Generator[Any]:
         (worker,) = self._reserve(1, None)
         actor = self._actors[worker]
         try:
-            values = actor.run_cell.options(num_returns="streaming").remote(target, arguments)
+            streaming: Any = {"num_returns": "streaming", "_generator_backpressure_num_objects": AHEAD}
+            values = actor.run_cell.options(**streaming).remote(target, arguments)
             while True:
                 if not ray.wait([values], timeout=PATIENCE)[0]:
                     raise ray.exceptions.GetTimeoutError
@@ -194,14 +202,21 @@ class RayTransport(CellTransport):
                     value = next(values)
                 except StopIteration:
                     return
-                yield ray.get(value)
+                yield ray.get(value, timeout=PATIENCE)
+                self._name_lost_nodes()
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        except ray.exceptions.RayError as error:  # dead, out of memory, silent, or not reachable; in that case it must stop writing
+        except GeneratorExit:  # nobody wants the rest
             with self._lock:
                 ray.kill(actor)
                 self._replace(worker, actor)
-            raise WorkerDiedError(f"worker {worker} died ({type(error).__name__})") from None
+            raise
+        except ray.exceptions.RayError as error:  # dead, out of memory, silent, or not reachable
+            with self._lock:
+                place = f" on {self._addresses[self._nodes[worker]]}" if len(self._addresses) > 1 and self._nodes[worker] else ""
+                ray.kill(actor)
+                self._replace(worker, actor)
+            raise WorkerDiedError(f"worker {worker}{place} died ({type(error).__name__})") from None
         finally:
             with self._lock:
                 self._busy[worker] -= 1
@@ -230,12 +245,25 @@ class RayTransport(CellTransport):
             self._actors[worker] = self._start()
             self._starting[worker] = self._actors[worker].ready.remote()
             self._doubtful = True
+            self._look_until = time.monotonic() + LOSS
+
+    def _name_lost_nodes(self) -> None:
+        """Print a line for each node that the cluster has lost. It looks once a second for `LOSS` seconds after a worker died."""
+        now = time.monotonic()
+        with self._lock:
+            if len(self._addresses) == 1 or now > self._look_until or now < self._looked + 1.0:
+                return
+            self._looked = now
+            lost = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} & self._addresses.keys() - self._lost
+            self._lost |= lost
+        for node in sorted(lost):
+            print(f"fl-sim: the cluster has lost the node {self._addresses[node]}; its workers are started on others", flush=True)
 
     def _await(self, worker: int, until: float) -> None:
         """Wait until a worker is ready. It is started again if its node is gone. Raises ProcessError after `until`."""
         for _ in range(STARTS):
             try:
-                ray.get(self._starting[worker], timeout=max(until - time.monotonic(), 0.0))
+                self._nodes[worker] = ray.get(self._starting[worker], timeout=max(until - time.monotonic(), 0.0))
                 return
             except ray.exceptions.GetTimeoutError:
                 limit = f"{self._start_timeout:g} s (ray.start-timeout)"

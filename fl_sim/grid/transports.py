@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from fl_sim.wire.messages import Order, Reply
 from fl_sim.wire.object_state import State, pack, unpack
 
 Worker = Callable[[Order], Reply]
+SCRATCH = "FL_SIM_SCRATCH"  # the environment variable with the folder for temporary ones of a worker, if it is not the system's
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ class Transport(ABC):
 class CellTransport(Transport):
     """A transport whose workers can also run whole cells of a sweep."""
 
-    runs_cells: bool  # whether they can in this run
-
     @abstractmethod
-    def run_cell(self, target: str, *arguments: str) -> Iterator[Any]:
+    def run_cell(self, target: str, *arguments: Any) -> Generator[Any]:
         """Run the generator `target` ("module:function") in a worker and return what it yields. It is called with an `InlineTransport` to
-        that worker, and with `arguments`.
+        that worker, and with `arguments`. If the result is closed early, the worker ends.
 
         Raises what the generator raises, and `WorkerDiedError`.
         """

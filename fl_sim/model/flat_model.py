@@ -81,6 +81,13 @@ class FlatModel:
         (gradient,) = torch.autograd.grad(self.loss(leaf, inputs, labels, weights), leaf)
         return gradient
 
+    def logits_and_gradient(self, theta: Tensor, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (b, c) and the gradient (d,) of the mean cross-entropy, from one forward pass: the numbers of `logits` and `gradient`."""
+        leaf = theta.detach().requires_grad_(True)
+        logits = self.logits(leaf, inputs)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), leaf)
+        return logits.detach(), gradient
+
     def gradients(self, thetas: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Per-client gradients, vectorised with `torch.func`.
 

@@ -96,8 +96,8 @@ class Guard:
         """The clip of each client's update during a probation; None in a normal round."""
         return Clip("l2", state.bound) if state.probation else None
 
-    def scores(self, theta: Tensor, state: GuardState, log_probs: Tensor) -> dict[str, float]:
-        """The scores of a candidate theta (d,), given its log-probabilities (e, c) on the probe set.
+    def scores(self, theta: Tensor, state: GuardState) -> tuple[dict[str, float], Tensor]:
+        """The scores of a candidate theta (d,), and its log-probabilities (e, c) on the probe set.
 
         history: mean Memorization Discrepancy against the model `lag` rounds before the candidate. fixed: the same against the burnt-in
         model, because a patient attacker can slowly move a reference that follows the model. rise: the probe loss minus the lowest one so
@@ -106,6 +106,12 @@ class Guard:
         `L(probe; theta + server_lr * eta * u) - L(probe; theta)` with u the unit probe gradient.
         """
         divergence, settings, means = DIVERGENCES[self.settings.divergence], self.settings, dict[str, Tensor]()
+        theta = self._here(theta)
+        if settings.guard == "discrepancy":
+            log_probs, gradient = self._log_probs(theta), torch.empty(0)
+        else:  # one forward pass for both
+            logits, gradient = self.model.logits_and_gradient(theta, *self.probe)
+            log_probs = log_probabilities(logits)
         if settings.guard != "rehearsing":
             if settings.reference != "fixed":
                 means["history"] = divergence(state.recent[0], log_probs).mean()
@@ -117,12 +123,10 @@ class Guard:
         if settings.rise:
             scores["rise"] = max(loss - state.lowest, 0.0)  # in this order NaN stays NaN
         if settings.guard != "discrepancy":
-            theta = self._here(theta)
-            gradient = self.model.gradient(theta, *self.probe)
             u = gradient / torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
             loss_after = self.model.score(theta + self.learning_rate * settings.bound * u, *self.probe)[1]
             scores["fragility"] = loss_after - loss
-        return scores
+        return scores, log_probs
 
     def judge(self, server: ServerState, combined: Tensor, state: GuardState, client_norms: Tensor) -> Judgement:
         """Apply a combined update (d,) if every score of the resulting model is at most its threshold, else do `strategy.action`.
@@ -143,9 +147,7 @@ class Guard:
         """
         round_, settings, calibration = state.round + 1, self.settings, self.calibration
         proposal = server_step(server, combined, self.learning_rate, self.momentum)
-        candidate = self._here(proposal.theta)
-        log_probs = self._log_probs(candidate)
-        scores = self.scores(candidate, state, log_probs)
+        scores, log_probs = self.scores(proposal.theta, state)
         thresholds = calibration.during_probation if state.probation else calibration.thresholds
         refused = not all_below(scores, thresholds, round_)
         scale, server_state = 1.0, proposal
@@ -206,7 +208,7 @@ class Guard:
         theta_here = self._here(theta)
         for i, update in enumerate(updates):
             candidate = theta_here - self.learning_rate * self._here(update)
-            scores = self.scores(candidate, state, self._log_probs(candidate))
+            scores, _ = self.scores(candidate, state)
             worst = {name: max(value, worst.get(name, value)) for name, value in scores.items()}
             if not all_below(scores, self.calibration.thresholds, round_):
                 rows[i], clipped = clip(update, Clip(self.settings.norm, self.settings.bound))[0], clipped + 1
@@ -228,7 +230,7 @@ class Guard:
         for halving in range(1, halvings + 1):
             scale = 0.5**halving
             theta = server.theta - self.learning_rate * scale * velocity
-            if all_below(self.scores(theta, state, self._log_probs(theta)), self.calibration.typical, state.round + 1):
+            if all_below(self.scores(theta, state)[0], self.calibration.typical, state.round + 1):
                 return scale, theta
         return 0.0, server.theta
 

@@ -13,6 +13,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from fl_sim.model.architectures import MODELS, NORMS, build_model
+from fl_sim.model.flat_model import FlatModel
+from fl_sim.model.vectors import flat_parameters
 from fl_sim.rng.streams import torch_stream
 
 DIGITS, FASHION, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
@@ -148,3 +150,16 @@ def test_without_gradients_the_pooling_takes_another_way_to_the_same_numbers(ima
     with torch.no_grad():
         fast = model(images)
     assert torch.equal(fast, model(images).detach())
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_logits_and_gradient_are_those_of_their_own_passes(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    model = FlatModel(build(name, image_shape=FASHION))
+    theta, inputs = flat_parameters(model.module).detach(), torch.randn(64, 1, 28, 28, generator=generator)
+    labels = torch.randint(0, 10, (64,), generator=generator)
+    logits, gradient = model.logits_and_gradient(theta, inputs, labels)
+    with torch.no_grad():
+        assert torch.equal(logits, model.logits(theta, inputs))
+    assert torch.equal(gradient, model.gradient(theta, inputs, labels))
+    assert not logits.requires_grad

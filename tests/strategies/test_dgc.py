@@ -299,7 +299,7 @@ def judged_rounds(scores: list[float], level: Level, monkeypatch: pytest.MonkeyP
     guard, rounds = replace(guard, calibration=guard.calibration._replace(levels={"history": level})), list[Judgement]()
     state = guard.begin(server.theta)
     remaining = iter(scores)
-    monkeypatch.setattr(Guard, "scores", lambda *_: {"history": next(remaining)})
+    monkeypatch.setattr(Guard, "scores", lambda self, theta, _: ({"history": next(remaining)}, self._log_probs(theta)))
     for _ in scores:
         rounds.append(guard.judge(server, torch.zeros_like(server.theta), state, NO_NORMS))
         state = rounds[-1].guard
