@@ -140,7 +140,7 @@ class _Cells:
     def _run_remotely(self, cell: Config, transport: CellTransport, progress: Progress) -> None:
         """Run a cell in a worker; if the worker dies, once more, from the last checkpoint that arrived."""
         folder = run_folder(self.output_dir, cell)
-        with run_lock(folder, cell):
+        with run_lock(folder, cell.data.cache_dir):
             for last in (False, True):
                 if is_complete(folder):  # another process may have completed it during the wait for the lock
                     return

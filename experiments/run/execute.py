@@ -46,7 +46,7 @@ def execute_run(
     per worker); twins, a folder for clean twins that other runs may use too.
     """
     folder = run_folder(output_dir, config)
-    with run_lock(folder, config), settings_kept():  # a model from outside may change them
+    with run_lock(folder, config.data.cache_dir), settings_kept():  # a model from outside may change them
         if not is_complete(folder):  # another process may have completed it during the wait for the lock
             _Run(config, folder, transport, progress, max_messages).execute(twins)
     return folder
@@ -59,13 +59,14 @@ def execute_copied(config: Config, output_dir: Path, transport: Transport, progr
 
 
 @contextmanager
-def run_lock(folder: Path, config: Config) -> Generator[None]:
+def run_lock(folder: Path, cache_dir: str | Path) -> Generator[None]:
     """Lock a run's folder for this process. It waits for up to `LOCK_WAIT`, because workers of a killed process may go on for seconds."""
-    cache_dir = Path(config.data.cache_dir).expanduser()
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(cache_dir / "locks" / f"{folder.name}-{name}.lock", f"writes into {folder}", LOCK_WAIT))
+            stack.enter_context(
+                locked(Path(cache_dir).expanduser() / "locks" / f"{folder.name}-{name}.lock", f"writes into {folder}", LOCK_WAIT)
+            )
         except ProcessError as error:
             raise ProcessError(
                 f"another process has been writing into {folder} for {LOCK_WAIT:.0f} s: {error}, or use another -o DIR"
