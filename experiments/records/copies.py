@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.records.folder import FAILURE
+from experiments.records.folder import begin_folder
 from experiments.records.trackers import Trackers
-from fl_sim.atomic_files import remove_parts, whole_file, writing
+from fl_sim.atomic_files import whole_file, writing
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
 
@@ -134,7 +133,7 @@ def copy_run(output_dir: Path, folder: Path, config: Config, *, continues: bool,
     try:
         for piece in pieces:
             if not begun:
-                _begin(folder, continues=continues)
+                begin_folder(folder, continues=continues)
                 begun = True
             _write(output_dir / piece.path, piece, pieces)
             if piece.path != rounds:
@@ -148,16 +147,6 @@ def copy_run(output_dir: Path, folder: Path, config: Config, *, continues: bool,
         if trackers:
             summary = folder / "summary.json"
             trackers.close(json.loads(summary.read_bytes()) if summary.is_file() else {})
-
-
-def _begin(folder: Path, *, continues: bool) -> None:
-    """As `RunRecords` does at the start of a session."""
-    with writing(folder):
-        if folder.exists() and not continues:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_parts(folder)
-        (folder / FAILURE).unlink(missing_ok=True)
 
 
 def _write(path: Path, piece: Piece, more: Iterator[Piece]) -> None:

@@ -69,6 +69,17 @@ class ResumePoint(NamedTuple):
     damaged: tuple[str, ...] = ()
 
 
+def begin_folder(folder: Path, *, continues: bool) -> None:
+    """Make the folder of a run for a session: empty, or with what the run continues from, without leftovers and a failure. Raises
+    CannotWriteError."""
+    with writing(folder):
+        if folder.exists() and not continues:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_parts(folder)
+        (folder / FAILURE).unlink(missing_ok=True)
+
+
 class RunRecords:
     """Writes a run's folder. An incomplete run of the same configuration is continued from its resume point, or replaced.
 
@@ -78,12 +89,8 @@ class RunRecords:
     def __init__(self, folder: Path, config: Config, resume: ResumePoint, *, track: bool = True) -> None:
         resumes = resume.size is not None
         self._sessions = _sessions(folder) if resumes else []
+        begin_folder(folder, continues=resumes)
         with writing(folder):
-            if folder.exists() and not resumes:
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_parts(folder)
-            (folder / FAILURE).unlink(missing_ok=True)
             if resume.size is not None:
                 os.truncate(folder / "rounds.jsonl", resume.size)
         lines = read_lines(folder) if resumes else []  # raises for a damaged one, before anything is written
