@@ -34,6 +34,7 @@ def tell(order: Order) -> Reply:
 
 ASK = """
 import os, signal
+from collections import Counter
 import psutil
 import ray
 import torch
@@ -56,7 +57,8 @@ ray.init(address=cluster.address, log_to_driver=False)
 transport = RayTransport("tests.grid.test_ray_workers:tell", 0, 0.0)
 cpus = {cluster.head_node.node_id: 1, second.node_id: 3}
 first = ask(4)
-assert [node for answer in first for node in answer.reply.retry.values()] == spread(4, cpus)
+found = [node for answer in first for node in answer.reply.retry.values()]
+assert Counter(found) == Counter(spread(4, cpus)) == cpus, (found, cpus)  # of equal nodes, Ray may name either first
 """
 
 LOST = """
