@@ -20,6 +20,7 @@ from rich.text import Text
 from experiments.command_line import parser
 from experiments.launch.cells import Cells, checked_cells
 from experiments.launch.launch import error_console, launch
+from experiments.launch.name_checks import name_problems
 from experiments.launch.paths import complete_keys, offer_own_modules
 from experiments.launch.preflight import checked, notes
 from experiments.records.folder import failure_of, is_complete, run_folder
@@ -27,8 +28,8 @@ from experiments.records.reading import DamagedError, read_summary
 from experiments.run.checkpoint import latest_checkpoint
 from experiments.run.phases import expected_rounds
 from experiments.sweep.inaction import inaction_notes
-from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search
-from experiments.sweep.spec import Cell, label, read_preset, read_sweep
+from experiments.sweep.search import Trial, contradiction, evaluated, explore, read_search, usable_corners
+from experiments.sweep.spec import Cell, read_preset, read_sweep
 from experiments.sweep.study import Study, complete_runs, read_run, read_study, write_study
 from fl_sim.atomic_files import CannotWriteError, writing
 from fl_sim.config.keys import Config
@@ -188,33 +189,32 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     search = read_search(arguments.spec)
     common = complete_keys(search.common, _overrides(arguments))
     offer_own_modules([common])
-    configs = checked([{**common, **settings} for settings in search.corners()], console)
+    configs = checked([{**common, **settings} for settings in usable_corners(search, common, name_problems)], console)
     output_dir = Path(configs[0].output_dir) / search.name
     common["output-dir"] = str(output_dir)
 
     def look_up() -> list[Trial]:
-        return explore(search, lambda batch: evaluated(common, output_dir, batch))
+        return explore(search, lambda batch: evaluated(common, output_dir, batch, problems=name_problems))
 
     code, trials = 0, look_up()
     missing = [
         run_folder(output_dir, resolve({**common, **settings}))
-        for settings, summary in trials
-        if summary is None and not contradiction(common, settings)
+        for settings, summary, _ in trials
+        if summary is None and not contradiction(common, settings, name_problems)
     ]
     if not all(map(is_complete, missing)):
-        what = f"{search.name}: {search.trials} settings"
+        what = f"{search.name}: {search.total} settings"
         code = launch({**common, "search": search.to_json()}, arguments.workers, console, title=what)
         trials = look_up()
-    if nonsense := [text for settings, _ in trials if (text := contradiction(common, settings))]:
+    if nonsense := [text for settings, *_ in trials if (text := contradiction(common, settings, name_problems))]:
         console.print(f"{len(nonsense)} of {len(trials)} settings contradict each other: {nonsense[0]}", highlight=False, soft_wrap=True)
     _say(_damages(missing), console)
     _say_failures(missing, console)
-    tried = {tuple(settings.items()): (settings, summary) for settings, summary in trials if summary is not None}
+    tried = {run_folder(output_dir, resolve({**common, **trial.settings})).name: trial for trial in trials if trial.summary is not None}
     if not tried:
         return code or 1
-    cells = tuple(Cell(settings, {key: label(value) for key, value in settings.items()}) for settings, _ in tried.values())
-    folders = tuple(run_folder(output_dir, resolve({**common, **cell.flat})).name for cell in cells)
-    study = Study(search.name, common, cells, folders, stealth_limit=search.stealth_limit)
+    cells = tuple(Cell(trial.settings, trial.labels) for trial in tried.values())
+    study = Study(search.name, common, cells, tuple(tried), stealth_limit=search.stealth_limit, axes=tuple(search.axes))
     write_study(output_dir, study)
     _show(output_dir, study, console)
     return code

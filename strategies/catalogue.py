@@ -60,9 +60,9 @@ def needs_of(config: Config) -> Needs:
 
 def publishes_combination(config: Config) -> bool:
     """Whether a coalition that knows the rule can compute its result: not that of a Flower strategy, or of a rule that needs the server's
-    data."""
+    data or the model."""
     instance = instance_of(config, public=True)
-    return isinstance(instance, Rule) and (instance.combine is None or not instance.needs.server_data)
+    return isinstance(instance, Rule) and (instance.combine is None or not (instance.needs.server_data or instance.needs.model))
 
 
 def public_combine(config: Config) -> Callable[[Tensor, Tensor], Tensor]:

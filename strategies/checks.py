@@ -60,8 +60,15 @@ def rehearsal_problem(config: Config, asks: str) -> str:
     combines."""
     if publishes_combination(config):
         return ""
-    why = "it is a strategy of Flower" if isinstance(instance_of(config, public=True), Strategy) else "it needs the server's data"
-    return f"expected a rule that publishes how it combines with {asks}, got strategy.name = {config.strategy.name!r}: {why}"
+    rule = instance_of(config, public=True)
+    needs = (
+        "it is a strategy of Flower"
+        if isinstance(rule, Strategy)
+        else "it needs the model"
+        if rule.needs.model
+        else "it needs the server's data"
+    )
+    return f"expected a rule that publishes how it combines with {asks}, got strategy.name = {config.strategy.name!r}: {needs}"
 
 
 def _optimiser_problems(config: Config, *, is_flowers: bool) -> list[str]:

@@ -23,7 +23,7 @@ from experiments.records.folder import is_complete, run_folder, write_failure
 from experiments.run.execute import Progress, execute_run, run_lock
 from experiments.run.phases import expected_rounds
 from experiments.run.shared_twins import TWINS, twins_for
-from experiments.sweep.search import Search, evaluated, explore
+from experiments.sweep.search import Search, evaluated, explore, usable_corners
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve, resolve_cells, to_flat, to_json
@@ -49,12 +49,12 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
     config = cells[0]  # for the keys that all cells share: transport, workers, output folder
     torch.set_num_threads(config.client.threads)
     transport = open_transport(config, chosen_transport(flat), grid)
-    total, at_once = (search.trials, search.batch) if search else (len(cells), len(cells))
+    total, at_once = (search.total, search.at_once) if search else (len(cells), len(cells))
     rounds = total * expected_rounds(config) if search else sum(expected_rounds(cell) for cell in cells)
     runner = _Cells(absolute_output_dir(config.output_dir), transport, ProgressLines(rounds), total, at_once, config.ray.parallel)
     try:
         if search:
-            explore(search, lambda batch: evaluated(common, runner.output_dir, batch, runner.run_all))
+            explore(search, lambda batch: evaluated(common, runner.output_dir, batch, runner.run_all, name_problems))
         else:
             runner.run_all(cells)
     finally:
@@ -69,7 +69,11 @@ def _planned(flat: Mapping[str, Any]) -> tuple[Search | None, dict[str, Any], li
     """The search that flat keys describe, if it is one; the keys that all its trials share; and its corners, or the cells of a sweep."""
     search = Search.from_json(str(flat["search"])) if flat.get("search") else None
     common = {key: value for key, value in flat.items() if key != "search"}
-    return search, common, [resolve({**common, **settings}) for settings in search.corners()] if search else resolve_cells(flat)
+    return (
+        search,
+        common,
+        [resolve({**common, **settings}) for settings in usable_corners(search, common, name_problems)] if search else resolve_cells(flat),
+    )
 
 
 def chosen_transport(flat: Mapping[str, Any]) -> str:
@@ -77,8 +81,8 @@ def chosen_transport(flat: Mapping[str, Any]) -> str:
     search, _, cells = _planned(flat)
     if cells[0].grid.transport != "auto":
         return cells[0].grid.transport
-    planned = [(cells[0], search.trials * expected_rounds(cells[0]))] if search else [(cell, expected_rounds(cell)) for cell in cells]
-    choice = choose_transport(planned, search.batch if search else len(cells))
+    planned = [(cells[0], search.total * expected_rounds(cells[0]))] if search else [(cell, expected_rounds(cell)) for cell in cells]
+    choice = choose_transport(planned, search.at_once if search else len(cells))
     print(f"transport: {choice.transport} ({choice.reason})", flush=True)
     return choice.transport
 

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from experiments.report.charts import Chart, heat_chart, published_chart, ratio_chart, rounds_chart, search_chart, stealth_chart
 from experiments.report.measures import measured
 from experiments.report.views import Matrix, accuracy_matrix, round_panels, worst_cases
+from experiments.report.worst_case import map_matrices
 from experiments.sweep.inaction import inaction_notes
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, over_seeds
@@ -104,7 +105,8 @@ def _charts(study: Study, runs: Sequence[Run], matrix: Matrix, pairs: Sequence[P
     if pairs:
         charts.append(published_chart(pairs, published_numbers()[study.published]["source"]))
     if study.stealth_limit is not None:
-        return [*charts, search_chart(runs, study.stealth_limit)]
+        maps = map_matrices(runs, study.axes, study.stealth_limit) if study.axes else {}
+        return [*charts, *map(heat_chart, maps.values()), search_chart(runs, study.stealth_limit)]
     heat = [heat_chart(one) for one in (worst_cases(runs) or matrix, *measured(runs).values())]
     return [*charts, rounds_chart(round_panels(runs)), *heat, *stealth_chart(runs, STEALTH_LIMIT)]
 

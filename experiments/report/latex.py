@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.report.views import ACCURACY, TWIN, accuracies, clean_twins, label_frame, search_ranking
+from experiments.report.worst_case import map_matrices
 from experiments.sweep.study import Run, Study
 from fl_sim.atomic_files import write_whole
 
@@ -22,9 +23,12 @@ SPECIAL = str.maketrans(
 
 def write_latex(path: Path, study: Study, runs: Sequence[Run]) -> None:
     """Write a study's table (a `table` environment; the document needs `\\usepackage{booktabs}`): accuracy, mean ± standard deviation over
-    the seeds, rows by the first axis, columns by the others. Of a search: the settings that left the least accuracy."""
+    the seeds, rows by the first axis, columns by the others. Of a search: the settings that left the least, or
+    its map."""
     if study.stealth_limit is None:
         table, caption = _accuracy_table(runs)
+    elif study.axes:
+        table, caption = _map_table(runs, study.axes, study.stealth_limit)
     else:
         table, caption = _search_table(runs, study.stealth_limit)
     text = table.to_latex(
@@ -70,6 +74,12 @@ def _search_table(runs: Sequence[Run], limit: float) -> tuple[pd.DataFrame, str]
     table = pd.concat([numbers, settings], axis=1).set_axis(pd.RangeIndex(1, len(ranking) + 1), axis=0)
     what = f"the {len(table)} of {len(runs)} settings that left the least test accuracy after the trigger"
     return table, f"{what}; those whose phase cost more than {limit:g} points come last"
+
+
+def _map_table(runs: Sequence[Run], axes: Sequence[str], limit: float) -> tuple[pd.DataFrame, str]:
+    matrix = map_matrices(runs, axes, limit)["map"]
+    table = matrix.grid(_mean_and_deviation).rename(index=escaped, columns=escaped)
+    return table.rename_axis(index=escaped(matrix.axis), columns=None), matrix.what.replace(" (%)", ", percent")
 
 
 def _mean_and_deviation(values: pd.Series) -> str:

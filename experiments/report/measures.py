@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from experiments.report.views import Matrix, matrix_of
+from experiments.sweep.search import classes_left, worst_class_left
 from experiments.sweep.study import Run
 
 
@@ -18,18 +19,12 @@ class Measure(NamedTuple):
     value: Callable[[Run], float | None]
 
 
-def _classes(run: Run) -> Sequence[float | None]:
-    """Accuracy by class after the trigger; where none fired at the end of the attack, or at the end."""
-    classes: Mapping[str, Any] = run.summary.get("accuracy_by_class") or {}
-    return classes.get("after_trigger") or classes.get("end_of_attack") or classes.get("final") or ()
-
-
 def _worst_class(run: Run) -> float | None:
-    return min((value for value in _classes(run) if value is not None), default=None)
+    return worst_class_left(run.summary)
 
 
 def _attacked_class(run: Run) -> float | None:
-    attacked, classes = run.config["attack.class"], _classes(run)
+    attacked, classes = run.config["attack.class"], classes_left(run.summary)
     return classes[attacked] if 0 <= attacked < len(classes) else None
 
 

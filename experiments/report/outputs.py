@@ -31,6 +31,7 @@ from experiments.report.views import (
     stealth_points,
     worst_cases,
 )
+from experiments.report.worst_case import map_matrices, write_map
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, match_published
 from experiments.sweep.study import Run, Study, complete_runs
@@ -63,6 +64,8 @@ def write_outputs(
     if latex:
         files["results.tex"] = lambda path: write_latex(path, study, runs)
     pairs = _pairs(study, runs)
+    if study.stealth_limit is not None and study.axes:
+        files["map.csv"] = lambda path, limit=study.stealth_limit: write_map(path, runs, study.axes, limit)
     files |= {
         f"{name}.png": lambda path, draw=draw: draw(path.with_suffix("")) for name, draw in _figures(study, runs, pairs, width).items()
     }
@@ -78,7 +81,9 @@ def study_tables(folder: Path, study: Study, runs: Sequence[Run] | None = None) 
     if study.folders == (".",):
         return [run_table(runs[0].summary)]
     if study.stealth_limit is not None:
-        return [search_table(search_ranking(runs, study.stealth_limit), study.stealth_limit)]
+        maps = map_matrices(runs, study.axes, study.stealth_limit) if study.axes else {}
+        ranking = search_table(search_ranking(runs, study.stealth_limit), study.stealth_limit)
+        return [*map(matrix_table, maps.values()), *([] if maps else [ranking])]
     pairs = _pairs(study, runs)
     others = [matrix_table(matrix) for name, matrix in measured(runs).items() if name != "worst_class"]  # every run has a worst class
     return [matrix_table(accuracy_matrix(runs)), *others, *([published_table(study.published, pairs)] if pairs else [])]
@@ -100,6 +105,9 @@ def _figures(study: Study, runs: Sequence[Run], pairs: Sequence[Pair], width: fl
             figures[name] = lambda path, matrix=matrix: heat_figure(path, matrix, width)
         if axis := ratio_axis(runs):
             figures["poison_ratio"] = lambda path: ratio_figure(path, ratio_curves(runs, axis), axis, width)
+    elif study.axes:
+        for name, matrix in map_matrices(runs, study.axes, limit).items():
+            figures[name] = lambda path, matrix=matrix: heat_figure(path, matrix, width)
     else:
         figures["search"] = lambda path: search_figure(path, runs, limit, width)
     if not (points := stealth_points(runs)).empty:

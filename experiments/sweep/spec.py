@@ -119,12 +119,18 @@ def sweep_of(name: str, spec: Mapping[str, Any], scale: str = "", path: Path | N
     over = scales[scale] if scale else ScaleSpec.model_validate({})
     name = f"{name}-{scale}" if scale else name
     common = common_keys(where, name, parsed.base if over.base is None else over.base, parsed.set, over.set, folder=path and path.parent)
-    choices = [[(axis, *_choice(axis, value)) for value in values] for axis, values in {**parsed.axes, **over.axes}.items()]
+    cells = expand({**parsed.axes, **over.axes})
+    return Sweep(name, common, _without(where, cells, parsed.exclude), parsed.published)
+
+
+def expand(axes: Mapping[str, Sequence[Any]]) -> list[Cell]:
+    """A cell for each combination of the axes' values, the last axis varying fastest; one cell without keys if there are none."""
+    choices = [[(axis, *section_choice(axis, value)) for value in values] for axis, values in axes.items()]
     cells: list[Cell] = []
     for combination in itertools.product(*choices):
         flat = {key: item for _, _, part in combination for key, item in part.items()}
         cells.append(Cell(as_plain(flat), {axis: text for axis, text, _ in combination}))
-    return Sweep(name, common, _without(where, cells, parsed.exclude), parsed.published)
+    return cells
 
 
 def common_keys(where: str, name: str, base: str, *tables: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -165,9 +171,9 @@ def _has(cell: Cell, axis: str, value: Any) -> bool:
     return cell.flat[axis] == value if axis in cell.flat else cell.labels.get(axis) == str(value)
 
 
-def _choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
+def section_choice(axis: str, value: Any) -> tuple[str, dict[str, Any]]:
     """The label of an axis value, and the flat keys that it stands for."""
-    if axis in default_flat() or not _is_section(axis):
+    if not is_section(axis):
         return label(value), {axis: option_value(axis, value)}
     if isinstance(value, Mapping):
         section = cast(Mapping[str, Any], value)
@@ -209,6 +215,7 @@ def _options_label(options: Any) -> str:
     return str(options).translate(str.maketrans("", "", '{}"'))
 
 
-def _is_section(axis: str) -> bool:
+def is_section(axis: str) -> bool:
+    """Whether an axis is a whole section: its values are names and tables of keys."""
     field = Config.model_fields.get(axis)
-    return field is not None and isinstance(field.default, Section)
+    return axis not in default_flat() and field is not None and isinstance(field.default, Section)

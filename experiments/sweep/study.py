@@ -47,7 +47,8 @@ class StudyRuns(NamedTuple):
 class Study:
     """A sweep or a search: the flat keys that its cells share, the cells, and their folders' names.
 
-    `published` names an entry of published.json or is empty; `stealth_limit` (points) is that of a search, None for a sweep.
+    `published` names an entry of published.json or is empty; `stealth_limit` (points) is that of a search, None for a sweep; `axes` are
+    those of a search that has several cases.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Study:
     folders: tuple[str, ...]
     published: str = ""
     stealth_limit: float | None = None
+    axes: tuple[str, ...] = ()
 
 
 class _CellRecord(BaseModel):
@@ -72,6 +74,7 @@ class _Record(BaseModel):
     folders: list[str]
     published: str = ""
     stealth_limit: float | None = None
+    axes: tuple[str, ...] = ()
 
 
 def write_study(folder: Path, study: Study) -> None:
@@ -100,7 +103,7 @@ def read_study(folder: Path) -> Study:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise ConfigError([f"{folder / RECORD} is damaged ({reason}); without it the study is all runs below its folder"]) from None
         cells = tuple(Cell(cell.flat, cell.labels) for cell in record.cells)
-        return Study(record.name, record.base, cells, tuple(record.folders), record.published, record.stealth_limit)
+        return Study(record.name, record.base, cells, tuple(record.folders), record.published, record.stealth_limit, record.axes)
     folders = run_folders(folder)
     if not folders:
         raise ConfigError([f"expected DIR to be a folder with runs, got {str(folder)!r}"])

@@ -23,7 +23,7 @@ class Spec(BaseModel):
 
 
 KINDS = {"a preset": ("presets", "run"), "a study": ("studies", "sweep"), "a search": ("searches", "search")}  # folder and command
-TABLES_OF = {"axes": "a study", "space": "a search"}  # the table that shows what a spec is
+TABLES_OF = {"space": "a search", "axes": "a study"}  # the table that shows what a spec is; a search may have axes too
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
 

@@ -242,7 +242,7 @@ def test_the_line_searches_need_every_update(configure: Configure) -> None:
     assert config.attack.knowledge == "updates"
 
 
-@pytest.mark.parametrize("strategy", ["flwr.FedMedian", "byzfl.MoNNA"])
+@pytest.mark.parametrize("strategy", ["flwr.FedMedian", "byzfl.MoNNA", "foolsgold", "flame"])
 def test_the_line_searches_need_a_rule_that_is_published(configure: Configure, strategy: str) -> None:
     options = "f = 2" if strategy == "byzfl.MoNNA" else ""
     keys = {"attack__knowledge": "updates", "strategy__name": strategy, "strategy__options": options}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import shutil
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,10 @@ def valley(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
 
 def test_it_finds_the_worst_case_within_the_stealth_limit() -> None:
     trials = explore(Search(name="s", space=SPACE, trials=60, batch=4), valley)
-    within = [settings["attack.rho"] for settings, summary in trials if summary and summary["worst_loss_in_phase"] <= 2.0]
+    within = [settings["attack.rho"] for settings, summary, _ in trials if summary and summary["worst_loss_in_phase"] <= 2.0]
     assert min(within) == pytest.approx(0.5, abs=0.02)
     free = explore(Search(name="s", space=SPACE, trials=60, batch=4, stealth_limit=10.0), valley)
-    assert min(abs(settings["attack.rho"] - 0.3) for settings, _ in free) < 0.01
+    assert min(abs(settings["attack.rho"] - 0.3) for settings, *_ in free) < 0.01
 
 
 def test_proposals_depend_on_the_results_alone() -> None:
@@ -55,8 +58,8 @@ def test_a_failed_run_has_no_summary_and_the_search_goes_on() -> None:
 
     trials = explore(Search(name="s", space=SPACE, trials=40), broken)
     assert len(trials) == 40
-    assert any(summary is None for _, summary in trials)
-    assert all((summary is None) == (settings["attack.rho"] > 0.7) for settings, summary in trials)
+    assert any(summary is None for _, summary, _ in trials)
+    assert all((summary is None) == (settings["attack.rho"] > 0.7) for settings, summary, _ in trials)
 
 
 def test_corners_hold_every_choice_and_both_ends() -> None:
@@ -84,7 +87,10 @@ def test_shipped_searches_are_valid(path: Path) -> None:
         ("stealth-limit = -1\n[space]\nseed = [1]", "expected stealth-limit to be a number >= 0 (points), got -1"),
         ("stealth_limit = 1\n[space]\nseed = [1]", "unknown key 'stealth_limit'"),
         ("base = 'digit'\n[space]\nseed = [1]", "s.toml: base: expected a preset to be one of"),
-        ("trails = 3\n[space]\nseed = [1]", "unknown key 'trails'; a search has base, batch, seed, set, space, stealth-limit, trials"),
+        (
+            "trails = 3\n[space]\nseed = [1]",
+            "unknown key 'trails'; a search has axes, base, batch, measure, seed, set, space, stealth-limit, trials",
+        ),
         ("[space]\nattack.rho = []", "expected space.attack.rho to be a list of at least one choice, or {low, high, log} with finite"),
         ("[space]\nattack.rho = 3", "low < high, and low > 0 where log is true, got 3"),
         ("[space]\nattack.rho = {low = 1.0, high = 0.5}", "got {'low': 1.0, 'high': 0.5}"),
@@ -177,5 +183,90 @@ def test_ranges_are_of_their_keys_type() -> None:
         ),
         lambda batch: [None] * len(batch),
     )
-    assert any(settings["attack.rho"] % 1 for settings, _ in trials)
-    assert all(isinstance(settings[key], int) for settings, _ in trials for key in ("seed", "strategy.options.f"))
+    assert any(settings["attack.rho"] % 1 for settings, *_ in trials)
+    assert all(isinstance(settings[key], int) for settings, *_ in trials for key in ("seed", "strategy.options.f"))
+
+
+MAP = """
+trials = 3
+batch = 2
+measure = "worst-class"
+[set]
+"model.name" = "mlp"
+twin = false
+control = false
+"data.num-clients" = 12
+"schedule.burn-in-epochs" = 1
+"schedule.accumulate-rounds" = 2
+"schedule.recovery-rounds" = 0
+"schedule.triggers" = 0
+[axes]
+strategy = ["mean", { name = "clip-before", bound = 0.5 }]
+attack.malicious-fraction = [0.1, 0.4]
+[space]
+attack = ["sign-flip", { name = "ipm", tau = 10.0 }, { name = "accumulative", fire = "schedule", objective = "erosion", scaling = "exact", stealth-gamma = inf }]
+"""
+
+
+def test_a_search_with_axes_tries_every_section_in_every_case(tmp_path: Path) -> None:
+    path = tmp_path / "map.toml"
+    path.write_text(MAP)
+    search = read_search(path)
+    assert (search.total, search.at_once) == (12, 8)
+    assert Search.from_json(search.to_json()).cases == search.cases
+    asked: list[int] = []
+
+    def evaluate(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
+        asked.append(len(batch))
+        worst = {"sign-flip": 50.0, "ipm": 20.0, "accumulative": 70.0}
+        return [{**summary(90.0), "accuracy_by_class": {"final": [99.0, worst[each["attack.name"]]]}} for each in batch]
+
+    trials = explore(Search.from_json(search.to_json()), evaluate)
+    assert asked == [8, 4]
+    for case in search.cases:
+        tried = [trial for trial in trials if case.labels.items() <= trial.labels.items()]
+        assert [trial.settings["attack.name"] for trial in tried] == ["sign-flip", "ipm", "accumulative"]
+        assert all(case.flat.items() <= trial.settings.items() for trial in tried)
+    assert trials[-1].settings["attack.stealth-gamma"] == float("inf")
+    assert len(search.corners()) == 12
+
+
+@pytest.mark.slow
+def test_a_map_has_the_least_of_each_case(tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "map.toml"
+    spec.write_text(MAP)
+    arguments = ["--transport", "inline", "-o", str(tmp_path), "-c", f"data.cache-dir='{cache_dir}'"]
+    assert cli.main(["search", str(spec), *arguments]) == 0
+    assert "least accuracy of the worst class" in " ".join(capsys.readouterr().out.split())
+    folder = tmp_path / "map"
+    assert {path.name for path in folder.glob("map*") if path.is_file()} == {
+        "map.csv",
+        "map.png",
+        "map.pdf",
+        "map_worst_class.png",
+        "map_worst_class.pdf",
+    }
+    with (folder / "map.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    runs = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
+    assert (len(rows), len(runs)) == (4, 12)
+    assert min(float(row["worst_class"]) for row in rows) == pytest.approx(
+        min(min(run["accuracy_by_class"]["end_of_attack"]) for run in runs), abs=0.01
+    )
+    assert all(row["settings"] == "3" and row["accuracy_by"] for row in rows)
+    assert cli.main(["report", str(folder), "--latex"]) == 0
+    assert "clip-before 0.5" in (folder / "results.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[space]\nattack = {low = 0.0, high = 1.0}", "expected space.attack to be a list of names and tables, got a range"),
+        ("[space]\nseed = [1]\n[axes]\nseed = [1]", "expected a key to be in [axes] or in [space], got seed in both"),
+        ("measure = 'loss'\n[space]\nseed = [1]", "expected measure to be accuracy or worst-class, got 'loss'"),
+        ("[space]\nseed = [1]\n[axes]\nattack.rho = []", "expected axes.attack.rho to be a list of at least one value, got []"),
+    ],
+)
+def test_maps_that_make_no_sense(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        search_of("s", tomllib.loads(text))
