@@ -45,7 +45,7 @@ from strategies.rule import Rule
 if TYPE_CHECKING:
     import pandas
 
-    from experiments.report.comparison import Comparison
+    from experiments.report.comparing.comparison import Comparison
 
 __all__ = [
     "Action", "Aim", "AttackState", "Clip", "Config", "Knowledge", "Rule", "Run", "Study", "compare", "load_model",
@@ -179,7 +179,7 @@ def compare(a: str | Path | Run | Study, b: str | Path | Run | Study, /) -> Comp
     """Compare the complete runs of two folders; `.frame()` has a row per matched cell and number, `.settings` the keys that differ.
 
     Damaged and incomplete runs are left out, and `.notes` names them. Raises ConfigError if no cell of the one is in the other."""
-    from experiments.report.comparison import compare_folders
+    from experiments.report.comparing.comparison import compare_folders
 
     return compare_folders(*(_folder_of(thing) for thing in (a, b)))
 

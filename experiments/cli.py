@@ -280,8 +280,8 @@ def _list(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
-    from experiments.report.comparison import compare_folders
-    from experiments.report.comparison_table import comparison_tables, expect_suffix, write_comparison
+    from experiments.report.comparing.comparison import compare_folders
+    from experiments.report.comparing.tables import comparison_tables, expect_suffix, write_comparison
 
     if arguments.file:
         expect_suffix(arguments.file)

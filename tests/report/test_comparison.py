@@ -13,7 +13,7 @@ from scipy import stats
 
 import fl_sim
 from experiments import cli
-from experiments.report.comparison import BEYOND, ONE_SEED, SAME, WITHIN, compare_folders, difference
+from experiments.report.comparing.comparison import BEYOND, ONE_SEED, SAME, WITHIN, compare_folders, difference
 from fl_sim.config.resolve import ConfigError
 from tests.support.small_study import RATIOS, SEEDS, STRATEGIES, write_run, write_study_records
 

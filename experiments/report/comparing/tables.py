@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.report.comparison import BEYOND, CHANCE, NUMBERS, ONE_SEED, SAME, Comparison
+from experiments.report.comparing.comparison import BEYOND, CHANCE, NUMBERS, ONE_SEED, SAME, Comparison
 from fl_sim.atomic_files import write_whole
 from fl_sim.config.resolve import ConfigError
 
