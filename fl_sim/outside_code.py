@@ -1,7 +1,7 @@
 """Calls of code from outside the repository (`file.py:name`): an error gets the file and the line that raised, and settings of the process
 that the code changes are set back, so that it cannot change other numbers unseen.
 
-A monkeypatch, a thread that goes on, `os._exit` and writes into our own objects by other ways are not undone: it is the user's own process.
+A monkeypatch, a thread that goes on, and writes into our own objects by other ways are not undone: it is the user's own process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl_sim.process_ends import ends_refused
 from fl_sim.signals import EndedBySignalError
 
 OURS = tuple(str(Path(__file__).parent.parent / package) + os.sep for package in ("fl_sim", "clients", "strategies", "experiments"))
@@ -100,11 +101,11 @@ def placed(text: str, thing: Any) -> str:
 
 @contextmanager
 def outside_call(failure: Callable[[BaseException], Exception]) -> Generator[None]:
-    """Inside the block code from outside runs. What it raises, `SystemExit` too, becomes `failure(error)`. Settings of the process are as
-    before afterwards, and an interrupt (Ctrl-C, SIGTERM) that it swallowed is raised again. A child process that it forked and that comes
-    back here ends at once."""
+    """Inside the block code from outside runs. What it raises, `SystemExit` too, becomes `failure(error)`, and so does `os._exit`. Settings
+    of the process are as before afterwards, and an interrupt (Ctrl-C, SIGTERM) that it swallowed is raised again. A child process that it
+    forked and that comes back here ends at once."""
     process = os.getpid()
-    with _remembered_signals() as raise_swallowed, settings_kept(), _streams_kept_open():
+    with _remembered_signals() as raise_swallowed, settings_kept(), _streams_kept_open(), ends_refused():
         try:
             yield
         except BaseException as error:  # it may raise anything

@@ -29,6 +29,7 @@ from fl_sim.model.module import batch_starts, new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
 from fl_sim.outside_code import end_if_forked, is_interrupt
+from fl_sim.process_ends import ends_refused
 from fl_sim.rng.streams import seeded_global_generators, stream
 from fl_sim.waits import locked
 
@@ -125,8 +126,9 @@ def _train_epoch(
         batch = federation.batch(federation.dataset.train, indices, augment)
         process = os.getpid()
         try:
-            loss = F.cross_entropy(module(batch.inputs), batch.labels)
-            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used
+            with ends_refused():
+                loss = F.cross_entropy(module(batch.inputs), batch.labels)
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used
         except BaseException as error:  # an outside model may raise anything
             if config.model.name in MODELS or is_interrupt(error):
                 raise

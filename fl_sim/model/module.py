@@ -15,6 +15,7 @@ from fl_sim.model.architectures import MODELS, NORMS, Shape, build_model
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.outside import ModelError, build_outside
 from fl_sim.model.start import load_start
+from fl_sim.process_ends import ProcessEndError, ends_refused
 from fl_sim.rng.streams import seeded_global_generators, torch_stream
 
 
@@ -89,8 +90,8 @@ def _takes_one(module: nn.Module, image_shape: Shape) -> bool:
     """Whether a module in train mode takes a batch of one example. The module itself is not changed."""
     device = next(module.parameters()).device
     try:
-        with torch.no_grad(), seeded_global_generators(0, "trial"):
+        with torch.no_grad(), seeded_global_generators(0, "trial"), ends_refused():
             copy.deepcopy(module).train()(torch.zeros(1, *image_shape, device=device))
-    except Exception:  # an outside model may raise anything
+    except (Exception, ProcessEndError):  # an outside model may raise anything
         return False
     return True

@@ -142,6 +142,8 @@ RAISES = (
     "raise ValueError('two\\nlines')",
     "raise SystemExit(3)",
     "sys.exit()",
+    "os._exit(3)",
+    "os.abort()",
     "raise GeneratorExit",
     "raise StopIteration",
     "raise RuntimeError('[red]markup[/] [/nothing]')",
