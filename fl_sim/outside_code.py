@@ -235,12 +235,51 @@ def _put_folder(folder: str) -> None:
         os.chdir(folder)
 
 
+_TINY = torch.full((1,), 1e-40, device="cpu", dtype=torch.float32)  # a denormal number
+AUTOCAST = ("cpu", "cuda")
+
+
+def _denormals() -> bool:
+    """Whether denormal numbers are computed with. PyTorch sets it, and does not say it."""
+    return bool(_TINY.mul(1.0).any())
+
+
+def _autocast() -> list[tuple[bool, torch.dtype]]:
+    return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST]
+
+
+def _put_autocast(values: list[tuple[bool, torch.dtype]]) -> None:
+    for device, (enabled, dtype) in zip(AUTOCAST, values, strict=True):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def _anomalies() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+
+def _libraries() -> tuple[bool, ...]:
+    """Whether oneDNN and cuDNN compute, and how cuDNN chooses its algorithms."""
+    cudnn = torch.backends.cudnn
+    return torch.backends.mkldnn.enabled, cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+
+
+def _put_libraries(values: tuple[bool, ...]) -> None:
+    torch.backends.mkldnn.set_flags(values[0])
+    cudnn = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = values[1:]
+
+
 _SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "default type": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, torch.set_default_device),
     "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
     "threads": (torch.get_num_threads, torch.set_num_threads),
     "deterministic": (_deterministic, lambda values: torch.use_deterministic_algorithms(values[0], warn_only=values[1])),
+    "denormals": (_denormals, lambda computed: torch.set_flush_denormal(not computed)),
+    "autocast": (_autocast, _put_autocast),
+    "anomaly detection": (_anomalies, lambda values: torch.set_anomaly_enabled(*values)),
+    "oneDNN and cuDNN": (_libraries, _put_libraries),
     "precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "NumPy's errors": (np.geterr, lambda values: np.seterr(**values)),
     "recursion": (sys.getrecursionlimit, sys.setrecursionlimit),
