@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +44,27 @@ def read_image(path: Path) -> Image:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path, formats=FORMATS) as image:
+            with _whole_files_only(), PIL.Image.open(path, formats=FORMATS) as image:
                 decoded = _decoded(image)
+                if image.format == "PNG":  # the others have no checksums; and Pillow decodes a PNG whose end is zeros
+                    with PIL.Image.open(path) as again:
+                        again.verify()
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
         raise ValueError(f"{path}: {reason or type(error).__name__}") from error
     return decoded._replace(warning=str(caught[0].message) if caught else "")
+
+
+@contextmanager
+def _whole_files_only() -> Generator[None]:
+    """Inside the block Pillow refuses files that are cut short, whatever code from outside has set."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _decoded(image: Any) -> Image:
