@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -57,13 +58,19 @@ def model_problem(config: Config, federation: Federation) -> str:
     shape, name = federation.dataset.image_shape, config.model.name
     try:
         if name in MODELS and not config.model.start:
-            with torch.device("meta"):
-                module = MODELS[name](shape, federation.dataset.num_classes, NORMS[config.model.norm])
+            module = _shapes(name, config.model.norm, shape, federation.dataset.num_classes)
         else:
             module = new_module(config, federation)
     except ValueError as error:
         return str(error)
     return _single_problem(config, federation, module)
+
+
+@lru_cache(maxsize=16)
+def _shapes(name: str, norm: str, image_shape: Shape, num_classes: int) -> nn.Module:
+    """One of our models without values (a process-wide cache: the cells of a sweep share it). Raises ValueError."""
+    with torch.device("meta"):
+        return MODELS[name](image_shape, num_classes, NORMS[norm])
 
 
 def _single_problem(config: Config, federation: Federation, module: nn.Module) -> str:
