@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -181,12 +182,19 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, without numbers that no figure can show. Raises DamagedError."""
     try:
         text = path.read_text(encoding="utf-8")
-        record = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_small)
+        record = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_small, object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         raise _damage(path, error) from None
     if not isinstance(record, dict):
         raise DamagedError(f"{path} is damaged (it is no JSON object)")
     return cast(dict[str, Any], record)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"it has {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} twice")
+    return record
 
 
 def _refuse(constant: str) -> Any:

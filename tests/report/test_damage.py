@@ -163,6 +163,27 @@ def test_rounds_that_are_there_twice_or_missing_are_named(how: str, study: Path,
         _ = Run(path.parent).rounds
 
 
+@pytest.mark.parametrize("name", [name for name in RECORDS if name != "rounds.jsonl"])
+def test_a_record_with_a_key_twice_is_named(name: str, study: Path) -> None:
+    path = one_run(study) / name
+    record = json.loads(path.read_text())
+    key = next(iter(record))
+    path.write_text(json.dumps(record)[:-1] + f", {json.dumps(key)}: {json.dumps(record[key])}}}")
+    runs, problems = complete_runs(study, read_study(study))
+    assert len(runs) == 11
+    assert problems == [f"{path} is damaged (ValueError: it has {key!r} twice); the run is left out"]
+
+
+def test_a_study_with_a_folder_twice_is_named(study: Path) -> None:
+    """Its run would count as two seeds."""
+    path = study / "study.json"
+    record = json.loads(path.read_text())
+    first = record["folders"][0]
+    path.write_text(json.dumps({**record, "folders": [first, first, *record["folders"][2:]]}))
+    with pytest.raises(ConfigError, match=rf"study\.json is damaged \(it has the folder '{first}' twice\)"):
+        read_study(study)
+
+
 def test_an_interrupted_run_with_a_round_twice_is_named(
     finished: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
