@@ -261,7 +261,7 @@ def _anomalies() -> tuple[bool, bool]:
 def _libraries() -> tuple[bool, ...]:
     """Whether oneDNN and cuDNN compute, and how cuDNN chooses its algorithms."""
     cudnn = torch.backends.cudnn
-    return torch.backends.mkldnn.enabled, cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    return bool(torch.backends.mkldnn.enabled), bool(cudnn.enabled), bool(cudnn.benchmark), bool(cudnn.deterministic)
 
 
 def _put_libraries(values: tuple[bool, ...]) -> None:

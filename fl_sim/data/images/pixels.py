@@ -105,11 +105,11 @@ def _scale_transparent_level(image: Any, bits: int) -> None:
     def scaled(level: int) -> int:
         return level >> 8 if bits == 16 else (level & (2**bits - 1)) * 255 // (2**bits - 1)
 
-    match image.info.get("transparency"):
-        case int(level):
-            image.info["transparency"] = scaled(level)
-        case tuple(levels):
-            image.info["transparency"] = tuple(map(scaled, levels))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        image.info["transparency"] = scaled(transparent)
+    elif transparent:
+        image.info["transparency"] = tuple(map(scaled, transparent))
 
 
 def with_alpha(image: Any) -> Any:
