@@ -144,7 +144,7 @@ def run(base: str | Path = "digits", settings: Mapping[str, Any] | None = None, 
     flat = _keys(read_preset(base), settings or {}, options)
     (config,) = checked([flat], _console(options))
     folder = run_folder(Path(config.output_dir), config)
-    _warn([config], [folder])
+    _warn([config], [folder], options)
     if not is_complete(folder):
         _start(flat, options, f"{config.name} · {config.attack.name} against {config.strategy.name}")
     return Run(folder)
@@ -162,7 +162,7 @@ def sweep(
     expect_known("fl_sim.sweep", options, "scale")
     plan = _plan(spec, scale)
     cells = checked_cells(plan, _keys(plan.common, settings or {}, options), _console(options))
-    _warn(cells.configs, cells.folders)
+    _warn(cells.configs, cells.folders, options)
     write_study(cells.output_dir, cells.study)
     if not cells.complete:
         _start(cells.keys, options, f"{plan.name}: {len(cells.configs)} runs")
@@ -209,8 +209,8 @@ def _keys(base: Mapping[str, Any], settings: Mapping[str, Any], options: Options
     return flat
 
 
-def _warn(configs: Sequence[Config], folders: Sequence[Path]) -> None:
-    for note in notes(configs, folders):
+def _warn(configs: Sequence[Config], folders: Sequence[Path], options: Options) -> None:
+    for note in notes(configs, folders, _console(options)):
         warnings.warn(note, stacklevel=3)
 
 

@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     offer_own_modules([flat])
     (config,) = checked([flat], console)
     folder = run_folder(Path(config.output_dir), config)
-    _say(notes([config], [folder]), console)
+    _say(notes([config], [folder], console), console)
     if is_complete(folder):
         console.print(f"already complete: {folder}", highlight=False, soft_wrap=True)
     else:
@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     sweep = read_sweep(arguments.spec, arguments.scale)
     cells = checked_cells(sweep, complete_keys(sweep.common, _overrides(arguments)), console)
-    _say(notes(cells.configs, cells.folders), console)
+    _say(notes(cells.configs, cells.folders, console), console)
     if arguments.plan:
         return _plan(cells, console)
     for folder, config in zip(cells.folders, cells.configs, strict=True):

@@ -1,7 +1,7 @@
 """Calls of code from outside the repository (`file.py:name`): an error gets the file and the line that raised, and settings of the process
 that the code changes are set back, so that it cannot change other numbers unseen.
 
-A monkeypatch, a thread that goes on, `os._exit` and writes into our own objects by other ways are not undone: it is the user's own process.
+A monkeypatch, a thread that goes on, and writes into our own objects by other ways are not undone: it is the user's own process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl_sim.process_ends import ends_refused
 from fl_sim.signals import EndedBySignalError
 
 OURS = tuple(str(Path(__file__).parent.parent / package) + os.sep for package in ("fl_sim", "clients", "strategies", "experiments"))
@@ -100,11 +101,11 @@ def placed(text: str, thing: Any) -> str:
 
 @contextmanager
 def outside_call(failure: Callable[[BaseException], Exception]) -> Generator[None]:
-    """Inside the block code from outside runs. What it raises, `SystemExit` too, becomes `failure(error)`. Settings of the process are as
-    before afterwards, and an interrupt (Ctrl-C, SIGTERM) that it swallowed is raised again. A child process that it forked and that comes
-    back here ends at once."""
+    """Inside the block code from outside runs. What it raises, `SystemExit` too, becomes `failure(error)`, and so does `os._exit`. Settings
+    of the process are as before afterwards, and an interrupt (Ctrl-C, SIGTERM) that it swallowed is raised again. A child process that it
+    forked and that comes back here ends at once."""
     process = os.getpid()
-    with _remembered_signals() as raise_swallowed, settings_kept(), _streams_kept_open():
+    with _remembered_signals() as raise_swallowed, settings_kept(), _streams_kept_open(), ends_refused():
         try:
             yield
         except BaseException as error:  # it may raise anything
@@ -234,12 +235,51 @@ def _put_folder(folder: str) -> None:
         os.chdir(folder)
 
 
+_TINY = torch.full((1,), 1e-40, device="cpu", dtype=torch.float32)  # a denormal number
+AUTOCAST = ("cpu", "cuda")
+
+
+def _denormals() -> bool:
+    """Whether denormal numbers are computed with. PyTorch sets it, and does not say it."""
+    return bool(_TINY.mul(1.0).any())
+
+
+def _autocast() -> list[tuple[bool, torch.dtype]]:
+    return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in AUTOCAST]
+
+
+def _put_autocast(values: list[tuple[bool, torch.dtype]]) -> None:
+    for device, (enabled, dtype) in zip(AUTOCAST, values, strict=True):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def _anomalies() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+
+def _libraries() -> tuple[bool, ...]:
+    """Whether oneDNN and cuDNN compute, and how cuDNN chooses its algorithms."""
+    cudnn = torch.backends.cudnn
+    return bool(torch.backends.mkldnn.enabled), bool(cudnn.enabled), bool(cudnn.benchmark), bool(cudnn.deterministic)
+
+
+def _put_libraries(values: tuple[bool, ...]) -> None:
+    torch.backends.mkldnn.set_flags(values[0])
+    cudnn = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = values[1:]
+
+
 _SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "default type": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, torch.set_default_device),
     "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
     "threads": (torch.get_num_threads, torch.set_num_threads),
     "deterministic": (_deterministic, lambda values: torch.use_deterministic_algorithms(values[0], warn_only=values[1])),
+    "denormals": (_denormals, lambda computed: torch.set_flush_denormal(not computed)),
+    "autocast": (_autocast, _put_autocast),
+    "anomaly detection": (_anomalies, lambda values: torch.set_anomaly_enabled(*values)),
+    "oneDNN and cuDNN": (_libraries, _put_libraries),
     "precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "NumPy's errors": (np.geterr, lambda values: np.seterr(**values)),
     "recursion": (sys.getrecursionlimit, sys.setrecursionlimit),

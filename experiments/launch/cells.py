@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Cells:
     def output_dir(self) -> Path:
         return Path(self.common["output-dir"])
 
-    @property
+    @cached_property
     def folders(self) -> list[Path]:
         return [run_folder(self.output_dir, config) for config in self.configs]
 

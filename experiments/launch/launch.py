@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import threading
 import traceback
 from collections.abc import Mapping
@@ -100,7 +101,8 @@ def _first(flat: Mapping[str, Any]) -> Config:
     """The first of the configurations, for the keys that all of them share."""
     search = str(flat.get("search", ""))
     corner = Search.from_json(search).corners()[0] if search else {}
-    return resolve_cells({**flat, **corner})[0]
+    cells = json.loads(flat.get("cells") or "[{}]")  # a sweep has thousands
+    return resolve_cells({**flat, **corner, "cells": json.dumps(cells[:1])})[0]
 
 
 class _Lines(io.TextIOBase):

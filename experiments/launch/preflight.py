@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -10,17 +13,17 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
-from rich.text import Text
 
 from clients.cleaning.fitted import cleaning_problem
 from experiments.launch.name_checks import class_problem, name_problems
+from experiments.launch.progress.counted import counted
 from experiments.records.identity import same_keys_other_data
 from experiments.run.attack_success import success_problem
 from fl_sim.atomic_files import CannotWriteError
 from fl_sim.config.idle_keys import idle_key_notes
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError, resolve
-from fl_sim.data.federation import Federation, load_federation, read_federation
+from fl_sim.data.federation import DataSource, Federation, data_source, load_federation, read_data
 from fl_sim.data.sampling import malicious_clients
 from fl_sim.device import cpu_cores, gpus_here
 from fl_sim.grid.gpu_shares import gpu_problem, workers_here
@@ -61,17 +64,11 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
     Raises ConfigError with all problems.
     """
     problems: dict[str, None] = {}
-    for config in configs:
-        unwritable = [
-            text
-            for key, folder in (("output-dir", config.output_dir), ("data.cache-dir", config.data.cache_dir))
-            if (text := _place_problem(key, folder))
-        ]
-        of_names = name_problems(config)
-        built = not unwritable and not any(
-            text.startswith(("data.", "model.", "attack.")) for text in of_names
-        )  # else it is the same problem again
-        problems |= dict.fromkeys([*of_names, *unwritable, *(_data_problems(config, console) if built else [])])
+    sources: dict[DataSource, list[str]] = {}
+    with counted(console, "checking the cells", len(configs)) as on_step:
+        for done, config in enumerate(configs):
+            on_step(done)
+            problems |= dict.fromkeys(_problems(config, sources, partial(on_step, done)))
     problems |= dict.fromkeys(_process_problems(configs[0]))
     if any(config.device == "cuda" for config in configs) and not torch.cuda.is_available():
         problems["expected device to be 'auto' or 'cpu' on a machine without a CUDA device, got 'cuda'"] = None
@@ -79,12 +76,26 @@ def preflight(configs: Sequence[Config], console: Console) -> None:
         raise ConfigError(list(problems))
 
 
-def notes(configs: Sequence[Config], folders: Sequence[Path]) -> list[str]:
+def _problems(config: Config, sources: dict[DataSource, list[str]], on_step: Callable[[str], None]) -> list[str]:
+    """What is wrong with one configuration. sources: the data sets that have been read, and what was wrong with each."""
+    unwritable = [
+        text
+        for key, folder in (("output-dir", config.output_dir), ("data.cache-dir", config.data.cache_dir))
+        if (text := _place_problem(key, folder))
+    ]
+    of_names = name_problems(config)
+    again = any(text.startswith(("data.", "model.", "attack.")) for text in of_names)  # it would be the same problem
+    return [*of_names, *unwritable, *([] if unwritable or again else _data_problems(config, sources, on_step))]
+
+
+def notes(configs: Sequence[Config], folders: Sequence[Path], console: Console) -> list[str]:
     """Warnings about valid configurations that may not do what the user expects, one sentence each. folders: of their runs."""
     sentences = dict.fromkeys([*same_keys_other_data(folders, configs), *idle_key_notes(configs), *_nobody_malicious(configs)])
-    for config in configs:
-        federation = load_federation(config.model_copy(update={"device": "cpu"}))
-        sentences |= dict.fromkeys([*federation.dataset.notes, *strategy_notes(config), *_weight_notes(config, federation)])
+    with counted(console, "looking at the cells once more", len(configs)) as on_step:
+        for done, config in enumerate(configs):
+            on_step(done)
+            federation = load_federation(config.model_copy(update={"device": "cpu"}))
+            sentences |= dict.fromkeys([*federation.dataset.notes, *strategy_notes(config), *_weight_notes(config, federation)])
     return list(sentences)
 
 
@@ -129,21 +140,33 @@ def _place_problem(key: str, place: str) -> str:
     return ""
 
 
-def _data_problems(config: Config, console: Console) -> list[str]:
-    """What is wrong with the data set, its splits and the model for it. Loads the data."""
-    data = config.data
+def _data_problems(config: Config, sources: dict[DataSource, list[str]], on_step: Callable[[str], None]) -> list[str]:
+    """What is wrong with the data set, its splits and the model for it. Reads a data set that is not in `sources`."""
+    here, name = config.model_copy(update={"device": "cpu"}), config.data.name  # this process needs no GPU
+    if (source := data_source(here)) not in sources:
+        on_step(f"reading {name}")
+        with _problems_of(config) as problems:
+            read_data(here, lambda done, total: on_step(f"reading {name}: {done}/{total}"))
+        sources[source] = problems
+    if sources[source]:
+        return sources[source]
+    with _problems_of(config) as problems:
+        federation = load_federation(here)
+        checks = (model_problem, success_problem, class_problem, cleaning_problem, _matrix_problem)
+        problems += list(islice(filter(None, (check(here, federation) for check in checks)), 1))
+    return problems
+
+
+@contextmanager
+def _problems_of(config: Config) -> Generator[list[str]]:
+    """Yields a list, to which is added why the data cannot be used if the block raises that."""
+    problems: list[str] = []
     try:
-        with console.status(Text(f"reading {data.name}")) as status:
-            here = config.model_copy(update={"device": "cpu"})  # this process needs no GPU
-            federation = read_federation(here, lambda done, total: status.update(Text(f"reading {data.name}: {done}/{total}")))
-        for check in (model_problem, success_problem, class_problem, cleaning_problem, _matrix_problem):
-            if problem := check(here, federation):
-                return [problem]
+        yield problems
     except CannotWriteError as error:
-        return [f"expected data.cache-dir to have room for the data, got {data.cache_dir!r} ({error})"]
+        problems.append(f"expected data.cache-dir to have room for the data, got {config.data.cache_dir!r} ({error})")
     except (ValueError, OSError) as error:
-        return [str(error)]
-    return []
+        problems.append(str(error))
 
 
 def _matrix_problem(_: Config, federation: Federation) -> str:

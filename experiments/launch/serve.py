@@ -48,7 +48,7 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
         raise ConfigError(list(problems))
     config = cells[0]  # for the keys that all cells share: transport, workers, output folder
     torch.set_num_threads(config.client.threads)
-    transport = open_transport(config, chosen_transport(flat), grid)
+    transport = open_transport(config, _chosen(search, cells), grid)
     total, at_once = (search.total, search.at_once) if search else (len(cells), len(cells))
     rounds = total * expected_rounds(config) if search else sum(expected_rounds(cell) for cell in cells)
     runner = _Cells(absolute_output_dir(config.output_dir), transport, ProgressLines(rounds), total, at_once, config.ray.parallel)
@@ -67,18 +67,20 @@ def serve(flat: Mapping[str, Any], grid: Grid | None) -> None:
 
 def _planned(flat: Mapping[str, Any]) -> tuple[Search | None, dict[str, Any], list[Config]]:
     """The search that flat keys describe, if it is one; the keys that all its trials share; and its corners, or the cells of a sweep."""
-    search = Search.from_json(str(flat["search"])) if flat.get("search") else None
     common = {key: value for key, value in flat.items() if key != "search"}
-    return (
-        search,
-        common,
-        [resolve({**common, **settings}) for settings in usable_corners(search, common, name_problems)] if search else resolve_cells(flat),
-    )
+    if not flat.get("search"):
+        return None, common, resolve_cells(flat)
+    search = Search.from_json(str(flat["search"]))
+    return search, common, [resolve({**common, **settings}) for settings in usable_corners(search, common, name_problems)]
 
 
 def chosen_transport(flat: Mapping[str, Any]) -> str:
     """The transport of a launch. With `auto` it prints which one and why."""
     search, _, cells = _planned(flat)
+    return _chosen(search, cells)
+
+
+def _chosen(search: Search | None, cells: Sequence[Config]) -> str:
     if cells[0].grid.transport != "auto":
         return cells[0].grid.transport
     planned = [(cells[0], search.total * expected_rounds(cells[0]))] if search else [(cell, expected_rounds(cell)) for cell in cells]

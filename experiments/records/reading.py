@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -117,8 +118,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `rounds.jsonl` in order. Raises DamagedError with the file and the number of the line."""
-    path, lines = folder / "rounds.jsonl", list[dict[str, Any]]()
+    """The lines of `rounds.jsonl` in order. Raises DamagedError with the file and the number of the line, also for a round that is there
+    twice, or is not there: the rounds of each track are 1, 2, 3, …"""
+    path, lines, latest = folder / "rounds.jsonl", list[dict[str, Any]](), dict[str, int]()
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -131,7 +133,25 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, RecursionError):
             raise DamagedError(f"{path}, line {number} is damaged: {text[:60]!r}") from None
         lines.append(cast(dict[str, Any], line))
+        if problem := _order_problem(lines[-1], latest):
+            raise DamagedError(f"{path}, line {number} is damaged: {problem}")
     return lines
+
+
+def _order_problem(line: Mapping[str, Any], latest: dict[str, int]) -> str:
+    """Why a line cannot come next, empty if it can. latest: by track the round before, which becomes the line's."""
+    track, round_ = line.get("track"), line.get("round")
+    if not isinstance(track, str) or type(round_) is not int:
+        return ""  # `read_rounds` says so
+    before = latest.get(track, 0)
+    latest[track] = round_
+    if round_ == before + 1:
+        return ""
+    return (
+        f"round {round_} of the {track} track is there twice"
+        if 0 < round_ <= before
+        else f"round {before + 1} of the {track} track is missing"
+    )
 
 
 def read_rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -162,12 +182,19 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, without numbers that no figure can show. Raises DamagedError."""
     try:
         text = path.read_text(encoding="utf-8")
-        record = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_small)
+        record = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_small, object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         raise _damage(path, error) from None
     if not isinstance(record, dict):
         raise DamagedError(f"{path} is damaged (it is no JSON object)")
     return cast(dict[str, Any], record)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"it has {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} twice")
+    return record
 
 
 def _refuse(constant: str) -> Any:

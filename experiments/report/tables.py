@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.records.folder import failure_of, is_complete
-from experiments.records.reading import DamagedError, read_config, read_summary
+from experiments.records.reading import DamagedError, read_config, read_rounds, read_summary
 from experiments.sweep.inaction import defence_text
 from experiments.sweep.numbers import published_numbers
 from experiments.sweep.published import Pair, agreement, over_seeds
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from experiments.report.views import Matrix
 
 FILTERED = ("true_positive_rate", "false_positive_rate")  # of a summary
-TAIL = 1 << 16  # bytes: the longest line of a rounds.jsonl is far shorter
 
 
 def run_table(summary: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Table:
@@ -122,21 +120,16 @@ def _short(name: str) -> str:
 
 
 def _ended(folder: Path) -> list[str]:
-    """A run's rounds, accuracies and seconds. Raises DamagedError for a complete run whose summary or last round is cut."""
+    """A run's rounds, accuracies and seconds. Raises DamagedError for a complete run whose summary or rounds are damaged."""
     rounds = folder / "rounds.jsonl"
     try:
         if not os.path.lexists(folder / "summary.json"):
             # The last line may be half of one. A run that ended before its first round has no file.
             done = rounds.read_bytes().count(b"\n") if os.path.lexists(rounds) else 0
             return [f"{done} so far", "-", "-", "failed" if failure_of(folder) else "incomplete"]
-        with rounds.open("rb") as file:
-            file.seek(max(rounds.stat().st_size - TAIL, 0))
-            tail = file.read()
-        json.loads(tail.splitlines()[-1])
     except OSError as error:
         raise DamagedError(f"{rounds} is damaged ({error.strerror})") from None
-    except (ValueError, IndexError, RecursionError):
-        raise DamagedError(f"{rounds} is damaged (its last line is cut)") from None
+    read_rounds(folder)
     summary = read_summary(folder)
     accuracy = summary["accuracy"]
     return [str(summary["rounds"]), *_shown(accuracy["after_trigger"], accuracy["final"]), f"{summary['seconds']['total']:.0f}"]

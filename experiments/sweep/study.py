@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,6 +100,8 @@ def read_study(folder: Path) -> Study:
             record = _Record.model_validate_json((folder / RECORD).read_bytes())
             if len(record.cells) != len(record.folders):
                 raise ValueError(f"it has {len(record.cells)} cells and {len(record.folders)} folders")
+            if repeated := [name for name, count in Counter(record.folders).items() if count > 1]:
+                raise ValueError(f"it has the folder {repeated[0]!r} twice")
         except (ValueError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise ConfigError([f"{folder / RECORD} is damaged ({reason}); without it the study is all runs below its folder"]) from None

@@ -37,7 +37,7 @@ from fl_sim.data.readers import (
 from fl_sim.data.tables import absent_table, read_table, table_origin
 from fl_sim.registry import OutsideError, Registry
 
-FORMAT = 4  # of the cache; raise it when the readers or the files below change
+FORMAT = 5  # of the cache; raise it when the readers or the files below change
 
 DRAFT_LIFE = 3600.0  # seconds; an older unfinished cache is of a process that was killed
 

@@ -89,17 +89,17 @@ class DataSource:
         return load_dataset(self.name, self.root, options=options, download=self.download, cache_dir=self.cache_dir, progress=progress)
 
 
-_LOADED: dict[DataSource, Dataset] = {}  # memory-mapped data sets of this process, from its first load or last `read_federation`
+_LOADED: dict[DataSource, Dataset] = {}  # memory-mapped data sets of this process, from its first load or last `read_data`
 
 
 def load_federation(config: Config) -> Federation:
     """The federation of a configuration, from process-wide caches keyed by what it depends on.
 
     Each call looks again at the code of a data set or partition from outside, and at a file of indices. It does not look again at the
-    files of a data set, so that the data stays the same during a run (see `read_federation`).
+    files of a data set, so that the data stays the same during a run (see `read_data`).
     Raises ValueError (DataError for things from outside) and OSError (DataMissing, CannotWriteError) if the data cannot be used.
     """
-    source, device = _source(config), device_of(config)
+    source, device = data_source(config), device_of(config)
     federation = _federation(source, data_fingerprint(config), split_plan(config), str(device), config.data.stream)
     channels, height, width = federation.dataset.image_shape
     if config.schedule.burn_in_augmentation != "none" and channels == height == 1:
@@ -112,21 +112,21 @@ def load_federation(config: Config) -> Federation:
 
 def data_fingerprint(config: Config) -> str:
     """The fingerprint of a configuration's data set, as this process has read it. Raises what `load_federation` does for the data."""
-    source = _source(config)
+    source = data_source(config)
     if source not in _LOADED:
         _LOADED[source] = source.load()
     return _LOADED[source].fingerprint
 
 
-def read_federation(config: Config, progress: Progress) -> Federation:
-    """`load_federation` at the start of a run: it reads the files of the data set again if they have changed since this process last read
-    them. progress: as in `load_dataset`."""
-    source = _source(config)
+def read_data(config: Config, progress: Progress) -> None:
+    """Read the data set of a configuration, at the start of a run: again, if its files have changed since this process last read them.
+    progress: as in `load_dataset`. Raises what `load_federation` does for the data."""
+    source = data_source(config)
     _LOADED[source] = source.load(progress)
-    return load_federation(config)
 
 
-def _source(config: Config) -> DataSource:
+def data_source(config: Config) -> DataSource:
+    """Where the data set of a configuration comes from."""
     data = config.data
     content = "" if data.name in DATASETS else datasets.content(data.name)
     return DataSource(data.name, data.root, data.options, data.download, data.cache_dir, content)

@@ -28,7 +28,8 @@ from fl_sim.model.architectures import MODELS, is_plain
 from fl_sim.model.module import batch_starts, new_module
 from fl_sim.model.outside import failure
 from fl_sim.model.vectors import flat_buffers, flat_parameters, trained_parameters
-from fl_sim.outside_code import end_if_forked, is_interrupt
+from fl_sim.outside_code import end_if_forked, is_interrupt, settings_kept
+from fl_sim.process_ends import ends_refused
 from fl_sim.rng.streams import seeded_global_generators, stream
 from fl_sim.waits import locked
 
@@ -101,16 +102,13 @@ def _train(config: Config, federation: Federation, progress: Callable[[int, int]
     velocities = [torch.zeros_like(parameter) for parameter in trained_parameters(module).values()]
     examples = federation.splits.trained_before
     batches = batch_starts(len(examples), config.schedule.burn_in_batch_size, module, federation.dataset.image_shape)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with settings_kept():  # a model from outside may change some when it is trained
+        torch.set_num_threads(1)
         for epoch in range(config.schedule.burn_in_epochs):
             order = stream(config.seed, "burn-in", epoch).permutation(examples)
             with nullcontext() if is_plain(module) else _dropout_stream(config.seed, epoch, federation.device):
                 _train_epoch(config, federation, module, velocities, np.split(order, batches), epoch)
             progress(epoch + 1, config.schedule.burn_in_epochs)
-    finally:
-        torch.set_num_threads(threads)
     return flat_parameters(module), flat_buffers(module)
 
 
@@ -125,8 +123,9 @@ def _train_epoch(
         batch = federation.batch(federation.dataset.train, indices, augment)
         process = os.getpid()
         try:
-            loss = F.cross_entropy(module(batch.inputs), batch.labels)
-            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used
+            with ends_refused():
+                loss = F.cross_entropy(module(batch.inputs), batch.labels)
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zero for a parameter that is not used
         except BaseException as error:  # an outside model may raise anything
             if config.model.name in MODELS or is_interrupt(error):
                 raise

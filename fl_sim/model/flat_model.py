@@ -13,6 +13,7 @@ from torch.func import functional_call, grad  # pyright: ignore[reportUnknownVar
 from fl_sim.model.architectures import is_plain
 from fl_sim.model.vectors import load_buffers, parameter_places, trained_parameters
 from fl_sim.outside_code import OutsideCodeError, end_if_forked, error_words, is_interrupt
+from fl_sim.process_ends import ends_refused
 
 # Measured: vmap over a model with such an operation (attention on a CPU) still takes only a tenth to a third of a loop's time.
 warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented the batching rule")
@@ -52,7 +53,8 @@ class FlatModel:
             return self._logits(theta, inputs)
         process = os.getpid()
         try:
-            return self._logits(theta, inputs)
+            with ends_refused():
+                return self._logits(theta, inputs)
         except torch.OutOfMemoryError:
             raise
         except BaseException as error:  # it may raise anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from fl_sim.model.architectures import MODELS, NORMS, Shape, build_model
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.outside import ModelError, build_outside
 from fl_sim.model.start import load_start
+from fl_sim.process_ends import ProcessEndError, ends_refused
 from fl_sim.rng.streams import seeded_global_generators, torch_stream
 
 
@@ -56,13 +58,19 @@ def model_problem(config: Config, federation: Federation) -> str:
     shape, name = federation.dataset.image_shape, config.model.name
     try:
         if name in MODELS and not config.model.start:
-            with torch.device("meta"):
-                module = MODELS[name](shape, federation.dataset.num_classes, NORMS[config.model.norm])
+            module = _shapes(name, config.model.norm, shape, federation.dataset.num_classes)
         else:
             module = new_module(config, federation)
     except ValueError as error:
         return str(error)
     return _single_problem(config, federation, module)
+
+
+@lru_cache(maxsize=16)
+def _shapes(name: str, norm: str, image_shape: Shape, num_classes: int) -> nn.Module:
+    """One of our models without values (a process-wide cache: the cells of a sweep share it). Raises ValueError."""
+    with torch.device("meta"):
+        return MODELS[name](image_shape, num_classes, NORMS[norm])
 
 
 def _single_problem(config: Config, federation: Federation, module: nn.Module) -> str:
@@ -89,8 +97,8 @@ def _takes_one(module: nn.Module, image_shape: Shape) -> bool:
     """Whether a module in train mode takes a batch of one example. The module itself is not changed."""
     device = next(module.parameters()).device
     try:
-        with torch.no_grad(), seeded_global_generators(0, "trial"):
+        with torch.no_grad(), seeded_global_generators(0, "trial"), ends_refused():
             copy.deepcopy(module).train()(torch.zeros(1, *image_shape, device=device))
-    except Exception:  # an outside model may raise anything
+    except (Exception, ProcessEndError):  # an outside model may raise anything
         return False
     return True

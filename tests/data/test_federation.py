@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fl_sim.config.keys import Config
-from fl_sim.data.federation import load_federation, read_federation
+from fl_sim.data.federation import load_federation, read_data
 from fl_sim.data.partitions import dirichlet_per_class
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.module import new_module
@@ -73,10 +73,12 @@ def test_the_files_of_a_data_set_are_looked_at_again_at_the_start_of_a_run_only(
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["x,label", *rows]))
     config = configure(data__name="table", data__root=str(table), **SIZES)
-    first = read_federation(config, lambda done, total: None)
+    read_data(config, lambda done, total: None)
+    first = load_federation(config)
     table.write_text("\n".join(["x,label", *rows[::-1]]))
     assert load_federation(config) is first, "the same for the whole of a run"
-    second = read_federation(config, lambda done, total: None)
+    read_data(config, lambda done, total: None)
+    second = load_federation(config)
     assert second.dataset.fingerprint != first.dataset.fingerprint
     assert load_federation(config) is second
 

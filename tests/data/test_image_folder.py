@@ -15,6 +15,8 @@ from torchvision.datasets import ImageFolder
 
 from fl_sim.data.datasets import DataMissing, Dataset, load_dataset
 from fl_sim.data.images.folder import list_images
+from fl_sim.data.images.pixels import read_image
+from tests.support.odd_images import noise
 from tests.support.small_data import FEW, pictures, write_image_folder
 
 
@@ -76,6 +78,49 @@ def test_the_damaged_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 700)  # an error from twice as many
     with pytest.raises(DataMissing, match=r"class-0/0\.png: .*exceeds limit"):
         load(tmp_path)
+
+
+SAVED = {
+    "jpg": {},
+    "progressive.jpg": {"progressive": True},
+    "png": {},
+    "webp": {},
+    "tif": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "bmp": {},
+    "ppm": {},
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_file_that_is_cut_short_is_named(kind: str, lenient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any place; and also if code of the user lets Pillow read such files."""
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", lenient)
+    path = tmp_path / f"image.{kind}"
+    Image.fromarray(noise(24, 24, seed=3)[..., :3].copy()).save(path, **SAVED[kind])
+    whole = path.read_bytes()
+    read_image(path)
+    last = len(whole) - 4 * (kind == "png")  # after its end mark is that mark's checksum
+    for size in {*range(0, last, max(last // 60, 1)), last - 1}:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"{path}: "):
+            read_image(path)
+
+
+def test_a_png_with_other_bytes_is_named(tmp_path: Path) -> None:
+    """Its checksums tell; also that of a file whose end is zeros, as after a download that was cut: Pillow itself reads that."""
+    path = tmp_path / "image.png"
+    Image.fromarray(noise(24, 24, seed=3)[..., :3].copy()).save(path)
+    whole, draw = path.read_bytes(), np.random.default_rng(0)
+    for size in range(100, len(whole) - 12, 60):
+        path.write_bytes(whole[:size].ljust(len(whole), b"\0"))
+        with pytest.raises(ValueError, match=f"{path}: "):
+            read_image(path)
+    for place in draw.integers(0, len(whole) - 12, 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=f"{path}: "):
+            read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])

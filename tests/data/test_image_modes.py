@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from fl_sim.data.datasets import DataMissing, Dataset, load_dataset
 from fl_sim.data.images.pixels import eight_bits, read_image, with_alpha
 from fl_sim.registry import offer
-from tests.support.odd_images import FORMS, noise, turned
+from tests.support.odd_images import FORMS, noise, png, turned
 from tests.support.small_data import write_image_folder
 
 
@@ -53,6 +53,38 @@ def twelve_bits(path: Path) -> None:
 def test_twelve_bits_have_another_white(tmp_path: Path) -> None:
     twelve_bits(tmp_path / "image.tif")
     assert read_image(tmp_path / "image.tif").pixels[0].tolist() == [[255, 0]]
+
+
+SIXTEEN = struct.pack(">4H", 0, 1000, 30000, 65535)
+COLOURS = struct.pack(">6H", 256, 512, 768, 1024, 1280, 1536)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "there", "absent"),
+    [
+        (1, 0, b"\xff", (1,), (0,)),
+        (2, 0, b"\x06", (2,), (3,)),
+        (4, 0, b"\x01\x7f", (7,), (6,)),
+        (8, 0, b"\1\7\x08\x09", (7,), (6,)),
+        (8, 0, b"\1\7\x08\x09", (256 + 7,), (256 + 6,)),
+        (16, 0, SIXTEEN, (1000,), (1001,)),
+        (16, 0, SIXTEEN, (65535,), (65534,)),
+        (8, 2, bytes(range(12)), (3, 4, 5), (3, 4, 6)),
+        (16, 2, COLOURS, (1024, 1280, 1536), (4, 5, 6)),
+    ],
+)
+def test_a_transparent_level_of_a_png_is_seen_with_every_number_of_bits(
+    bits: int, colour: int, row: bytes, there: tuple[int, ...], absent: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Only the lowest bits of the level count if the image has fewer than 16."""
+    path, width = tmp_path / "image.png", 8 * len(row) // (bits * (3 if colour else 1))
+    pixels: list[Any] = []
+    for levels in (there, absent):
+        path.write_bytes(png(bits, colour, [row], levels, width))
+        image = read_image(path)
+        assert image.transparent == (levels == there)
+        pixels.append(image.pixels)
+    assert np.array_equal(*pixels), "the colours are read, the transparency is not"
 
 
 GREYISH = noise(6, 4, seed=0)[..., :3] // 4 + 96  # what LAB of 8 bits can hold

@@ -14,7 +14,7 @@ from tests.support.misbehaviour import SMALL
 from tests.support.small_run import LEAN, words
 
 SOURCE = """
-import os, time
+import os, signal, time
 import torch
 import fl_sim
 
@@ -23,6 +23,9 @@ def raises(knowledge, state):
 
 def exits(knowledge, state):
     os._exit(3)
+
+def dies(knowledge, state):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def leaves(knowledge, state):
     raise SystemExit(3)
@@ -54,19 +57,21 @@ def run(own: str, name: str, folder: Path, cache_dir: Path, workers: int = 1, **
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("name", ["raises", "leaves"])
-def test_an_attack_that_raises_in_a_worker_ends_the_run_with_its_line(own: str, name: str, tmp_path: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize(("name", "line"), [("raises", 7), ("exits", 10), ("leaves", 16)])
+def test_an_attack_that_raises_in_a_worker_ends_the_run_with_its_line(
+    own: str, name: str, line: int, tmp_path: Path, cache_dir: Path
+) -> None:
     with pytest.raises(OutsideCodeError) as caught:
         run(own, name, tmp_path, cache_dir)
-    assert f"{own}, line {7 if name == 'raises' else 13}: " in str(caught.value).splitlines()[0]
+    assert f"{own}, line {line}: " in str(caught.value).splitlines()[0]
     assert f'File "{own}"' in str(caught.value)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_an_attack_that_ends_its_worker_ends_the_run(own: str, tmp_path: Path, cache_dir: Path) -> None:
-    with pytest.raises(OutsideCodeError, match=r"two workers died while they ran attack.name = '.*mine.py:exits'"):
-        run(own, "exits", tmp_path, cache_dir, workers=2)
+    with pytest.raises(OutsideCodeError, match=r"two workers died while they ran attack.name = '.*mine.py:dies'"):
+        run(own, "dies", tmp_path, cache_dir, workers=2)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli
+from experiments.launch.launch import error_console
 from experiments.launch.preflight import notes
 from fl_sim.config.idle_keys import READERS, idle_key_notes
 from fl_sim.config.resolve import default_flat, resolve
@@ -183,7 +184,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_succeeds(mine: Path, cac
 )
 def test_a_key_without_effect_is_noted(settings: dict[str, object], note: str, tmp_path: Path, cache_dir: Path) -> None:
     config = resolve({**SETTINGS, "data.cache-dir": str(cache_dir), **settings})
-    assert [text for text in notes([config], [tmp_path / "none"]) if text.startswith(note)]
+    assert [text for text in notes([config], [tmp_path / "none"], error_console(quiet=True)) if text.startswith(note)]
 
 
 @pytest.mark.parametrize(

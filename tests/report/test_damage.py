@@ -138,6 +138,67 @@ def test_lines_with_values_of_another_type(study: Path, capsys: pytest.CaptureFi
             assert "Traceback" not in capsys.readouterr().err
 
 
+OTHER_ROUNDS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+    "a round twice": (lambda lines: [*lines[:3], *lines[2:]], "line 4 is damaged: round 3 of the attacked track is there twice"),
+    "two files in one": (lambda lines: lines * 2, "is damaged: round 1 of the attacked track is there twice"),
+    "a round less": (lambda lines: [*lines[:3], *lines[4:]], "line 4 is damaged: round 4 of the attacked track is missing"),
+    "without the first": (lambda lines: lines[1:], "line 1 is damaged: round 1 of the attacked track is missing"),
+    "another order": (lambda lines: [lines[1], lines[0], *lines[2:]], "line 1 is damaged: round 1 of the attacked track is missing"),
+}
+
+
+@pytest.mark.parametrize("how", OTHER_ROUNDS)
+def test_rounds_that_are_there_twice_or_missing_are_named(how: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, (change, sentence) = one_run(study) / "rounds.jsonl", OTHER_ROUNDS[how]
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    assert cli.main(["list", str(study)]) == 0
+    captured = capsys.readouterr()
+    assert f"warning: {path}, " in captured.err
+    assert f"{sentence}; the run is left out" in captured.err
+    assert path.parent.name not in captured.out
+    assert cli.main(["report", str(study)]) == 0
+    assert f"{sentence}; the run is left out" in capsys.readouterr().err
+    assert len((study / "results.csv").read_text().splitlines()) == 12, "a heading and eleven runs"
+    with pytest.raises(DamagedError, match=sentence):
+        _ = Run(path.parent).rounds
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name != "rounds.jsonl"])
+def test_a_record_with_a_key_twice_is_named(name: str, study: Path) -> None:
+    path = one_run(study) / name
+    record = json.loads(path.read_text())
+    key = next(iter(record))
+    path.write_text(json.dumps(record)[:-1] + f", {json.dumps(key)}: {json.dumps(record[key])}}}")
+    runs, problems = complete_runs(study, read_study(study))
+    assert len(runs) == 11
+    assert problems == [f"{path} is damaged (ValueError: it has {key!r} twice); the run is left out"]
+
+
+def test_a_study_with_a_folder_twice_is_named(study: Path) -> None:
+    """Its run would count as two seeds."""
+    path = study / "study.json"
+    record = json.loads(path.read_text())
+    first = record["folders"][0]
+    path.write_text(json.dumps({**record, "folders": [first, first, *record["folders"][2:]]}))
+    with pytest.raises(ConfigError, match=rf"study\.json is damaged \(it has the folder '{first}' twice\)"):
+        read_study(study)
+
+
+def test_an_interrupted_run_with_a_round_twice_is_named(
+    finished: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (folder,) = out.iterdir()
+    (folder / "summary.json").unlink()
+    path = folder / "rounds.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines]))
+    assert cli.main(command(out, cache_dir)) == 1
+    error = capsys.readouterr().err
+    assert f"{path}, line 2 is damaged: round 1 of the attacked track is there twice" in error
+    assert "Traceback" not in error
+
+
 SPOIL: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(300)),

@@ -27,7 +27,7 @@ from experiments.run.track import TrackRun
 from experiments.sweep.study import read_study
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
-from fl_sim.data.federation import data_fingerprint, read_federation
+from fl_sim.data.federation import data_fingerprint, read_data
 from fl_sim.registry import load_outside, offer, outside_digest
 from tests.support.small_data import write_idx
 from tests.support.small_run import ALONE, SETTINGS, words
@@ -181,7 +181,7 @@ def test_changed_rows_and_files_of_indices(configure: Configure, tmp_path: Path)
             attack__data="members",
             strategy__probe_size=2,
         )
-        read_federation(config, lambda *_: None)
+        read_data(config, lambda *_: None)
         hashes.append(run_hash(config))
     assert len(set(hashes)) == 3
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from experiments.launch.launch import error_console
 from experiments.launch.preflight import notes
 from fl_sim.config.keys import Config
 from strategies.checks import strategy_notes, strategy_problems
@@ -119,7 +120,10 @@ def test_what_may_surprise_is_said(configure: Configure, name: str, options: str
 
 def test_that_weights_are_ignored_is_said_where_they_differ(configure: Configure) -> None:
     def said(name: str, **more: Any) -> bool:
-        return any("ignores client.weight" in note for note in notes([configure(strategy__name=name, **more)], [Path("new")]))
+        return any(
+            "ignores client.weight" in note
+            for note in notes([configure(strategy__name=name, **more)], [Path("new")], error_console(quiet=True))
+        )
 
     uneven = {"client__weight": "share", "data__partition": "quantity-skew"}
     assert said("byzfl.Median", **uneven)

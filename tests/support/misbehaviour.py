@@ -142,6 +142,8 @@ RAISES = (
     "raise ValueError('two\\nlines')",
     "raise SystemExit(3)",
     "sys.exit()",
+    "os._exit(3)",
+    "os.abort()",
     "raise GeneratorExit",
     "raise StopIteration",
     "raise RuntimeError('[red]markup[/] [/nothing]')",
@@ -177,6 +179,9 @@ STATE = (
     "torch.set_grad_enabled(False)",
     "torch.use_deterministic_algorithms(True)",
     "torch.set_float32_matmul_precision('medium')",
+    "torch.set_flush_denormal(True)",
+    "torch.autocast('cpu').__enter__()",
+    "torch.backends.mkldnn.set_flags(False)",
     "np.seterr(all='raise')",
     "os.chdir('/')",
     "warnings.simplefilter('error')",
@@ -407,7 +412,18 @@ def _top(kind: str, code: str) -> str:
 
 
 # A model that sets these in every call is refused: the evaluation would depend on it.
-REFUSED = ("torch.set_", "torch.use_", "np.seterr", "os.chdir", "warnings.", "logging.", "sys.", "signal.")
+REFUSED = (
+    "torch.set_",
+    "torch.use_",
+    "torch.autocast",
+    "torch.backends.",
+    "np.seterr",
+    "os.chdir",
+    "warnings.",
+    "logging.",
+    "sys.",
+    "signal.",
+)
 
 
 def _outcome_of_state(kind: str, place: str, code: str) -> str:

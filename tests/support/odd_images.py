@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +68,18 @@ def cmyk(noise: Pixels, path: Path) -> Pixels:
     Image.fromarray(noise.copy(), "CMYK").save(path)
     white = 255 - noise.astype(np.float64)
     return np.rint(white[..., :3] * white[..., 3:] / 255).astype(np.uint8)
+
+
+def png(bits: int, colour: int, rows: list[bytes], transparent: tuple[int, ...], width: int) -> bytes:
+    """A PNG of uncompressed rows, with a transparent level (a chunk tRNS). colour: 0 for grey, 2 for RGB."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0))
+    levels = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + levels + pixels + chunk(b"IEND", b"")
 
 
 def sixteen_bits(noise: Pixels, path: Path, white: int = 65535, **more: Any) -> Pixels:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,25 +44,72 @@ def read_image(path: Path) -> Image:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path, formats=FORMATS) as image:
+            with _whole_files_only(), PIL.Image.open(path, formats=FORMATS) as image:
                 decoded = _decoded(image)
+                if image.format == "PNG":  # the others have no checksums; and Pillow decodes a PNG whose end is zeros
+                    with PIL.Image.open(path) as again:
+                        again.verify()
     except Exception as error:  # Pillow raises anything for a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
         raise ValueError(f"{path}: {reason or type(error).__name__}") from error
     return decoded._replace(warning=str(caught[0].message) if caught else "")
 
 
+@contextmanager
+def _whole_files_only() -> Generator[None]:
+    """Inside the block Pillow refuses files that are cut short, whatever code from outside has set."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def _decoded(image: Any) -> Image:
     frames = getattr(image, "n_frames", 1)
-    tagged = _turn(image) is not None
+    bits, tagged = _png_bits(image), _turn(image) is not None  # in this order: to look for the tag loads a PNG
     image.load()  # it turns a TIFF, and then the tag is gone; a PNG may have its tag behind the pixels
     turn = _turn(image)
     turned = tagged or turn is not None
+    if image.mode in ("L", "RGB") and bits:
+        _scale_transparent_level(image, bits)
     straight = with_alpha(eight_bits(image))
-    transparent = straight.mode == "RGBA" and straight.getchannel("A").getextrema()[0] < 255
+    if image.mode.startswith("I"):  # of grey levels that are scaled
+        transparent = "transparency" in image.info and bool((_levels(image) == image.info["transparency"]).any())
+    else:
+        transparent = straight.mode == "RGBA" and straight.getchannel("A").getextrema()[0] < 255
     rgb = straight.convert("RGB")
     dim = _white_level(image) == 65535 and int(_levels(image).max()) <= 4095
     return Image(np.asarray(rgb if turn is None else rgb.transpose(turn)).transpose(2, 0, 1), transparent, frames, turned, dim, "")
+
+
+def _png_bits(image: Any) -> int:
+    """The bits of a level in a PNG that was opened and not loaded, 0 for other formats. Source: PNG specification, 11.2.1."""
+    if image.format != "PNG":
+        return 0
+    place = image.fp.tell()
+    image.fp.seek(24)
+    bits = image.fp.read(1)[0]
+    image.fp.seek(place)
+    return bits
+
+
+def _scale_transparent_level(image: Any, bits: int) -> None:
+    """Scale the transparent level or colour of a PNG as Pillow scales its pixels: it leaves it as it is in the file. Only its lowest `bits`
+    count. Of 16 the upper 8 are left, so that a colour that differs in the lower ones counts as transparent too.
+    Source: PNG specification, 11.3.2.1.
+    """
+
+    def scaled(level: int) -> int:
+        return level >> 8 if bits == 16 else (level & (2**bits - 1)) * 255 // (2**bits - 1)
+
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        image.info["transparency"] = scaled(transparent)
+    elif transparent:
+        image.info["transparency"] = tuple(map(scaled, transparent))
 
 
 def with_alpha(image: Any) -> Any:
