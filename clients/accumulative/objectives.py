@@ -110,7 +110,8 @@ def direction(
     leaf = knowledge.theta.detach().clone().requires_grad_(True)
     if defined_at(objective):
         with outside_call(lambda error: _failure(objective, error)):
-            aim = _checked_aim(objective, objective(knowledge, leaf, trigger.clone()))
+            returned = objective(knowledge, leaf, trigger.clone())
+        aim = _checked_aim(objective, returned)  # with gradients, which it may have turned off
     else:
         aim = objective(knowledge, leaf, trigger)
     value, rehearsed, logits = aim

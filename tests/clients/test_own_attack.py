@@ -41,6 +41,11 @@ def rows(knowledge, state):
 
 def vector(knowledge, state):
     return knowledge.updates
+
+def flat_without_gradients(knowledge, theta, trigger):
+    aim = flat(knowledge, theta, trigger)
+    torch.set_grad_enabled(False)
+    return aim
 """
 
 
@@ -63,8 +68,9 @@ def test_an_attack_of_a_file_acts_with_its_options_and_its_state(configure: Conf
     assert lines[0]["attack"]["shift_norm"] == 0.0
 
 
-def test_an_objective_of_a_file_is_descended(configure: Configure, tmp_path: Path, own: Path) -> None:
-    config = configure(attack__objective=f"{own}:flat", twin=False, control=False)
+@pytest.mark.parametrize("name", ["flat", "flat_without_gradients"])
+def test_an_objective_of_a_file_is_descended(configure: Configure, tmp_path: Path, own: Path, name: str) -> None:
+    config = configure(attack__objective=f"{own}:{name}", twin=False, control=False)
     lines = read_rounds(execute_run(config, tmp_path, InlineTransport(answer), lambda *_: None))["attacked"]
     assert all(line["attack"]["push_norm"] > 0.0 for line in lines[:3])
 
