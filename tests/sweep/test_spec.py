@@ -38,7 +38,7 @@ def test_what_comes_with_fl_sim_has_a_name(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("first_lok", "expected a study to be one of adaptive_dgc_digits"),
+        ("first_lok", "expected a study to be one of accumulation_cifar10"),
         ("first_lok", "or the path of a .toml file, got 'first_lok'; did you mean 'first_look'?"),
         ("elsewhere/first_look.toml", "there is no such file; did you mean 'first_look', a study that comes with fl-sim?"),
         ("xyzzy.toml", "cannot read 'xyzzy.toml'"),
