@@ -21,7 +21,7 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.waits import locked
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
-from strategies.dgc2.levels import Levels, bound_of, fit_levels, no_limits
+from strategies.dgc2.levels import Levels, bound_of, fit_levels, laxness, no_limits
 from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
 
@@ -67,7 +67,8 @@ def calibrate(
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
         levels = fit_levels(record, config.data.num_clients, config.strategy)
-        return levels, record | {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist(), "most-lost": levels.lost.tolist()}
+        fitted = {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist(), "most-lost": levels.lost.tolist()}
+        return levels, record | fitted | {"warnings": laxness(levels, config.strategy)}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
     calibration = fit_calibration(config.strategy, scores, probation, least_rise=LEAST_RISE * loss, upper_norm=upper_norm)
@@ -75,6 +76,12 @@ def calibrate(
     record["during-probation"] = {name: threshold._asdict() for name, threshold in calibration.during_probation.items()}
     record["typical"] = {name: threshold._asdict() for name, threshold in calibration.typical.items()}
     record["levels"] = {name: level._asdict() for name, level in calibration.levels.items()}
+    record["warnings"] = []
+    if (rise := calibration.thresholds.get("rise")) and rise.at(1) > loss:
+        record["warnings"] = [
+            f"the loss on the probe may rise by {rise.at(1):.2f} nats in a round, and the burnt-in model's is {loss:.2f}: a trigger may pass. "
+            "A longer burn-in makes it stricter"
+        ]
     return calibration, record
 
 

@@ -22,17 +22,21 @@ LEAST = {
 def worst_map(runs: Sequence[Run], axes: Sequence[str], limit: float) -> pd.DataFrame:
     """One row per case (a combination of the axes, the seed among them), in the order of the search. Columns: the axes' labels;
     `accuracy` and `worst_class`, the least (percent) that any setting left; `accuracy_by` and `worst_class_by`, the settings that did;
-    `accuracy_hidden` and `worst_class_hidden`, whether that run's phase cost at most `limit` points of accuracy; `settings`, how many were
-    tried."""
+    `accuracy_hidden` and `worst_class_hidden`, whether that run's phase cost at most `limit` points of accuracy; `clean_accuracy` and
+    `clean_worst_class`, of the run without an attack, if the search has one; `settings`, how many attacks were tried."""
     cases: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         cases.setdefault(tuple(run.cell.labels[axis] for axis in axes), []).append(run)
     return pd.DataFrame([{**dict(zip(axes, case, strict=True)), **_row(tried, axes, limit)} for case, tried in cases.items()])
 
 
-def _row(runs: Sequence[Run], axes: Sequence[str], limit: float) -> dict[str, Any]:
+def _row(tried: Sequence[Run], axes: Sequence[str], limit: float) -> dict[str, Any]:
+    clean = [run for run in tried if run.cell.flat.get("attack.name") == "none"]
+    runs = [run for run in tried if run not in clean]
     row: dict[str, Any] = {"settings": len(runs)}
     for name, left in (("accuracy", left_after), ("worst_class", worst_class_left)):
+        if clean:
+            row[f"clean_{name}"] = left(clean[0].summary)
         values = {place: value for place, run in enumerate(runs) if (value := left(run.summary)) is not None}
         if values:
             worst = runs[min(values, key=lambda place: values[place])]

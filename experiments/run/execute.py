@@ -103,6 +103,8 @@ class _Run:
                 progress=lambda done, rounds: progress("calibration", done, f"clean round {done}/{rounds}", None),
             )
             self._records.calibration(record)
+            for warning in record["warnings"]:
+                print(f"fl-sim: {folder.name}: calibration of {config.strategy.name}: {warning}", flush=True)
         calibration_end = time.perf_counter()
         cleaning = fitted(config, federation, lambda done, steps: progress("cleaning", done, f"fit {done}/{steps}", None))
         self._records.cleaning(cleaning_record(config, cleaning.tensors, federation, evaluator.model, start.theta))

@@ -60,3 +60,21 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     lost = RISE * torch.tensor(record["lost"]).amax(dim=0)
     least = torch.tensor([settings.most_lost_class] * (len(lost) - 1) + [settings.most_lost])
     return Levels(record["bound"], cuts, rises, torch.maximum(lost, least))
+
+
+def laxness(levels: Levels, settings: Strategy) -> list[str]:
+    """A sentence if more may be lost than the keys say, because clean rounds lost nearly as much."""
+    *classes, total = levels.lost.tolist()
+    sentences: list[str] = []
+    if most := {number: points for number, points in enumerate(classes) if points > settings.most_lost_class}:
+        shown = ", ".join(f"class {number} {points:.0f}" for number, points in most.items())
+        sentences.append(
+            f"points that may be lost, above strategy.most-lost-class = {settings.most_lost_class:g}, because clean rounds lost two thirds "
+            f"of it: {shown}"
+        )
+    if total > settings.most_lost:
+        sentences.append(
+            f"{total:.0f} points of accuracy may be lost, above strategy.most-lost = {settings.most_lost:g}, because clean rounds lost two "
+            "thirds of it"
+        )
+    return sentences

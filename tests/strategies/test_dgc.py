@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -384,3 +385,15 @@ def test_the_thresholds_come_from_clean_rounds_alone(configure: Callable[..., Co
 
 def run_scores(rounds: Path) -> list[float]:
     return [line["strategy"]["fixed"] for line in read_rounds(rounds.parent)["attacked"]]
+
+
+@pytest.mark.slow
+def test_a_calibration_that_permits_too_much_is_said(
+    configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"strategy__name": "dgc", "strategy__calibration_rounds": 10, "strategy__probation": 4, "twin": False, "control": False}
+    for margin, said in ((100.0, True), (1.0, False)):
+        place = execute_run(configure(**keys, strategy__margin=margin), tmp_path, InlineTransport(answer), lambda *_: None)
+        warnings = json.loads((place / "calibration.json").read_text())["warnings"]
+        printed = capsys.readouterr().out
+        assert bool(warnings) == said == ("a trigger may pass" in printed)

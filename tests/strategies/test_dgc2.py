@@ -25,7 +25,7 @@ from fl_sim.model.vectors import flat_parameters
 from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, forget
 from strategies.dgc2.defence import CALM, Memories, SecondDefence, first_memory
-from strategies.dgc2.levels import Levels, fit_levels, no_limits
+from strategies.dgc2.levels import Levels, fit_levels, laxness, no_limits
 from strategies.dgc2.persistence import Pushes, add, factors, largest_persistence, no_pushes, persistence, sketch
 from strategies.server_sgd import ServerState
 
@@ -251,6 +251,10 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
     assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
     assert levels.lost.tolist() == [30.0, 36.0, 5.0]
     torch.testing.assert_close(levels.rises, torch.tensor([0.1, 0.45]))
+    (warning,) = laxness(levels, Strategy())
+    assert warning.startswith("points that may be lost, above strategy.most-lost-class = 30")
+    assert warning.endswith(": class 1 36")
+    assert laxness(levels, Strategy().model_copy(update={"most_lost_class": 40.0})) == []
 
 
 DGC2: dict[str, Any] = {"strategy__name": "dgc-2", "strategy__calibration_rounds": 12, "strategy__probe_size": 30}

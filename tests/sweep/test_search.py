@@ -188,7 +188,7 @@ def test_ranges_are_of_their_keys_type() -> None:
 
 
 MAP = """
-trials = 3
+trials = 4
 batch = 2
 measure = "worst-class"
 [set]
@@ -204,7 +204,7 @@ control = false
 strategy = ["mean", { name = "clip-before", bound = 0.5 }]
 attack.malicious-fraction = [0.1, 0.4]
 [space]
-attack = ["sign-flip", { name = "ipm", tau = 10.0 }, { name = "accumulative", fire = "schedule", objective = "erosion", scaling = "exact", stealth-gamma = inf }]
+attack = ["sign-flip", { name = "ipm", tau = 10.0 }, { name = "accumulative", fire = "schedule", objective = "erosion", scaling = "exact", stealth-gamma = inf }, "none"]
 """
 
 
@@ -212,23 +212,23 @@ def test_a_search_with_axes_tries_every_section_in_every_case(tmp_path: Path) ->
     path = tmp_path / "map.toml"
     path.write_text(MAP)
     search = read_search(path)
-    assert (search.total, search.at_once) == (12, 8)
+    assert (search.total, search.at_once) == (16, 8)
     assert Search.from_json(search.to_json()).cases == search.cases
     asked: list[int] = []
 
     def evaluate(batch: Sequence[Settings]) -> list[Mapping[str, Any] | None]:
         asked.append(len(batch))
-        worst = {"sign-flip": 50.0, "ipm": 20.0, "accumulative": 70.0}
+        worst = {"sign-flip": 50.0, "ipm": 20.0, "accumulative": 70.0, "none": 80.0}
         return [{**summary(90.0), "accuracy_by_class": {"final": [99.0, worst[each["attack.name"]]]}} for each in batch]
 
     trials = explore(Search.from_json(search.to_json()), evaluate)
-    assert asked == [8, 4]
+    assert asked == [8, 8]
     for case in search.cases:
         tried = [trial for trial in trials if case.labels.items() <= trial.labels.items()]
-        assert [trial.settings["attack.name"] for trial in tried] == ["sign-flip", "ipm", "accumulative"]
+        assert [trial.settings["attack.name"] for trial in tried] == ["sign-flip", "ipm", "accumulative", "none"]
         assert all(case.flat.items() <= trial.settings.items() for trial in tried)
-    assert trials[-1].settings["attack.stealth-gamma"] == float("inf")
-    assert len(search.corners()) == 12
+    assert trials[-2].settings["attack.stealth-gamma"] == float("inf")
+    assert len(search.corners()) == 16
 
 
 @pytest.mark.slow
@@ -249,11 +249,11 @@ def test_a_map_has_the_least_of_each_case(tmp_path: Path, cache_dir: Path, capsy
     with (folder / "map.csv").open() as file:
         rows = list(csv.DictReader(file))
     runs = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
-    assert (len(rows), len(runs)) == (4, 12)
+    assert (len(rows), len(runs)) == (4, 16)
     assert min(float(row["worst_class"]) for row in rows) == pytest.approx(
         min(min(run["accuracy_by_class"]["end_of_attack"]) for run in runs), abs=0.01
     )
-    assert all(row["settings"] == "3" and row["accuracy_by"] for row in rows)
+    assert all(row["settings"] == "3" and row["accuracy_by"] and float(row["clean_accuracy"]) > 50.0 for row in rows)
     assert cli.main(["report", str(folder), "--latex"]) == 0
     assert "clip-before 0.5" in (folder / "results.tex").read_text()
 
