@@ -79,8 +79,8 @@ def calibrate(
     record["warnings"] = []
     if (rise := calibration.thresholds.get("rise")) and rise.at(1) > loss:
         record["warnings"] = [
-            f"the loss on the probe may rise by {rise.at(1):.2f} nats in a round, and the burnt-in model's is {loss:.2f}: a trigger may pass. "
-            "A longer burn-in makes it stricter"
+            f"the loss on the probe may rise by {rise.at(1):.2f} nats in a round (that of the burnt-in model is {loss:.2f}), so that a "
+            "trigger may pass; a longer burn-in makes it stricter"
         ]
     return calibration, record
 
