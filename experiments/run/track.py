@@ -32,6 +32,8 @@ from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration
 from strategies.dgc2.levels import Levels
 
+ALIKE = 0.99  # of the test examples of which a model says the same class, if it has learnt nothing
+
 
 @dataclass(frozen=True)
 class RunInputs:
@@ -223,6 +225,13 @@ class TrackRun:
         """The accuracies before round 1."""
         evaluator, theta = self._inputs.evaluator, self._inputs.start.theta
         part, whole = evaluator.part(theta), evaluator.whole(theta)
+        said = whole.confusion.sum(dim=0)
+        if self._inputs.config.schedule.burn_in_epochs and int(said.max()) >= ALIKE * int(said.sum()):
+            print(
+                f"fl-sim: seed {self._inputs.config.seed}: after the burn-in the model says class {int(said.argmax())} of every test example "
+                f"({whole.accuracy:.1f} % are right): it has learnt nothing (schedule.burn-in-learning-rate, schedule.burn-in-epochs)",
+                flush=True,
+            )
         by_class = {"by_class": part.by_class, "whole_confusion": whole.confusion.tolist()} if self._by_class else {}
         success = evaluator.success.part(evaluator.model, theta) | evaluator.success.whole(evaluator.model, theta)
         return {"accuracy": part.accuracy, "whole_accuracy": whole.accuracy, **by_class, **success}

@@ -15,6 +15,8 @@ NO_ACT = {
     "absent": "no malicious client was sampled in a round in which the coalition may act",
 }
 
+LITTLE = 5.0  # percent of a class that a model is right about by chance
+
 
 def defence_text(summary: Mapping[str, Any]) -> str:
     """What the strategy of a run did, for the caption of its table; empty of one that reports nothing. Records of earlier versions have
@@ -33,8 +35,8 @@ def defence_text(summary: Mapping[str, Any]) -> str:
 
 
 def inaction_notes(runs: Sequence[Run]) -> list[str]:
-    """Where the strategies of attacked runs did not act, or were given more malicious clients than they are made for, and where attacks did
-    not act: a sentence for each strategy or attack and kind, with the number of its runs."""
+    """Where the strategies of attacked runs did not act, or were given more malicious clients than they are made for, where attacks did
+    not act, and where a burn-in taught nothing: a sentence for each strategy or attack and kind, with the number of its runs."""
     counts, totals = dict[tuple[str, str], int](), dict[str, int]()
     for run in runs:
         if (run.summary["poison_ratio"] or {}).get("configured") or _skipped(run.summary):
@@ -43,7 +45,10 @@ def inaction_notes(runs: Sequence[Run]) -> list[str]:
                 for text in texts:
                     counts[name, text] = counts.get((name, text), 0) + 1
     shares = {key: f" ({count} of {totals[key[0]]} attacked runs)" if len(runs) > 1 else "" for key, count in counts.items()}
-    return [f"{strategy}: {text}{shares[strategy, text]}" for strategy, text in counts]
+    untrained = sum(map(_untrained, runs))
+    share = f" ({untrained} of {len(runs)} runs)" if len(runs) > 1 else ""
+    burn_in = [f"burn-in: the model knows one class at most after it, so that no attack can be seen{share}"] * bool(untrained)
+    return [*(f"{strategy}: {text}{shares[strategy, text]}" for strategy, text in counts), *burn_in]
 
 
 def _inactions(summary: Mapping[str, Any]) -> list[str]:
@@ -59,6 +64,13 @@ def _inactions(summary: Mapping[str, Any]) -> list[str]:
     if _exceeded(summary):
         texts.append(f"more malicious clients acted than f = {summary['tolerance']['f']}, for which it is made")
     return texts
+
+
+def _untrained(run: Run) -> bool:
+    """Whether the burnt-in model is right about at most one of several classes."""
+    classes = (run.summary.get("accuracy_by_class") or {}).get("burn_in") or ()
+    known = [value for value in classes if value is not None and value > LITTLE]
+    return bool(run.config.get("schedule.burn-in-epochs", 1)) and len(classes) > 1 and len(known) < 2
 
 
 def _rounds(summary: Mapping[str, Any], name: str) -> int:

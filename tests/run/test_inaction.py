@@ -146,6 +146,13 @@ def test_a_guard_that_never_refused_is_said(configure: Configure, tmp_path: Path
     assert any("the guard refused nothing" in note for note in notes_of(place))
 
 
+def test_a_burn_in_that_taught_nothing_is_said(configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rate, said in ((30.0, True), (0.03, False)):
+        _, place = run(configure(strategy__name="mean", schedule__burn_in_learning_rate=rate, **ALONE), tmp_path)
+        assert ("it has learnt nothing (schedule.burn-in-learning-rate" in capsys.readouterr().out) == said
+        assert any(note.startswith("burn-in: the model knows one class at most") for note in notes_of(place)) == said
+
+
 def test_notes_are_counted_by_strategy(configure: Configure, tmp_path: Path) -> None:
     runs: list[Run] = []
     for seed in (1, 2):
