@@ -228,7 +228,7 @@ class TrackRun:
         said = whole.confusion.sum(dim=0)
         if self._inputs.config.schedule.burn_in_epochs and int(said.max()) >= ALIKE * int(said.sum()):
             print(
-                f"fl-sim: seed {self._inputs.config.seed}: after the burn-in the model says class {int(said.argmax())} of every test example "
+                f"fl-sim: seed {self._inputs.config.seed}: after the burn-in the model says class {int(said.argmax())} of every example "
                 f"({whole.accuracy:.1f} % are right): it has learnt nothing (schedule.burn-in-learning-rate, schedule.burn-in-epochs)",
                 flush=True,
             )
