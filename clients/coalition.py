@@ -13,7 +13,7 @@ from torch import Tensor
 from clients.accumulative.offset import within_budget
 from clients.action import Action
 from clients.backdoors.edge_images import edge_images
-from clients.delivery import rehearsed
+from clients.delivery import alternating, rehearsed
 from clients.honest import RoundInputs, Work, client_updates, failing_clients, work_of
 from clients.images.enforcement import enforce
 from clients.images.surface import moved_images
@@ -87,12 +87,13 @@ def _figures(knowledge: Knowledge, sent: Tensor, shift: float) -> dict[str, floa
 
 
 def act(knowledge: Knowledge, state: AttackState, config: Config) -> Action:
-    """The action of the attack in a round; with `attack.surface = "images"` it proposes images, with `attack.delivery = "rehearse"` its
-    updates are fitted to the server's rule."""
+    """The action of the attack in a round; with `attack.surface = "images"` it proposes images, with `attack.delivery` its updates are
+    fitted to the server's rule, or hidden in a part that cancels."""
     if config.attack.surface == "images":
         return moved_images(lambda shown, earlier: checked_action(shown, earlier, config), knowledge, state)
     action = checked_action(knowledge, state, config)
-    return rehearsed(knowledge, action) if config.attack.delivery == "rehearse" else action
+    deliver = {"rehearse": rehearsed, "alternating": alternating}.get(config.attack.delivery)
+    return deliver(knowledge, action) if deliver else action
 
 
 class Sent(NamedTuple):

@@ -1,8 +1,11 @@
-"""`attack.delivery = "rehearse"`: the updates with which the server's own rule comes as near as it can to what an attack wants.
+"""`attack.delivery`: what the members send in place of an attack's own updates.
 
-The coalition tries the rule on honest updates that it simulates with its own examples. Ours; the search of one length per round under the
-rule follows Fang et al. 2020, "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", section 4, and Shejwalkar and
-Houmansadr 2021, section IV. Where we differ: any rule, any attack's direction, three shapes (docs/mathematics.md, section 4.12).
+`rehearse`: the updates with which the server's own rule comes as near as it can to what an attack wants. The coalition tries the rule on
+honest updates that it simulates with its own examples. Ours; the search of one length per round under the rule follows Fang et al. 2020,
+"Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", section 4, and Shejwalkar and Houmansadr 2021, section IV. Where we
+differ: any rule, any attack's direction, three shapes (docs/mathematics.md, section 4.12).
+
+`alternating`, ours: against a server that remembers who pushes in one direction (DGC's second version; docs/mathematics.md, section 11.2).
 """
 
 from __future__ import annotations
@@ -91,6 +94,21 @@ def rehearsed(knowledge: Knowledge, action: Action) -> Action:
     scale = float(torch.linalg.vector_norm(wanted)) or 1.0
     figures = {"delivery_gap": best_gap / scale, "plain_gap": plain_gap / scale}
     return action._replace(updates=best, metrics={**action.metrics, **figures})
+
+
+def alternating(knowledge: Knowledge, action: Action) -> Action:
+    """The action with updates of the same lengths, `|A_i| (c A_i / |A_i| + s sqrt(1 - c^2) e_i)`: c is `attack.push-share`, e_i a unit
+    vector that is a member's own for good and orthogonal to A_i, s = 1 in odd rounds and -1 in even ones. What is sent adds up to c A_i;
+    the rest cancels. An honest action, and one that proposes images, stay as they are."""
+    if action.images is not None or torch.equal(action.updates, knowledge.updates):
+        return action
+    share, sign = knowledge.settings.push_share, 1.0 if knowledge.round % 2 else -1.0
+    lengths, along = torch.linalg.vector_norm(action.updates, dim=1, keepdim=True), F.normalize(action.updates, dim=1)
+    drawn = torch.stack([torch.randn(along.shape[1], generator=torch_stream(member, "alternating")) for member in knowledge.members]).to(
+        along
+    )
+    rest = F.normalize(drawn - (drawn * along).sum(dim=1, keepdim=True) * along, dim=1)
+    return action._replace(updates=lengths * (share * along + sign * (1.0 - share**2) ** 0.5 * rest))
 
 
 def simulated(knowledge: Knowledge) -> Tensor:

@@ -89,14 +89,14 @@ def _attack(config: Config) -> list[Problem]:
     if config.attack.provoke and config.attack.knowledge == "coalition":
         text = "expected attack.knowledge = 'rule' or 'omniscient' with attack.provoke (it acts on the published clip), got 'coalition'"
         problems.append((("attack.knowledge", "attack.provoke"), text))
-    if config.attack.delivery == "rehearse" and config.attack.name != "none":
+    if config.attack.delivery != "plain" and config.attack.name != "none":
         keys = ("attack.delivery", "attack.knowledge", "attack.surface")
-        if config.attack.knowledge == "coalition":
+        if config.attack.knowledge == "coalition" and config.attack.delivery == "rehearse":
             wanted = "expected attack.knowledge = 'rule', 'omniscient' or 'updates' with attack.delivery = 'rehearse'"
             text = f"{wanted} (it tries the rule), got 'coalition'"
             problems.append((keys, text))
         if config.attack.surface == "images":
-            problems.append((keys, "expected attack.surface = 'updates' with attack.delivery = 'rehearse', got 'images'"))
+            problems.append((keys, f"expected attack.surface = 'updates' with attack.delivery = {config.attack.delivery!r}, got 'images'"))
     return problems
 
 

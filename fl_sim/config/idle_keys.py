@@ -57,6 +57,7 @@ READERS: dict[str, Readers] = {
         f"attack.{key}": _accumulative("attack.objective = 'erosion'", lambda config: config.attack.objective == "erosion")
         for key in ("margin", "surrogate")
     },
+    "attack.push-share": ("attack.delivery = 'alternating'", lambda config: config.attack.delivery == "alternating"),
     "attack.ramp-width": _accumulative("attack.surrogate = 'ramp'", lambda config: config.attack.surrogate == "ramp"),
     "attack.discrepancy-lag": _accumulative("attack.discrepancy-weight > 0", lambda config: config.attack.discrepancy_weight > 0.0),
     "data.dirichlet-alpha": (f"data.partition = {', '.join(ALPHA)}", lambda config: config.data.partition in ALPHA),

@@ -198,9 +198,13 @@ class Attack(Section):
     provoke: bool = Field(
         False, description="send the trigger while no clip per client is published, so that a guard refuses it and turns to such a clip"
     )
-    delivery: Literal["plain", "rehearse"] = Field(
+    delivery: Literal["plain", "rehearse", "alternating"] = Field(
         "plain",
-        description="what the members send: the attack's own updates, or those with which the server's rule comes nearest to what it wants",
+        description="what the members send: the attack's own updates; those that bring the server's rule nearest to what it wants; or "
+        "its own with a large part that changes its sign from round to round",
+    )
+    push_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.2, description="alternating delivery: cosine of what a member sends with what the attack wants; the rest cancels"
     )
     retain: NonNegative = Field(0.0, description="weight of what the first model said of the classes that are not attacked (0: off)")
     rho: NonNegative = Field(0.7, description="relative scaling: length, in multiples of the running mean of the honest norm")

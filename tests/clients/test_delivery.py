@@ -1,4 +1,4 @@
-"""`attack.delivery = "rehearse"`: what the members send under rules whose answer is known in closed form."""
+"""`attack.delivery`: what the members send under rules whose answer is known in closed form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from clients.accumulative.attack import accumulative
 from clients.action import Action
 from clients.baselines.min_max import min_max
-from clients.delivery import SKETCH, rehearsed, simulated
+from clients.delivery import SKETCH, alternating, rehearsed, simulated
 from clients.knowledge import Knowledge, KnownRule, weighted_mean
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
@@ -97,6 +97,21 @@ def test_honest_members_stay_honest() -> None:
     k = under(knowledge_of(), median)
     action = Action(k.updates, reason="nothing to do")
     assert rehearsed(k, action) is action
+
+
+def test_an_alternating_delivery_adds_up_to_its_share_alone() -> None:
+    odd = dataclasses.replace(knowledge_of(push_share=0.3), round=7)
+    wanted = far_away(odd)
+    sent = [alternating(dataclasses.replace(odd, round=round_), wanted).updates for round_ in (7, 8, 9)]
+    for one in sent:
+        torch.testing.assert_close(one.norm(dim=1), wanted.updates.norm(dim=1))
+        cosines = torch.nn.functional.cosine_similarity(one, wanted.updates)
+        torch.testing.assert_close(cosines, torch.full_like(cosines, 0.3))
+    torch.testing.assert_close((sent[0] + sent[1]) / 2.0, 0.3 * wanted.updates)
+    torch.testing.assert_close(sent[0], sent[2])
+    assert float(torch.nn.functional.cosine_similarity(sent[0][0], sent[0][1], dim=0)) < 0.9, "each member hides behind a vector of its own"
+    honest = Action(odd.updates, reason="nothing to do")
+    assert alternating(odd, honest) is honest
 
 
 def test_the_simulated_are_gradients_of_own_examples() -> None:
