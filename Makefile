@@ -2,6 +2,7 @@
 # make test         everything: lint, types, import layers and all tests
 # make check        lint, types, import layers and the fast tests (no Flower or Ray processes)
 # make test-flower  the tests that meet Flower, with another of the versions that pyproject.toml allows: make test-flower FLOWER=1.41
+# make gpu          what is measured on a GPU, the papers' tables included: make gpu DATA=folder of CIFAR-10 as image files
 # make docs         the documentation site, into site/; without a network once its packages are installed
 # make .venv        only the environment
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -15,7 +16,7 @@ PYTEST := -m pytest --dist worksteal -n
 FLOWER ?= 1.41
 OTHER := .venv/flower-$(FLOWER)
 
-.PHONY: run test check lint types fast-tests test-flower docs .venv
+.PHONY: run test check lint types fast-tests test-flower gpu docs .venv
 
 run: .venv/.installed
 	$(BIN)/fl-sim sweep first_look -o runs
@@ -42,6 +43,9 @@ test-flower: .venv/.complete
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHER)
 	$(BIN)/uv pip install --quiet --python $(OTHER)/bin/python --editable '.[dev]' 'flwr==$(FLOWER).*'
 	$(OTHER)/bin/python $(PYTEST) $(CORES) tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
+
+gpu: .venv/.installed
+	$(BIN)/python -m experiments.benchmarks.gpu --papers $(if $(DATA),--data $(DATA))
 
 docs: .venv/.complete
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

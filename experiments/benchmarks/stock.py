@@ -14,9 +14,12 @@ from experiments.launch.superlink import COMPLETED, run_in_flower
 from fl_sim.device import cpu_cores
 
 
-def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]:
+def measure(name: str, root: Path, rounds: int, strategy: str, on_gpu: int = 0) -> dict[str, Any]:
     """Medians in seconds: of a round, and in it of all clients' training divided by the number of actors, and of the strategy; and the
-    seconds of the start-up. The first round, in which actors import PyTorch, counts as start-up."""
+    seconds of the start-up. The first round, in which actors import PyTorch, counts as start-up.
+
+    Args: on_gpu, actors that share one GPU; 0: one actor per core, without a GPU.
+    """
     workload, lines = workload_of(name), list[str]()
     times = root / f"times-{time.time_ns()}.json"
     config = {
@@ -31,9 +34,10 @@ def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]
         "learning-rate": workload.learning_rate,
         "times": str(times),
     }
-    start_time, actors = time.perf_counter(), cpu_cores()
+    start_time, actors = time.perf_counter(), on_gpu or cpu_cores()
+    share = 1.0 / on_gpu if on_gpu else 0.0
     app = Path(__file__).parent / "stock_flower"
-    run = run_in_flower(app, config, on_line=lines.append, num_supernodes=workload.clients, ray_cpus=actors)
+    run = run_in_flower(app, config, on_line=lines.append, num_supernodes=workload.clients, ray_cpus=actors, gpu_share=share)
     total = time.perf_counter() - start_time
     if run.status != COMPLETED or not times.exists():
         raise RuntimeError("\n".join(["stock Flower's leg failed", *lines[-30:]]))
@@ -51,4 +55,4 @@ def measure(name: str, root: Path, rounds: int, strategy: str) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]) if sys.argv[5:] else 0)))

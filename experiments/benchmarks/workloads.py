@@ -126,6 +126,17 @@ WORKLOADS: Mapping[str, Workload] = {
     )
 }
 
+ON_A_GPU = Workload(
+    "G1",
+    "ResNet-18 of 11.2 M, 100 clients, ten images 32x32",
+    "resnet18",
+    32,
+    100,
+    12,
+    10,
+    learning_rate=0.03,
+    rounds={"stock": 3},
+)
 
 CURVE = ("W1x10", "W1x100", "W1x1000", "W1x10000")
 
@@ -134,7 +145,7 @@ def workload_of(name: str) -> Workload:
     """A workload by its name. `W1x1000` is W1 with 1,000 clients, for ours and the loop only."""
     base, _, clients = name.partition("x")
     if not clients:
-        return WORKLOADS[base]
+        return {**WORKLOADS, "G1": ON_A_GPU}[base]
     plain, count = WORKLOADS[base], int(clients)
     rounds = dict.fromkeys(("ours", "loop"), max(10, 20_000 // max(count, 100)))
     return replace(

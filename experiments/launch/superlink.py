@@ -58,6 +58,7 @@ def run_in_flower(
     on_line: Callable[[str], None],
     num_supernodes: int = 2,
     ray_cpus: int = 1,
+    gpu_share: float = 0.0,
     grace: float = 2.0,
 ) -> FlowerRun:
     """Run the Flower app of a folder on a SuperLink of its own and return how it ended.
@@ -68,6 +69,7 @@ def run_in_flower(
         on_line: called with each line of the run's log as it comes, without colours and line end.
         num_supernodes: size of the federation, >= 1.
         ray_cpus: processors that Ray counts, and so the number of Flower's own ClientApp actors, >= 1.
+        gpu_share: of a GPU, that each of these actors reserves; 0: none.
         grace: seconds from SIGTERM to SIGKILL for the processes that have not ended.
 
     Returns:
@@ -80,7 +82,7 @@ def run_in_flower(
     roots: list[subprocess.Popen[str]] = []
     with signals_raise() as ignore_signals:
         try:
-            return _Link(home, roots, on_line).run(app_dir.resolve(), run_config, num_supernodes, ray_cpus)
+            return _Link(home, roots, on_line).run(app_dir.resolve(), run_config, num_supernodes, ray_cpus, gpu_share)
         finally:
             ignore_signals()
             _end(home, roots, grace)
@@ -96,7 +98,7 @@ class _Link:
         # Ray puts its driver's working directory first on the workers' sys.path, so it must hold no modules.
         (home / "work").mkdir()
 
-    def run(self, app_dir: Path, run_config: Mapping[str, Any], num_supernodes: int, ray_cpus: int) -> FlowerRun:
+    def run(self, app_dir: Path, run_config: Mapping[str, Any], num_supernodes: int, ray_cpus: int, gpu_share: float) -> FlowerRun:
         """Start SuperLink and SuperExec, submit the app, and return how it ended."""
         port, config = _free_port(), self._home / "run-config.toml"
         address = f"127.0.0.1:{port}"
@@ -112,6 +114,8 @@ class _Link:
         federation = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
         if not cluster_address():  # an existing cluster has its own number of processors
             federation += f" init-args-num-cpus={ray_cpus}"
+        if gpu_share:
+            federation += f" client-resources-num-gpus={gpu_share:g}"
         arguments = ["run", str(app_dir), _CONNECTION, "--run-config", str(config), "--federation-config", federation, "--stream"]
         try:
             for line in self._flwr(arguments, PATIENCE):

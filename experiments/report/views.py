@@ -83,14 +83,16 @@ def seeds_text(values: pd.Series) -> str:
 
 
 def accuracies(runs: Sequence[Run]) -> tuple[pd.Series, str]:
-    """Accuracy (percent) of each run after the trigger; where no run has one, at the end of the attack, or at the end; and what it is, in
-    words."""
+    """Accuracy (percent) of each run after the trigger, or at the end of the attack where no trigger fired; where no run has either, at the
+    end; and what it is, in words."""
     frame = study_frame(runs)
-    places = {"after_trigger": "after the trigger", "end_of_attack": "at the end of the attack"}
-    for place, words in places.items():
-        if (values := frame.get(f"accuracy.{place}")) is not None and values.notna().any():
-            return values.astype(float), f"test accuracy {words} (%)"
-    return frame["accuracy.final"].astype(float), "test accuracy at the end (%)"
+    empty = pd.Series(float("nan"), frame.index)
+    after, ended = (frame.get(f"accuracy.{place}", empty).astype(float) for place in ("after_trigger", "end_of_attack"))
+    values = after.fillna(ended)
+    if values.isna().all():
+        return frame["accuracy.final"].astype(float), "test accuracy at the end (%)"
+    places = [("after the trigger", after.notna()), ("at the end of the attack", after.isna() & ended.notna())]
+    return values, f"test accuracy {', or '.join(words for words, there in places if there.any())} (%)"
 
 
 def accuracy_matrix(runs: Sequence[Run]) -> Matrix:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import floor, loop, ours, soak
 from experiments.benchmarks.figure import curve_figure
+from experiments.benchmarks.gpu import __main__ as gpu
+from experiments.benchmarks.gpu.fused import VARIANTS
+from experiments.benchmarks.gpu.fused import measure as fused
 from experiments.benchmarks.memory import Sample
 from experiments.benchmarks.workloads import CURVE, WORKLOADS, make_data, workload_of
 from fl_sim.config.resolve import resolve
@@ -94,3 +99,33 @@ def test_the_soak_sees_what_grows(tmp_path: Path) -> None:
     assert soak.growth(steady, leaking)["rss largest ratio"] > soak.growth(steady, leaking)["rss ratio"]
     soak.soak_figure(tmp_path / "soak.png", slower, leaking, "a title")
     assert (tmp_path / "soak.png").stat().st_size > 5000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["-o", str(tmp_path / "out")])
+    assert "expected a GPU that PyTorch can use, got none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "CUDA" not in name and "compiled" not in name])
+def test_a_fused_batch_in_each_way(variant: str) -> None:
+    flat = {"model.name": "mlp", "data.num-clients": 5, "client.batch-size": 2, "attack.name": "none", "device": "cpu"}
+    assert len(fused(flat, variant, 3)) == 3
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_goes_on_when_a_leg_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "RULES", {"mean": {"strategy.name": "mean"}, "unknown": {"strategy.name": "no-such-rule"}})
+    monkeypatch.setattr(gpu, "ATTACKS", {"no attack": {"attack.name": "none"}})
+    monkeypatch.setattr(gpu, "VARIANTS", ())
+    words = ["--device", "cpu", "--preset", "digits", "--clients", "6", "--batch", "2", "--rounds", "4", "--stock", "0"]
+    assert gpu.main([*words, "-o", str(tmp_path)]) == 0
+    legs = json.loads((tmp_path / "gpu.json").read_text())["legs"]
+    assert 0.0 < legs["mean · no attack · float32"]["compute"] < legs["mean · no attack · float32"]["round"]
+    assert "no-such-rule" in legs["unknown · no attack · float32"]["error"]
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| smoke test, ray | " in page
+    assert "| unknown · no attack · bfloat16 | failed: " in page
+    assert (tmp_path / "gpu.png").stat().st_size > 5000

@@ -28,14 +28,14 @@ def load_data(partition: int, config: Any) -> DataLoader:
     return DataLoader(part, batch_size=int(config["batch-size"]), shuffle=True, drop_last=True)
 
 
-def train(model: torch.nn.Module, loader: DataLoader, steps: int, rate: float) -> float:
+def train(model: torch.nn.Module, loader: DataLoader, steps: int, rate: float, device: torch.device) -> float:
     criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=rate)
     model.train()
     running, done = 0.0, 0
     while done < steps:
         for images, labels in loader:
             optimizer.zero_grad()
-            loss = criterion(model(images), labels)
+            loss = criterion(model(images.to(device)), labels.to(device))
             loss.backward()
             optimizer.step()
             running, done = running + loss.item(), done + 1
