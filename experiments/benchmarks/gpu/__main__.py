@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -27,15 +26,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
+from experiments.benchmarks.commands import python, timed_run
 from experiments.benchmarks.gpu.fused import VARIANTS
 from experiments.benchmarks.workloads import make_data, workload_of
-from experiments.records.folder import read_rounds
 from experiments.sweep.spec import read_preset
 from fl_sim.atomic_files import write_whole
 
 Leg = Callable[[], dict[str, Any]]
 Entry = Mapping[str, Any]  # of a leg: its seconds (`round`, `compute`), its `gpu` utilisation, or its `error`
-LEG_LIMIT = 1800.0  # seconds; a leg that hangs does not cost the others
 RULES: Mapping[str, Mapping[str, Any]] = {
     "mean, fused": {"strategy.name": "mean"},
     "clip-before, ghost norms": {"strategy.name": "clip-before", "strategy.bound": 1.0},
@@ -58,33 +56,6 @@ def keys_of(args: argparse.Namespace) -> dict[str, Any]:
         "evaluate.every": args.rounds, "strategy.calibration-rounds": 20, "monitor.action": "none", "twin": False, "control": False,
     }  # fmt: skip
     return {**keys, "data.cache-dir": str(args.output_dir / "cache"), **data}
-
-
-def run_words(preset: str, keys: Mapping[str, Any], out: Path, transport: str) -> list[str]:
-    """The words of an `fl-sim run`."""
-    overrides = [word for key, value in keys.items() for word in ("-c", f"{key}={value if isinstance(value, str) else json.dumps(value)}")]
-    return ["-m", "experiments", "run", preset, "--transport", transport, "-o", str(out), *overrides]
-
-
-def our_leg(preset: str, keys: Mapping[str, Any], out: Path, transport: str = "inline") -> dict[str, float]:
-    """Median seconds of a round and of the workers' computation in it. The first two rounds are not counted."""
-    shutil.rmtree(out, ignore_errors=True)
-    python(run_words(preset, keys, out, transport))
-    (folder,) = (path.parent for path in out.glob("*/rounds.jsonl"))
-    seconds = [line["seconds"] for line in read_rounds(folder)["attacked"]][2:]
-    return {name: statistics.median(part[key] for part in seconds) for name, key in (("round", "train"), ("compute", "compute"))}
-
-
-def python(words: Sequence[str]) -> str:
-    """What a Python process prints. Raises RuntimeError with its last lines if it fails or takes longer than `LEG_LIMIT`."""
-    try:
-        environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
-        process = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False, timeout=LEG_LIMIT)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"no end within {LEG_LIMIT:.0f} s") from None
-    if process.returncode:
-        raise RuntimeError("\n".join((process.stdout + process.stderr).strip().splitlines()[-5:]))
-    return process.stdout
 
 
 class Utilisation(threading.Thread):
@@ -115,12 +86,12 @@ def legs_of(args: argparse.Namespace) -> dict[str, Leg]:
     root, common = args.output_dir, keys_of(args)
     smoke = {"device": args.device, "schedule.accumulate-rounds": 5, "attack.fire": "schedule"}
     legs: dict[str, Leg] = {
-        f"smoke test, {transport}": partial(our_leg, "digits", smoke, root / "smoke" / transport, transport)
+        f"smoke test, {transport}": partial(timed_run, "digits", smoke, root / "smoke" / transport, transport)
         for transport in ("inline", "ray")
     }
     for precision, (rule, rule_keys), (attack, attack_keys) in product(("float32", "bfloat16"), RULES.items(), ATTACKS.items()):
         name, keys = f"{rule} · {attack} · {precision}", {**common, **rule_keys, **attack_keys, "client.precision": precision}
-        legs[name] = partial(our_leg, args.preset, keys, root / "runs" / name.replace(" ", "-"))
+        legs[name] = partial(timed_run, args.preset, keys, root / "runs" / name.replace(" ", "-"))
     flat = json.dumps({**read_preset(args.preset), **common})
     for variant in VARIANTS:
         if "CUDA" not in variant or args.device == "cuda":

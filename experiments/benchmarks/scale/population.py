@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.benchmarks.memory import Watch
+from experiments.benchmarks.commands import timed_run
 from fl_sim.atomic_files import write_whole
 
 POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
@@ -26,19 +25,10 @@ KEYS: Mapping[str, object] = {
 
 
 def measure(clients: int, per_round: int, rounds: int, transport: str, folder: Path) -> dict[str, float]:
-    """One run: the median seconds of a round, the first two left out, and the most memory of all its processes in bytes."""
+    """One run, as `timed_run` measures it."""
     counts = {"data.num-clients": clients, "server.clients-per-round": per_round, "schedule.accumulate-rounds": rounds}
     keys = {**KEYS, **counts, "data.cache-dir": str(folder / "cache")}
-    words = [word for key, value in keys.items() for word in ("-c", f"{key}={json.dumps(value)}")]
-    out = folder / f"{clients}-{transport}"
-    watch = Watch()
-    watch.start()
-    command = [sys.executable, "-m", "experiments", "run", "digits", "--transport", transport, "-o", str(out), *words]
-    subprocess.run(command, check=True, capture_output=True)
-    watch.end()
-    (path,) = out.glob("digits-*/rounds.jsonl")
-    seconds = [json.loads(line)["seconds"]["train"] for line in path.read_text(encoding="utf-8").splitlines()]
-    return {"round": statistics.median(seconds[2:]), "peak": max(sample.pss for sample in watch.samples)}
+    return timed_run("digits", keys, folder / f"{clients}-{transport}", transport)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
