@@ -1,5 +1,5 @@
-"""`python -m experiments.benchmarks.scale.defences`: what each strategy of `defences_matrix_digits` costs a round of 100 clients, in time and
-memory: the CNN of 105,962 parameters, one Fashion-MNIST image per client, no attack, `inline`."""
+"""`python -m experiments.benchmarks.scale.defences`: what the strategies of `defences_matrix_digits` cost a round of 100 clients, in time
+and memory: the CNN of 105,962 parameters, one Fashion-MNIST image per client, no attack, `inline`."""
 
 from __future__ import annotations
 
