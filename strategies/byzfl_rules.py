@@ -21,6 +21,7 @@ AGGREGATORS = (
     "Average", "Median", "TrMean", "GeometricMedian", "Krum", "MultiKrum", "CenteredClipping", "MDA", "MoNNA", "Meamed", "CAF", "SMEA",
 )  # fmt: skip
 TRUSTING = "MoNNA"  # averages what is nearest to one row, which it trusts
+WRITING = ("Clipping", "ARC")  # into their input
 CLIPS: Mapping[str, str] = {"Clipping": "c", "CenteredClipping": "tau"}  # and the attribute that holds their bound
 
 
@@ -65,7 +66,7 @@ class ByzflCombine:
         self.figures = {}
         if problem := guarantee_problem(f"byzfl.{self.name}", self.options, len(updates)):
             raise CannotCombineError(problem)
-        value = updates.clone()  # Clipping and ARC write into their input
+        value = updates.clone() if any(part in WRITING for part, _ in self.stages) else updates
         with seeded_global_generators(self.seed, "byzfl", self.rounds):
             for part, stage in self.stages:
                 value = self._stage(part, stage, value)

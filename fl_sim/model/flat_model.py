@@ -49,12 +49,16 @@ class FlatModel:
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Scores (b, c) of inputs (b, C, H, W) under the model `theta` (d,). Raises OutsideCodeError if a model from outside raises."""
+        return self._scores(self._parameters(theta), inputs)
+
+    def _scores(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """`logits` of a model whose parameters are given by their places."""
         if self.plain:
-            return self._logits(theta, inputs)
+            return self._call(parameters, inputs)
         process = os.getpid()
         try:
             with ends_refused():
-                return self._logits(theta, inputs)
+                return self._call(parameters, inputs)
         except torch.OutOfMemoryError:
             raise
         except BaseException as error:  # it may raise anything
@@ -64,24 +68,34 @@ class FlatModel:
         finally:
             end_if_forked(process)
 
-    def _logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
+    def _call(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         if not self.bfloat16:
-            return functional_call(self.module, self._parameters(theta), (inputs,), tie_weights=False)
+            return functional_call(self.module, parameters, (inputs,), tie_weights=False)
         with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):  # its cache would keep tensors of torch.func alive
-            return functional_call(self.module, self._parameters(theta), (inputs,), tie_weights=False).to(theta.dtype)
+            return functional_call(self.module, parameters, (inputs,), tie_weights=False).to(next(iter(parameters.values())).dtype)
 
     def loss(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, or `sum_j weights_j * cross-entropy_j` when weights (b,) are given. A scalar."""
-        logits = self.logits(theta, inputs)
+        return self._mean_loss(self.logits(theta, inputs), labels, weights)
+
+    @staticmethod
+    def _mean_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         if weights is None:
             return F.cross_entropy(logits, labels)
         return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
-    def gradient(self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The gradient (d,) of `loss` with respect to theta."""
-        leaf = theta.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(self.loss(leaf, inputs, labels, weights), leaf)
-        return gradient
+    def gradient(
+        self, theta: Tensor, inputs: Tensor, labels: Tensor, weights: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        """The gradient (d,) of `loss` with respect to theta, written into `out` (d,) if that is given.
+
+        With respect to each parameter, not to one flat leaf: so a large model's gradient is copied once instead of three times.
+        """
+        leaves = [part.view(shape).requires_grad_() for part, shape in zip(theta.detach().split(self._sizes), self._shapes, strict=True)]
+        values = dict(zip(self._names, leaves, strict=True))
+        loss = self._mean_loss(self._scores({place: values[name] for place, name in self._places.items()}, inputs), labels, weights)
+        gradients = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+        return torch.cat([gradient.flatten() for gradient in gradients], out=out)
 
     def logits_and_gradient(self, theta: Tensor, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (b, c) and the gradient (d,) of the mean cross-entropy, from one forward pass: the numbers of `logits` and `gradient`."""

@@ -67,8 +67,11 @@ def block_updates(model: FlatModel, theta: Tensor, batches: CohortBatches, setti
         for step in range(batches.labels.shape[1]):
             local = theta if step == 0 else theta - settings.learning_rate * update
             weights = batches.weights[row, step, :size] if batches.dropped else None
-            gradient = model.gradient(local, batches.inputs[row, step, :size], batches.labels[row, step, :size], weights)
-            update.copy_(gradient if step == 0 else update + gradient)
+            batch = (batches.inputs[row, step, :size], batches.labels[row, step, :size], weights)
+            if step == 0:
+                model.gradient(local, *batch, out=update)
+            else:
+                update += model.gradient(local, *batch)
     return updates
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,27 @@ COORDINATES = 1 << 13  # of each update, in one product: they stay in the cache
 ROUNDING = 1e-13  # of float64 products, as a share of |g_i|^2 + |g_j|^2
 
 
+class _Last(NamedTuple):
+    """The distances of the updates that were asked for last, if these are still the same numbers."""
+
+    updates: weakref.ref[Tensor]
+    version: int
+    distances: Tensor
+
+
+_last: list[_Last] = []  # a rule asks for its result, and then for whom it left out
+
+
 def squared_distances(updates: Tensor) -> Tensor:
+    """`_squared_distances` of updates (n, d), computed once for as long as the same tensor is asked for."""
+    if _last and _last[0].updates() is updates and _last[0].version == updates._version:
+        return _last[0].distances.clone()
+    distances = _squared_distances(updates)
+    _last[:] = [_Last(weakref.ref(updates), updates._version, distances)]
+    return distances.clone()
+
+
+def _squared_distances(updates: Tensor) -> Tensor:
     """`|g_i - g_j|^2` (n, n) of updates (n, d), in float64, from the scalar products of the updates less their mean.
 
     Coordinates come in parts, so that no second copy of the updates is held. What is 0 up to rounding is 0: equal updates have no distance.

@@ -10,13 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strategies.fast.distances import nearest_neighbours
+from strategies.fast.distances import nearest_neighbours, squared_distances
+
+COORDINATES = 1 << 15  # of each update, sorted together
 
 
 def faster(name: str, stage: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What computes the same as a stage of ByzFL: the stage itself, or one of this file with its f."""
     f: Any = getattr(stage, "f", 0)
-    return {"NNM": NearestNeighbourMixing(f), "TrMean": TrimmedMean(f), "Median": Median()}.get(name, stage)
+    ours: dict[str, Callable[[Tensor], Tensor]] = {
+        "NNM": NearestNeighbourMixing(f), "Krum": Krum(f, 1), "MultiKrum": Krum(f, 0), "TrMean": TrimmedMean(f), "Median": Median()
+    }  # fmt: skip
+    return ours.get(name, stage)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,26 @@ class NearestNeighbourMixing:
 
 
 @dataclass(frozen=True)
+class Krum:
+    """The mean (d,) of the `selected` updates of (n, d), or n - f with 0, with the smallest mean squared distance to their n - f - 1
+    nearest others; of equal ones the first. Distances are float64; ByzFL's are float32.
+
+    Source: Blanchard et al. 2017, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", sections 4 and 5.
+    """
+
+    f: int
+    selected: int
+
+    def __call__(self, updates: Tensor) -> Tensor:
+        """The combined update (d,). Raises ValueError unless 2f < n."""
+        n = len(updates)
+        if not 2 * self.f < n:
+            raise ValueError(f"2f must be smaller than the number of updates, {n}, got f = {self.f}")
+        scores = squared_distances(updates).sort(dim=1).values[:, 1 : n - self.f].mean(dim=1)
+        return updates[scores.sort(stable=True).indices[: self.selected or n - self.f]].mean(dim=0)
+
+
+@dataclass(frozen=True)
 class TrimmedMean:
     """The mean (d,) of each coordinate of the updates (n, d) without its f lowest and f highest values.
 
@@ -51,7 +76,8 @@ class TrimmedMean:
         """The combined update (d,). Raises ValueError unless 2f < n."""
         if not 2 * self.f < len(updates):
             raise ValueError(f"2f must be smaller than the number of updates, {len(updates)}, got f = {self.f}")
-        return sorted_columns(updates)[self.f : len(updates) - self.f].mean(dim=0)
+        f, n = self.f, len(updates)
+        return by_parts(updates, lambda ordered: ordered[f : n - f].mean(dim=0))
 
 
 @dataclass(frozen=True)
@@ -63,12 +89,14 @@ class Median:
 
     def __call__(self, updates: Tensor) -> Tensor:
         """The combined update (d,)."""
-        ordered, n = sorted_columns(updates), len(updates)
-        return torch.lerp(ordered[(n - 1) // 2], ordered[n // 2], 0.5)
+        n = len(updates)
+        return by_parts(updates, lambda ordered: torch.lerp(ordered[(n - 1) // 2], ordered[n // 2], 0.5))
 
 
-def sorted_columns(updates: Tensor) -> Tensor:
-    """The updates (n, d), each coordinate in ascending order. NumPy sorts columns ten times as fast as PyTorch on a processor."""
+def by_parts(updates: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """`reduce` (n, p) -> (p,) of the updates (n, d), each coordinate in ascending order: d numbers. On a processor coordinates come in
+    parts, which stay in its cache; and NumPy sorts columns ten times as fast as PyTorch."""
     if updates.device.type != "cpu":
-        return updates.sort(dim=0).values
-    return torch.from_numpy(np.sort(updates.detach().numpy(), axis=0))
+        return reduce(updates.sort(dim=0).values)
+    parts = updates.detach().split(COORDINATES, dim=1)
+    return torch.cat([reduce(torch.from_numpy(np.sort(part.numpy(), axis=0))) for part in parts])

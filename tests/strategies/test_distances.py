@@ -8,9 +8,9 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
-from strategies.fast import distances
+from strategies.fast import distances, stages
 from strategies.fast.distances import squared_distances
-from strategies.fast.stages import Median, NearestNeighbourMixing, TrimmedMean
+from strategies.fast.stages import Krum, Median, NearestNeighbourMixing, TrimmedMean
 from strategies.selection.left_out import but_the_lowest, krum_scores
 
 
@@ -47,6 +47,41 @@ def test_mixing_by_neighbours_is_that_of_byzfl(f: int, seed: int) -> None:
 @pytest.mark.parametrize("seed", [12, 13])
 def test_the_trimmed_mean_is_that_of_byzfl(f: int, seed: int) -> None:
     torch.testing.assert_close(TrimmedMean(f)(rows_of(seed)), byzfl.TrMean(f)(rows_of(seed)), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("f", [1, 4, 7])
+@pytest.mark.parametrize("seed", [21, 22, 23])
+def test_krum_and_multikrum_are_those_of_byzfl(f: int, seed: int) -> None:
+    rows = rows_of(seed)
+    torch.testing.assert_close(Krum(f, 1)(rows), byzfl.Krum(f)(rows), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(Krum(f, 0)(rows), byzfl.MultiKrum(f)(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_krum_needs_more_honest_than_malicious() -> None:
+    with pytest.raises(ValueError, match="smaller than the number of updates, 14, got f = 7"):
+        Krum(7, 1)(rows_of(8, 14))
+
+
+def test_distances_are_computed_again_when_the_updates_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, counted = rows_of(24), list[int]()
+    compute = distances._squared_distances  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(distances, "_squared_distances", lambda updates: counted.append(1) or compute(updates))
+    first = squared_distances(rows)
+    first.zero_()  # what a caller does to the result is its own affair
+    assert float(squared_distances(rows).max()) > 0.0
+    assert len(counted) == 1
+    rows[0] += 1.0
+    torch.testing.assert_close(squared_distances(rows), compute(rows))
+    squared_distances(rows.clone())
+    assert len(counted) == 3
+
+
+@pytest.mark.parametrize("part", [1, 7, 39, 64])
+def test_sorting_in_parts_is_sorting(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    rows, whole = rows_of(25), (TrimmedMean(3)(rows_of(25)), Median()(rows_of(25)))
+    monkeypatch.setattr(stages, "COORDINATES", part)
+    torch.testing.assert_close(TrimmedMean(3)(rows), whole[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(Median()(rows), whole[1], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("n", [1, 2, 14, 15])
