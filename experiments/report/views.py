@@ -83,16 +83,20 @@ def seeds_text(values: pd.Series) -> str:
 
 
 def accuracies(runs: Sequence[Run]) -> tuple[pd.Series, str]:
-    """Accuracy (percent) of each run after the trigger, or at the end of the attack where no trigger fired; where no run has either, at the
-    end; and what it is, in words."""
+    """Accuracy (percent) of each run after the trigger; at the end of the attack where no trigger fired, at the end of the run where nobody
+    attacked; where no run has any of these, at the end; and what they are, in words."""
     frame = study_frame(runs)
     empty = pd.Series(float("nan"), frame.index)
     after, ended = (frame.get(f"accuracy.{place}", empty).astype(float) for place in ("after_trigger", "end_of_attack"))
-    values = after.fillna(ended)
-    if values.isna().all():
-        return frame["accuracy.final"].astype(float), "test accuracy at the end (%)"
-    places = [("after the trigger", after.notna()), ("at the end of the attack", after.isna() & ended.notna())]
-    return values, f"test accuracy {', or '.join(words for words, there in places if there.any())} (%)"
+    final = frame["accuracy.final"].astype(float)
+    clean = final.where(pd.Series([run.config.get("attack.name") == "none" for run in runs], frame.index))
+    values, words = empty, list[str]()
+    for here, text in ((after, "after the trigger"), (ended, "at the end of the attack"), (clean, "at the end where nobody attacks")):
+        if (values.isna() & here.notna()).any():
+            values, words = values.fillna(here), [*words, text]
+    if values.isna().all() or words == ["at the end where nobody attacks"]:
+        return final, "test accuracy at the end (%)"
+    return values, f"test accuracy {', or '.join(words)} (%)"
 
 
 def accuracy_matrix(runs: Sequence[Run]) -> Matrix:

@@ -100,6 +100,21 @@ def test_matrix_of_runs_in_which_nothing_fired(tmp_path: Path) -> None:
     assert matrix.texts().loc["mean", "0.1"] == "99.0 (99.0 to 99.0)"
 
 
+def test_a_run_without_a_trigger_is_measured_at_the_end_of_its_attack_and_one_without_an_attack_at_its_end(tmp_path: Path) -> None:
+    runs = write_study_records(tmp_path)
+    fired = accuracy_matrix(runs)
+    accuracy = {"after_trigger": None, "end_of_attack": 41.0, "final": 99.0}
+    held = [dataclasses.replace(runs[0], summary={**runs[0].summary, "accuracy": accuracy}), *runs[1:]]
+    matrix = accuracy_matrix(held)
+    assert matrix.what == "test accuracy after the trigger, or at the end of the attack (%)"
+    assert 41.0 in matrix.values.tolist()
+    assert len(matrix.values.dropna()) == len(fired.values.dropna())
+    nobody = {**runs[0].config, "attack.name": "none"}
+    clean = [dataclasses.replace(held[0], config=nobody, summary={**runs[0].summary, "accuracy": {"final": 98.0}}), *runs[1:]]
+    assert accuracy_matrix(clean).what == "test accuracy after the trigger, or at the end where nobody attacks (%)"
+    assert 98.0 in accuracy_matrix(clean).values.tolist()
+
+
 def test_worst_cases_take_the_mean_over_seeds_and_then_the_least() -> None:
     def tried(strategy: str, attack: str, rho: float, seed: int, left: float) -> Run:
         flat = {"strategy.name": strategy, "attack.name": attack, "attack.rho": rho, "seed": seed}
