@@ -25,8 +25,9 @@ _last: list[_Last] = []  # a rule asks for its result, and then for whom it left
 
 def squared_distances(updates: Tensor) -> Tensor:
     """`_squared_distances` of updates (n, d), computed once for as long as the same tensor is asked for."""
-    if _last and _last[0].updates() is updates and _last[0].version == updates._version:
-        return _last[0].distances.clone()
+    last = _last[0] if _last else None  # read once: cells of a sweep may run in threads
+    if last and last.updates() is updates and last.version == updates._version:
+        return last.distances.clone()
     distances = _squared_distances(updates)
     _last[:] = [_Last(weakref.ref(updates), updates._version, distances)]
     return distances.clone()
