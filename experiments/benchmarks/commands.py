@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.memory import Watch
+from experiments.benchmarks.scale.memory import Watch
 from experiments.records.folder import read_rounds
 
 LIMIT = 1800.0  # seconds; a process that hangs does not cost the others

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.benchmarks.memory import Sample, Watch
+from experiments.benchmarks.scale.memory import Sample, Watch
 from experiments.launch.launch import launch
 from experiments.launch.preflight import checked
 from experiments.records.folder import read_rounds, run_folder

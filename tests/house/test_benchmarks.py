@@ -15,7 +15,7 @@ from experiments.benchmarks.figure import curve_figure
 from experiments.benchmarks.gpu import __main__ as gpu
 from experiments.benchmarks.gpu.fused import VARIANTS
 from experiments.benchmarks.gpu.fused import measure as fused
-from experiments.benchmarks.memory import Sample
+from experiments.benchmarks.scale.memory import Sample
 from experiments.benchmarks.workloads import CURVE, WORKLOADS, make_data, workload_of
 from fl_sim.config.resolve import resolve
 from fl_sim.data.federation import load_federation

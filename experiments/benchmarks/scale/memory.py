@@ -1,4 +1,4 @@
-"""`python -m experiments.benchmarks.memory`: the most memory that a run of 1,000 clients of ResNet-18 under `clip-before` takes."""
+"""`python -m experiments.benchmarks.scale.memory`: the most memory that a run of 1,000 clients of ResNet-18 under `clip-before` takes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Watch(threading.Thread):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.scale.memory", description=__doc__)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("-o", "--output-dir", type=Path, default=Path("runs/benchmarks"))
