@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.benchmarks.commands import python, timed_run
 from experiments.benchmarks.gpu.fused import VARIANTS
+from experiments.benchmarks.scale.commands import python, timed_run
 from experiments.benchmarks.workloads import make_data, workload_of
 from experiments.sweep.spec import read_preset
 from fl_sim.atomic_files import write_whole

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from experiments.benchmarks.commands import timed_run
+from experiments.benchmarks.scale.commands import timed_run
 from experiments.sweep.spec import read_sweep
 from fl_sim.atomic_files import write_whole
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.benchmarks.commands import timed_run
+from experiments.benchmarks.scale.commands import timed_run
 from fl_sim.atomic_files import write_whole
 
 POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
