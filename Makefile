@@ -44,7 +44,7 @@ test-flower: .venv/.complete
 	$(BIN)/uv pip install --quiet --python $(OTHER)/bin/python --editable '.[dev]' 'flwr==$(FLOWER).*'
 	$(OTHER)/bin/python $(PYTEST) $(CORES) tests/grid tests/strategies/test_catalogue.py tests/launch/test_flower.py tests/launch/test_superlink.py tests/house/test_wheel.py
 
-gpu: .venv/.installed
+gpu: .venv/.complete
 	$(BIN)/python -m experiments.benchmarks.gpu --papers $(if $(DATA),--data $(DATA))
 
 docs: .venv/.complete

@@ -161,13 +161,16 @@ def draw(path: Path, found: Mapping[str, Entry], card: str) -> None:
     figure.savefig(path, dpi=160)
 
 
-def papers(args: argparse.Namespace, console: Console) -> None:
-    """The papers' studies, one after the other; each can be gone on with by the same command."""
+def papers(args: argparse.Namespace, console: Console) -> list[str]:
+    """Run the papers' studies, one after the other; each can be gone on with by the same command. Returns those that failed."""
     data = ["-c", "data.name=image-folder", "-c", f"data.root={args.data.resolve()}"] if args.data else []
+    failed: list[str] = []
     for study in PAPERS:
         console.print(f"fl-sim sweep {study}")
         words = [sys.executable, "-m", "experiments", "sweep", study, "-o", str(args.output_dir / "papers"), *data]
-        subprocess.run(words, check=False)
+        if subprocess.run(words, check=False).returncode:
+            failed.append(study)
+    return failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,8 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw(args.output_dir / "gpu.png", found, machine()["card"])
     console.print(table, markup=False, soft_wrap=True)
     console.print(f"records: {args.output_dir / 'gpu.json'}\nfigure:  {args.output_dir / 'gpu.png'}")
-    if args.papers:
-        papers(args, console)
+    if args.papers and (failed := papers(args, console)):
+        console.print(f"failed: {', '.join(failed)}", style="red")
+        return 1
     return 1 if all("error" in entry for entry in found.values()) else 0
 
 
