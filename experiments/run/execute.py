@@ -18,7 +18,7 @@ from experiments.run.history import Line, TrackHistory, TrackName, history_of
 from experiments.run.phases import has_control, has_honest_trigger, is_attacked
 from experiments.run.shared_twins import store_twin, stored_twin
 from experiments.run.summary import summarise
-from experiments.run.track import RunInputs, TrackRun
+from experiments.run.track import Position, RunInputs, TrackRun
 from fl_sim.config.keys import Config
 from fl_sim.data.federation import load_federation
 from fl_sim.grid.transports import Transport
@@ -87,6 +87,8 @@ class _Run:
         evaluator, burn_in_end = Evaluator(config, federation, start), time.perf_counter()
         latest = latest_checkpoint(folder, config)
         self._position = latest.checkpoint.position if latest.checkpoint else None
+        self._before_trigger: Position | None = None  # of the attacked track
+        self._are_alike = latest.checkpoint is None  # whether it and the honest-trigger track are, up to the last round
         damaged_names = tuple(path.name for path in latest.damaged)
         size = latest.checkpoint.size if latest.checkpoint else None
         resume = ResumePoint(size, latest.path.name if latest.path else None, damaged_names)
@@ -130,7 +132,7 @@ class _Run:
             if has_control(config) and not self._track("control").is_complete:
                 self._play("control")
             if has_honest_trigger(config) and not self._track("honest-trigger").is_complete:
-                self._play("honest-trigger")
+                self._honest_trigger()
             records.finish(summarise(config, records.lines()).model_dump(), config)
         finally:
             records.close()
@@ -147,6 +149,23 @@ class _Run:
         if folder:
             store_twin(folder, self._config, attacked, self._track("twin").lines)
 
+    def _honest_trigger(self) -> None:
+        """The honest-trigger track. Up to the trigger it is the attacked one: if this process played that, its lines are copied and the track
+        goes on from its state."""
+        before = self._before_trigger
+        if before is None or self._track("honest-trigger").lines:
+            self._play("honest-trigger")
+            return
+        for line in self._track("attacked").lines[: before.round]:
+            seconds = {name: value for name, value in line["seconds"].items() if name not in self._inputs.seconds}
+            copied = {**line, "track": "honest-trigger", "seconds": seconds}
+            self._records.round(copied)
+            self._show_progress(copied)
+        self._position = before._replace(track="honest-trigger")
+        if self._config.checkpoint.every:
+            self._write(self._position)
+        self._play("honest-trigger")
+
     def _play(self, name: TrackName, reference: TrackHistory | None = None) -> TrackRun:
         """Play a track to its end. Each round's line goes to the records, the progress and the checkpoints."""
         position = self._position if self._position and self._position.track == name else None
@@ -155,11 +174,25 @@ class _Run:
             self._records.round,
             self._show_progress,
             lambda line: self._checkpoint(track, line),
+            lambda line: self._remember(track, line),
         )
         for line in track.play():
             for listener in listeners:
                 listener(line)
         return track
+
+    def _remember(self, track: TrackRun, line: Line) -> None:
+        """Keep the state of the attacked track before its first trigger, for the honest-trigger track. Where members failed a trigger may
+        have been lost that an honest batch would not have been."""
+        if track.name != "attacked" or not has_honest_trigger(self._config):
+            return
+        self._are_alike = self._are_alike and line["phase"] != "trigger" and "failures" not in line
+        if not self._are_alike:
+            return
+        try:
+            self._before_trigger = track.position()
+        except UnsavableError:  # then that track is played from the start
+            self._before_trigger = None
 
     def _checkpoint(self, track: TrackRun, line: Line) -> None:
         every = self._config.checkpoint.every
@@ -170,6 +203,9 @@ class _Run:
         except UnsavableError as error:  # a user's strategy may keep anything in its attributes
             print(f"fl-sim: no checkpoint of {self._config.strategy.name}: {error}", flush=True)
             return
+        self._write(position)
+
+    def _write(self, position: Position) -> None:
         checkpoint = Checkpoint(self._records.size(), position)
         write_checkpoint(self._records.folder / "checkpoint", self._config, checkpoint, self._inputs.start.buffers)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.run.phases import expected_rounds, has_honest_trigger
+from experiments.run.track import TrackRun
 from fl_sim.config.keys import Config
 from fl_sim.config.resolve import ConfigError
 from fl_sim.grid.transports import InlineTransport
@@ -36,6 +37,38 @@ def test_it_is_the_attacked_run_but_for_the_trigger(configure: Configure, runs_d
     assert honest[fired - 1]["before_trigger"] == attacked[fired - 1]["before_trigger"]
     assert summary["honest_trigger"] == {key: honest[fired - 1][key] for key in ("before_trigger", "after_trigger")}
     assert honest[fired - 1]["loss"] != attacked[fired - 1]["loss"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"strategy__name": "dgc", "strategy__calibration_rounds": 10, "strategy__lag": 2},
+        {"attack__trigger_refresh": "accumulate", "attack__fire": "rehearsed", "attack__fire_from": 1, "schedule__triggers": 2},
+        {"attack__surface": "images", "attack__pgd_steps": 2, "attack__trigger_images": "refreshed"},
+        {"monitor__action": "rollback", "monitor__drop": 0.5, "strategy__name": "mean"},
+        {"server__clients_per_round": 6, "attack__poison_ratio": 0.5},
+        {"schedule__accumulate_rounds": 1},
+    ],
+    ids=lambda more: "-".join(map(str, more.values())),
+)
+def test_it_goes_on_from_the_attacked_run_as_if_it_was_played(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    config = configure(control_honest=True, twin=False, control=False, checkpoint__every=2, **more)
+    _, forked = run(config, tmp_path / "forked")
+    played = list[str]()
+    original = TrackRun.play
+    monkeypatch.setattr("experiments.run.execute._Run._remember", lambda *_: None)
+    monkeypatch.setattr(TrackRun, "play", lambda self: (played.append(self.name) or line for line in original(self)))
+    _, whole = run(config, tmp_path / "whole")
+    assert fingerprint(forked) == fingerprint(whole)
+    assert played.count("honest-trigger") == len(lines(whole, "honest-trigger"))
+    monkeypatch.undo()
+    played.clear()
+    monkeypatch.setattr(TrackRun, "play", lambda self: (played.append(self.name) or line for line in original(self)))
+    run(config, tmp_path / "again")
+    fired = next((line["round"] for line in lines(whole) if line["phase"] == "trigger"), 0)
+    assert played.count("honest-trigger") == len(lines(whole, "honest-trigger")) - fired + 1
 
 
 @pytest.mark.slow
