@@ -150,8 +150,8 @@ class _Run:
             store_twin(folder, self._config, attacked, self._track("twin").lines)
 
     def _honest_trigger(self) -> None:
-        """The honest-trigger track. Up to the trigger it is the attacked one: if this process played that, its lines are copied and the track
-        goes on from its state."""
+        """The honest-trigger track. Up to the trigger it is the attacked one: if this process played that, its lines are copied and
+        the track goes on from its state."""
         before = self._before_trigger
         if before is None or self._track("honest-trigger").lines:
             self._play("honest-trigger")
