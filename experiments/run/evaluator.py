@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
 
 class Evaluator:
-    """Scores of a model theta (d,) on the test set, on a part of it, and its accuracy on the server's probe set."""
+    """Scores of a model theta (d,) on the test set, on a part of it, and on the server's probe set."""
 
     def __init__(self, config: Config, federation: Federation, start: StartModel) -> None:
         self.model, self._device = FlatModel(new_module(config, federation), start.buffers), federation.device
@@ -67,17 +67,13 @@ class Evaluator:
             ).accuracy
         return {"smoothed": shares}
 
-    def probe(self, theta: Tensor) -> float:
-        """Accuracy on the server's probe set."""
-        return self.model.score(self.on_device(theta), *self._probe)[0]
+    def probe(self, theta: Tensor) -> Score:
+        """On the server's probe set."""
+        return self._score(theta, self._probe)
 
     def on_device(self, theta: Tensor) -> Tensor:
         """A model (d,) where models are run."""
         return theta.to(self._device)
-
-    def probe_by_class(self, theta: Tensor) -> list[float | None]:
-        """Accuracy of each class on the server's probe set; None for a class without an example."""
-        return self._score(theta, self._probe).by_class
 
     def _score(self, theta: Tensor, examples: Batch) -> Score:
         losses, predictions = self.model.predictions(self.on_device(theta), *examples)

@@ -223,8 +223,8 @@ class TrackRun:
 
     def _probe(self, theta: Tensor) -> tuple[float, Sequence[float | None]]:
         """The accuracy on the probe, and with `monitor.class-drop` that of each class."""
-        evaluator = self._inputs.evaluator
-        return evaluator.probe(theta), evaluator.probe_by_class(theta) if self._inputs.config.monitor.class_drop else ()
+        score = self._inputs.evaluator.probe(theta)
+        return score.accuracy, score.by_class if self._inputs.config.monitor.class_drop else ()
 
     def _start(self) -> dict[str, Any]:
         """The accuracies before round 1."""
