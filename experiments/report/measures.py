@@ -24,7 +24,8 @@ def _worst_class(run: Run) -> float | None:
 
 
 def _attacked_class(run: Run) -> float | None:
-    attacked, classes = run.config["attack.class"], classes_left(run.summary)
+    key = "attack.attacked" if run.config["attack.name"] == "moles" else "attack.class"
+    attacked, classes = run.config[key], classes_left(run.summary)
     return classes[attacked] if 0 <= attacked < len(classes) else None
 
 

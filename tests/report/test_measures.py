@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.support.small_study import write_study_records
 
 def run(strategy: str, seed: int, summary: dict[str, Any], attacked: int = -1) -> Run:
     labels = {"strategy": strategy, "seed": str(seed)}
-    return Run(Cell({"strategy.name": strategy, "seed": seed}, labels), Path(f"{strategy}-{seed}"), summary, {"attack.class": attacked}, {})
+    config = {"attack.name": "accumulative", "attack.class": attacked, "attack.attacked": -1}
+    return Run(Cell({"strategy.name": strategy, "seed": seed}, labels), Path(f"{strategy}-{seed}"), summary, config, {})
 
 
 def test_each_measure_is_taken_where_it_was_measured() -> None:
@@ -40,6 +42,13 @@ def test_each_measure_is_taken_where_it_was_measured() -> None:
     assert list(found) == [name for name in MEASURES if name != "false_positives"], (
         "in the order of the table, and nothing that nobody measured"
     )
+
+
+def test_the_class_that_moles_attack_has_a_key_of_its_own() -> None:
+    one = run("mean", 1, {"accuracy_by_class": {"after_trigger": None, "end_of_attack": [90.0, 4.0], "final": None}})
+    moles = replace(one, config={**one.config, "attack.name": "moles", "attack.attacked": 1})
+    assert "attacked_class" not in measured([one])
+    assert measured([moles])["attacked_class"].grid("mean").iloc[0, 0] == 4.0
 
 
 @pytest.mark.usefixtures("empty_figures")
