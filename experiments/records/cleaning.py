@@ -64,17 +64,20 @@ def clean_lines(attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[st
     return [line for line in twin or attacked if line["round"] in acting]
 
 
-def cleaning_summary(attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[str, Any]]) -> dict[str, float | None] | None:
+def cleaning_summary(
+    attacked: Sequence[Mapping[str, Any]], twin: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, float | None] | None:
     """What a cleaning did: the shares of clean (`clean_lines`) and of poisoned images that it changed or dropped; and the AUROC of its
-    scores of the poisoned images of the accumulative phase, and of the triggers, against the clean ones. None without a cleaning."""
+    scores of the poisoned images of the accumulative phase, of the triggers, and of the control's triggers, against the clean ones. None
+    without a cleaning."""
     if not any("cleaning" in line for line in attacked):
         return None
     clean = clean_lines(attacked, twin)
     shares = {"flagged": flagged(clean, ""), "poisoned_flagged": flagged(attacked, "poisoned_")}
     scores = binned(clean, "scores")
-    for phase in ("accumulate", "trigger"):
-        poisoned = binned([line for line in attacked if line["phase"] == phase], "poisoned_scores")
-        shares[f"auroc_{phase}"] = auroc(scores, poisoned) if scores and poisoned else None
+    for name, lines, phase in (("accumulate", attacked, "accumulate"), ("trigger", attacked, "trigger"), ("control", control, "trigger")):
+        poisoned = binned([line for line in lines if line["phase"] == phase], "poisoned_scores")
+        shares[f"auroc_{name}"] = auroc(scores, poisoned) if scores and poisoned else None
     return shares
 
 

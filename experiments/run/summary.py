@@ -70,6 +70,7 @@ class CleaningShares(Part):
     poisoned_flagged: float | None
     auroc_accumulate: float | None
     auroc_trigger: float | None
+    auroc_control: float | None = None
 
 
 class Filtering(Part):
@@ -281,7 +282,7 @@ def summarise(config: Config, lines: Iterable[Line]) -> Summary:
         attack_success_rate=SuccessRate.model_validate(rates) if (rates := rates_of(attacked)) else None,
         filtering=Filtering.model_validate(means) if (means := mean_rates(attacked.lines)) else None,
         cleaning=CleaningShares.model_validate(shares)
-        if (shares := cleaning_summary(attacked.lines, twin.lines if twin else ()))
+        if (shares := cleaning_summary(*(track.lines if track else () for track in (attacked, twin, control))))
         else None,
         smoothed=Smoothed.model_validate(votes) if (votes := attacked.lines[-1].get("smoothed")) else None,
         drop=_minus(before, after),

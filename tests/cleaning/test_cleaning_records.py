@@ -57,10 +57,18 @@ def test_the_summary_adds_the_rounds_and_parts_phase_from_trigger() -> None:
         "poisoned_flagged": 3 / 4,
         "auroc_accumulate": auroc([7, 1], [1, 1]),
         "auroc_trigger": auroc([7, 1], [0, 2]),
+        "auroc_control": None,
     }
     beside_twin = cleaning_summary(attacked, twin)
     assert beside_twin is not None
     assert (beside_twin["flagged"], beside_twin["auroc_trigger"]) == (6 / 12, auroc([4, 8], [0, 2]))
+    control = [
+        line(1, "accumulate", NOTHING, CleaningCounts(2, 0, 0, 0.0, (2, 0))),
+        line(2, "trigger", NOTHING, CleaningCounts(3, 0, 0, 0.0, (1, 2))),
+    ]
+    beside_control = cleaning_summary(attacked, twin, control)
+    assert beside_control is not None
+    assert beside_control["auroc_control"] == auroc([4, 8], [1, 2]), "of its triggers alone"
     assert cleaning_summary([{"round": 1, "phase": "accumulate"}], ()) is None
 
 
