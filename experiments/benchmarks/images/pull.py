@@ -1,4 +1,4 @@
-"""`python -m experiments.benchmarks.pull RUN...`: what a round of moles and honest clients does to the loss of the attacked class.
+"""`python -m experiments.benchmarks.images.pull RUN...`: what a round of moles and honest clients does to the loss of the attacked class.
 
 The update of an image is its gradient g. A step along it lowers the loss of class a in proportion to `<g, G_a>`, G_a the gradient of the
 mean loss of class a: its *pull*. Each image counts with `min(1, bound / |g|)`. The models are those that runs of one honest image a client
@@ -33,12 +33,13 @@ CHUNK = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.pull", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.images.pull", description=__doc__.split("\n\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--pair", type=int, nargs=2, default=(4, 6), metavar=("A", "C"), help="attacked and confounding class")
     parser.add_argument("--members", type=int, default=10, help="moles in a round of 100 images")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/pull"))
     arguments = parser.parse_args(argv)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for place, folder in enumerate(arguments.runs, start=1):
         print(f"{place} of {len(arguments.runs)}: {folder}", flush=True)
