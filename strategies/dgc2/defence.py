@@ -40,8 +40,8 @@ class Memory(NamedTuple):
 
     pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
     accuracies, of each class and of all together, and the highest such means, which follow a fall slowly. kept (d,): the last model in
-    which no class was worse than usual; kept_smooth (c + 1,): its running means. tightness: factor of the calibrated bound. calm: rounds
-    since tightness changed.
+    which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and the highest means then. tightness: factor of the
+    calibrated bound. calm: rounds since tightness changed.
     """
 
     pushes: Pushes
@@ -51,6 +51,7 @@ class Memory(NamedTuple):
     best: Tensor
     kept: Tensor
     kept_smooth: Tensor
+    kept_best: Tensor
     tightness: float
     calm: int
 
@@ -123,14 +124,15 @@ class SecondDefence:
         calm, tightness = memory.calm + 1, memory.tightness
         if returns:
             server = ServerState(memory.kept, torch.zeros_like(memory.kept))
-            now, smooth, best = self.by_class(server.theta), memory.kept_smooth, memory.best
+            now, smooth, best = self.by_class(server.theta), memory.kept_smooth, memory.kept_best
             reference = forget(memory.reference, now.losses, FORGET)
             tightness, calm = max(tightness / 2.0, TIGHTEST), 0
         elif calm >= CALM and tightness < 1.0:
             tightness, calm = tightness * 2.0, 0
         memory = memory._replace(now=now, reference=reference, smooth=smooth, best=best, tightness=tightness, calm=calm)
-        if not returns and bool((lost <= self.levels.lost / 2.0).all()) and not self._rising_in(memory).any():
-            memory = memory._replace(kept=server.theta, kept_smooth=smooth)
+        most = torch.maximum(lost, best - summary(now))  # the running means lag behind a fall
+        if not returns and bool((most <= self.levels.lost / 2.0).all()) and not self._rising_in(memory).any():
+            memory = memory._replace(kept=server.theta, kept_smooth=smooth, kept_best=best)
         self.memory = memory
         return server, figures
 
@@ -163,4 +165,4 @@ def summary(now: ByClass) -> Tensor:
 def first_memory(theta: Tensor, now: ByClass, pushes: Pushes) -> Memory:
     """The memory before round 1, from the burnt-in model theta (d,)."""
     accuracies = summary(now)
-    return Memory(pushes, now, now.losses, accuracies, accuracies, theta, accuracies, 1.0, 0)
+    return Memory(pushes, now, now.losses, accuracies, accuracies, theta, accuracies, accuracies, 1.0, 0)

@@ -243,6 +243,23 @@ def test_the_server_goes_back_to_the_last_healthy_model_with_a_tighter_clip_that
     assert defence.before().bound == 1.0, "never frozen"
 
 
+def test_it_does_not_go_back_to_a_model_that_fell_faster_than_the_means_follow() -> None:
+    """Else the means would follow that model down after the return, and the server would return to it again and again."""
+    good, falling, broken = draw(20, seed=9), draw(20, seed=10), draw(20, seed=11)
+    found = {falling: ByClass(torch.tensor([0.1, 0.2]), torch.tensor([90.0, 72.0])), broken: ByClass(torch.zeros(2), torch.zeros(2))}
+    levels = no_limits(3, 1.0)._replace(rises=torch.tensor([0.5, 0.5]), lost=torch.tensor([30.0, 30.0, 10.0]))
+    defence = defence_of(
+        levels, lambda theta: next((now for model, now in found.items() if torch.equal(theta, model)), healthy(theta)), good
+    )
+    for model in (good, falling, broken):
+        server, figures = defence.settle(ServerState(model, torch.zeros(20)))
+    assert figures["returned"]
+    assert torch.equal(server.theta, good)
+    for _ in range(2 * CALM):
+        _, figures = defence.settle(server)
+        assert not figures["returned"]
+
+
 def test_a_client_is_compared_with_its_own_clean_level() -> None:
     values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
     levels = fit_levels(
