@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from experiments.benchmarks.images.tables import image_row, studies_of
 from experiments.records.reading import read_rounds
-from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_below
+from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_below, wrapped
 from experiments.sweep.study import Run
 
 Values = Mapping[str, Sequence[float]]
@@ -66,7 +66,7 @@ def draw_cleaning(path: Path, studies: Mapping[str, Sequence[Run]]) -> None:
         axes = figure.subplots()
         bars(axes, names, {label: [values(name, key, attacked=acts) for name in names] for label, (key, acts) in kinds.items()})
         axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
-        axes.set_xticks(axes.get_xticks(), [name.replace(" ", "\n", 1) for name in names])
+        axes.set_xticks(axes.get_xticks(), [wrapped(name, 14) for name in names])
         legend_below(figure, entries_of(figure))
 
 
