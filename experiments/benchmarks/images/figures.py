@@ -21,7 +21,9 @@ SMOOTH = 5  # evaluations in a moving mean: the accuracy of a class swings by te
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.images.figures", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.images.figures", description="The figures of docs/results/images.md."
+    )
     parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/images"))
     arguments = parser.parse_args(argv)

@@ -33,7 +33,10 @@ CHUNK = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.images.pull", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.images.pull",
+        description="What a round of moles and honest clients does to the attacked class.",
+    )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--pair", type=int, nargs=2, default=(4, 6), metavar=("A", "C"), help="attacked and confounding class")
     parser.add_argument("--members", type=int, default=10, help="moles in a round of 100 images")

@@ -20,8 +20,10 @@ from fl_sim.atomic_files import write_whole
 
 LAST = 10  # rounds of the phase over which the accuracies of moles are averaged
 NEAR = 5.0  # points below the clean run: recovered
-AXES = ("study", "strategy", "attack", "attack.surface", "attack.poison-ratio", "server.learning-rate", "attack.epsilon")
-AXES += ("attack.image-fraction", "cleaning", "cleaning.name", "attack.choice")
+AXES = (
+    *("study", "strategy", "attack", "attack.surface", "attack.poison-ratio", "attack.choice", "server.learning-rate"),
+    *("attack.epsilon", "attack.image-fraction", "cleaning", "cleaning.name"),
+)
 CLEAN = "clean"  # the scale of a study of moles without an attacker
 
 Row = dict[str, Any]
@@ -29,7 +31,10 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.images.tables", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.images.tables",
+        description="The tables of docs/results/images.md, from the folders of their studies.",
+    )
     parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/images"))
     arguments = parser.parse_args(argv)
