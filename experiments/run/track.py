@@ -124,11 +124,6 @@ class TrackRun:
         """The global model (d,) now."""
         return self._strategy.theta
 
-    @property
-    def fired(self) -> tuple[int, ...]:
-        """The rounds in which a trigger has fired."""
-        return self._fired
-
     def position(self) -> Position:
         """The state of the track. Raises UnsavableError."""
         state = self._strategy.save()
