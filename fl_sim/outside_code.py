@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import traceback
-import types
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 
 from fl_sim.process_ends import ends_refused
-from fl_sim.signals import EndedBySignalError
+from fl_sim.signals import EndedBySignalError, signals_remembered
 
 OURS = tuple(str(Path(__file__).parent.parent / package) + os.sep for package in ("fl_sim", "clients", "strategies", "experiments"))
 MOST_FRAMES = 12  # of a traceback in a message: a recursion has a thousand
@@ -105,7 +104,7 @@ def outside_call(failure: Callable[[BaseException], Exception]) -> Generator[Non
     of the process are as before afterwards, and an interrupt (Ctrl-C, SIGTERM) that it swallowed is raised again. A child process that it
     forked and that comes back here ends at once."""
     process = os.getpid()
-    with _remembered_signals() as raise_swallowed, settings_kept(), _streams_kept_open(), ends_refused():
+    with signals_remembered() as raise_swallowed, settings_kept(), _streams_kept_open(), ends_refused():
         try:
             yield
         except BaseException as error:  # it may raise anything
@@ -117,35 +116,6 @@ def outside_call(failure: Callable[[BaseException], Exception]) -> Generator[Non
         finally:
             end_if_forked(process)
         raise_swallowed()
-
-
-@contextmanager
-def _remembered_signals() -> Generator[Callable[[], None]]:
-    """Yields a function that raises for a signal that came inside the block, as its handler should have done."""
-    came: list[int] = []
-
-    def raise_again() -> None:
-        if came:
-            raise KeyboardInterrupt if came[-1] == signal.SIGINT else EndedBySignalError(128 + came[-1])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield raise_again
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def remember(number: int, frame: types.FrameType | None) -> None:
-        came.append(number)
-        before[number](number, frame)
-
-    for number, handler in before.items():
-        if callable(handler):
-            signal.signal(number, remember)
-    try:
-        yield raise_again
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: it was not set from Python
-                signal.signal(number, handler)
 
 
 @contextmanager

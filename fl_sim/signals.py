@@ -66,6 +66,44 @@ def signals_raise() -> Generator[Callable[[], None]]:
 
 
 @contextmanager
+def signals_remembered() -> Generator[Callable[[], None]]:
+    """For a block of others' code, which may swallow exceptions. Yields a function that raises for a signal that came inside the block, as
+    its handler should have done."""
+    came: list[int] = []
+
+    def raise_again() -> None:
+        if came:
+            raise KeyboardInterrupt if came[-1] == signal.SIGINT else EndedBySignalError(128 + came[-1])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield raise_again
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        before[number](number, frame)
+
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, remember)
+    try:
+        yield raise_again
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
+
+
+@contextmanager
+def swallowed_signals_raise() -> Generator[None]:
+    """A signal that comes inside the block and whose exception is swallowed there raises at the end of the block."""
+    with signals_remembered() as raise_again:
+        yield
+    raise_again()
+
+
+@contextmanager
 def time_limit(seconds: float, message: str) -> Generator[None]:
     """Inside the block TimeoutError with a message is raised after so many seconds. In the main thread only, and only if nobody else has an
     alarm set; elsewhere there is no limit."""

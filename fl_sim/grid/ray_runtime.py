@@ -17,7 +17,7 @@ import psutil
 
 from fl_sim.config.resolve import ConfigError
 from fl_sim.grid.transports import SCRATCH
-from fl_sim.signals import children_ignore_ctrl_c, signals_raise
+from fl_sim.signals import children_ignore_ctrl_c, signals_raise, swallowed_signals_raise
 from fl_sim.waits import ProcessError
 
 # The longest path that Ray makes below a folder of ours. With the folder it must fit the 107 bytes of a Unix socket's name.
@@ -52,7 +52,7 @@ def ray_running() -> Generator[None]:
     home = Path(tempfile.mkdtemp(prefix="fl-sim-", dir=short_folder()))
     with signals_raise() as ignore_signals:
         try:
-            with children_ignore_ctrl_c():
+            with children_ignore_ctrl_c(), swallowed_signals_raise():  # Ray swallows now and then what a handler raises
                 _init(ray, address, home)
             with signals_raise():  # again: `ray.init` overwrites the handler of SIGTERM
                 yield

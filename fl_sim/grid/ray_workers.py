@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fl_sim.config.resolve import ConfigError
 from fl_sim.grid.gpu_shares import gpu_problem, workers_and_share
 from fl_sim.grid.transports import Answer, CellTransport, InlineTransport, WorkerDiedError, call_worker, claim_identity
+from fl_sim.signals import swallowed_signals_raise
 from fl_sim.waits import PATIENCE, ProcessError
 from fl_sim.wire.arrays import as_tensor
 from fl_sim.wire.messages import Order
@@ -131,6 +132,7 @@ class RayTransport(CellTransport):
     that are needed, must be ready. Raises ConfigError if the cluster has no place for the workers, ProcessError if Ray does not run.
     """
 
+    @swallowed_signals_raise()
     def __init__(
         self, target: str, num_workers: int, gpus_per_worker: float, *, on_gpu: bool = False, start_timeout: float = 120.0
     ) -> None:
@@ -166,6 +168,7 @@ class RayTransport(CellTransport):
     def num_workers(self) -> int:
         return len(self._actors)
 
+    @swallowed_signals_raise()
     def exchange(self, orders: Sequence[Order], avoid: int | None = None, timeout: float | None = None) -> list[Answer]:
         references_by_address: dict[int, Any] = {}
         calls: list[tuple[int, Any, Any]] = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from fl_sim.grid import ray_runtime
 from fl_sim.grid.ray_runtime import ray_running
+from fl_sim.signals import EndedBySignalError
 
 
 @pytest.mark.parametrize(("address", "expected"), [(None, "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
@@ -26,6 +29,22 @@ def test_ray_is_our_own_or_the_cluster_that_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ray.shutdown", lambda: None)
     with ray_running():
         assert asked == [(expected,)]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, EndedBySignalError)])
+def test_a_signal_that_ray_swallows_while_it_starts_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, error: type[BaseException]
+) -> None:
+    def swallow(*_: Any, **__: Any) -> None:
+        with suppress(BaseException):
+            signal.raise_signal(number)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", swallow)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(error), ray_running():
+        raise AssertionError("it went on")
 
 
 @pytest.mark.parametrize(
