@@ -50,10 +50,12 @@ def ray_running() -> Generator[None]:
         return
     address = cluster_address()
     home = Path(tempfile.mkdtemp(prefix="fl-sim-", dir=short_folder()))
+    complete = False
     with signals_raise() as ignore_signals:
         try:
             with children_ignore_ctrl_c(), swallowed_signals_raise():  # Ray swallows now and then what a handler raises
                 _init(ray, address, home)
+            complete = True
             with signals_raise():  # again: `ray.init` overwrites the handler of SIGTERM
                 yield
         finally:
@@ -62,7 +64,7 @@ def ray_running() -> Generator[None]:
             _kill_autoscaler(processes)
             with suppress(Exception):  # its processes are ended below in any case
                 ray.shutdown()
-            _end(processes)
+            _end(processes, GRACE if complete else 0.0)  # a Ray that is half there hears nothing, and has nothing to keep
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -179,11 +181,11 @@ def _kill_autoscaler(processes: set[psutil.Process]) -> None:
                 process.kill()
 
 
-def _end(processes: set[psutil.Process]) -> None:
-    """Wait for processes (known by id and start time) to end; terminate and then kill those that do not."""
-    _, alive = psutil.wait_procs(list(processes), timeout=GRACE)
-    for act in (psutil.Process.terminate, psutil.Process.kill):
+def _end(processes: set[psutil.Process], grace: float) -> None:
+    """Wait some seconds for processes (known by id and start time) to end; terminate and then kill those that do not."""
+    _, alive = psutil.wait_procs(list(processes), timeout=grace)
+    for act, seconds in ((psutil.Process.terminate, grace), (psutil.Process.kill, GRACE)):
         for process in alive:
             with suppress(psutil.Error):
                 act(process)
-        _, alive = psutil.wait_procs(alive, timeout=GRACE)
+        _, alive = psutil.wait_procs(alive, timeout=seconds)
