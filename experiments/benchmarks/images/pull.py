@@ -62,7 +62,7 @@ def pulls(folder: Path, pair: Pair, members: int) -> list[dict[str, Any]]:
     model = FlatModel(module, torch.zeros(0))
     theta = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
     half = len(test.labels) // 2
-    honest, rest = Batch(*(values[:HONEST] for values in test)), Batch(*(values[half:] for values in test))
+    honest, rest = Batch(*(values[: min(HONEST, half)] for values in test)), Batch(*(values[half:] for values in test))
     with torch.no_grad():
         probabilities = F.softmax(torch.cat([module(part) for part in rest.inputs.split(200)]), dim=1)
     of_class = rest.labels == pair.confounding

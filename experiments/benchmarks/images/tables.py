@@ -1,6 +1,6 @@
 """`python -m experiments.benchmarks.images.tables RUNS`: the tables of docs/results/images.md, from the folders of their studies.
 
-Prints Markdown: means, least and most over the seeds. Writes `images.csv` and `moles.csv`, one row per run.
+Prints Markdown: means, least and most over the seeds. Writes `images.csv` and `moles.csv`, one row per run, if there are such studies.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     moles = {name: runs for name, runs in studies.items() if name.startswith("moles")}
     others = [image_row(name, run) for name, runs in studies.items() if name not in moles for run in runs]
     for name, rows in (("images", others), ("moles", mole_rows(moles))):
+        if not rows:
+            continue
         frame = pd.DataFrame(rows)
         write_whole(arguments.output / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
         print(f"\n## {name}\n\n{markdown(frame)}")
