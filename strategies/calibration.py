@@ -25,7 +25,7 @@ from strategies.dgc2.levels import Levels, bound_of, fit_levels, laxness, no_lim
 from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
 
-VERSION = 3  # of the calibration's method; caches of other versions are ignored
+VERSION = 4  # of the calibration's method; caches of other versions are ignored
 # The rounds of a calibration are numbered from here. So their samples differ from those of the run's rounds, and so do their batches,
 # except for clients whose share is no larger than a batch.
 FIRST = 1_000_000
@@ -51,7 +51,7 @@ def calibrate(
     count as an alarm. Then the model is discarded: the run starts from the burnt-in model, as with any other strategy. Cached like the
     burn-in.
     """
-    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}"
+    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}x"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
     if not (record := _load(path)):
         with locked(path.with_suffix(".lock"), "measures the same calibration") as alive:  # cells of a sweep share it
@@ -67,7 +67,12 @@ def calibrate(
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
         levels = fit_levels(record, config.data.num_clients, config.strategy)
-        fitted = {"cuts": levels.cuts.tolist(), "most-risen": levels.rises.tolist(), "most-lost": levels.lost.tolist()}
+        fitted = {
+            "cuts": levels.cuts.tolist(),
+            "most-pushed": levels.joint,
+            "most-risen": levels.rises.tolist(),
+            "most-lost": levels.lost.tolist(),
+        }
         return levels, record | fitted | {"warnings": laxness(levels, config.strategy)}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
@@ -132,14 +137,14 @@ def _measure_levels(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, under this clip: the
-    persistence of each client by id, by how much the loss of each class exceeds its reference, and how many points of accuracy each class,
-    and all together, are below their best.
+    persistence of each client by id, how far all together pushed apart in one direction, by how much the loss of each class exceeds its
+    reference, and how many points of accuracy each class, and all together, are below their best.
     """
     rounds, clients = config.strategy.calibration_rounds, config.data.num_clients
     strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
     defence = strategy.defence
     assert defence
-    norms, values, rises, lost = list[float](), dict[str, list[float]](), list[list[float]](), list[list[float]]()
+    norms, values, joint, rises, lost = list[float](), dict[str, list[float]](), list[float](), list[list[float]](), list[list[float]]()
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
@@ -151,10 +156,11 @@ def _measure_levels(
             scores = persistence(defence.memory.pushes)
             for client in result.outcome.combined:
                 values.setdefault(str(client), []).append(float(scores[client]))
+            joint.append(defence.figures["joint_push"])
             lost.append((defence.memory.best - defence.memory.smooth).tolist())
             rises.append((defence.memory.now.losses - defence.memory.reference).tolist())
         progress(number, rounds)
-    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "rises": rises, "lost": lost}
+    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "joint": joint, "rises": rises, "lost": lost}
 
 
 def _clean_strategy(

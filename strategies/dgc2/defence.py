@@ -19,7 +19,7 @@ from fl_sim.training.clipping import Clip
 from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, forget
 from strategies.dgc2.levels import Levels
-from strategies.dgc2.persistence import Pushes, add, factors, no_pushes, persistence, sketch
+from strategies.dgc2.persistence import Pushes, add, conspirators, factors, no_pushes, persistence, sketch
 from strategies.server_sgd import ServerState
 
 FORGET = 100.0  # rounds over which the reference of a class's loss follows a rise
@@ -90,12 +90,15 @@ class SecondDefence:
         """The combined update (d,): `sum_i w_i a_i clip(g_i) / W`, without what harms a class. Sets `left_out` (n,): the clients with
         a_i < 1/2."""
         known, memory = Pushes(*(part[clients] for part in self.memory.pushes)), self.memory
-        sketches = sketch(updates, self.signs)
-        scales = factors(known, sketches, self.memories.beta, self.levels.cuts[clients])
+        sketches, cuts = sketch(updates, self.signs), self.levels.cuts[clients]
+        scales = factors(known, sketches, self.memories.beta, cuts)
+        scaled = int((scales < 1.0).sum())
+        joint = conspirators(memory.pushes.sums, scales.unsqueeze(1) * sketches, clients, self.memories.beta, cuts, self.levels.joint)
+        scales = torch.where(joint.silent, 0.0, scales)
         known = add(known, scales.unsqueeze(1) * sketches, self.memories.beta)
         for part, new in zip(memory.pushes, known, strict=True):
             part[clients] = new
-        scaled, rising = int((scales < 1.0).sum()), self._rising()
+        rising = self._rising()
         correction, dropped = torch.zeros_like(server.theta), torch.zeros_like(clients, dtype=torch.bool)
         if rising.any():
             gradient = self.gradient(server.theta, rising)
@@ -105,10 +108,12 @@ class SecondDefence:
         self.left_out = scales < 0.5
         self.figures = {
             "scaled": float(scaled),
+            "silenced": float(joint.silent.sum()),
             "rising_classes": float(rising.sum()),
             "dropped": float(dropped.sum()),
             "tightness": memory.tightness,
             "largest_persistence": float(persistence(known).max()),
+            "joint_push": joint.push,
         }
         return (weights * scales) @ updates / weights.sum() - correction
 

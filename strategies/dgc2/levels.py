@@ -21,18 +21,21 @@ LEAST_RISE = 0.1  # nats, if the loss of the class hardly rose in the clean roun
 
 
 class Levels(NamedTuple):
-    """bound: of the clip of each update; cuts (N,): the largest persistence of each client; rises (c,): by how many nats the loss of a
+    """bound: of the clip of each update; cuts (N,): the largest persistence of each client; joint: what all clients together may have
+    pushed in one direction; rises (c,): by how many nats the loss of a
     class may exceed its reference; lost (c + 1,): how many points of accuracy each class, and all together, may be below their best."""
 
     bound: float
     cuts: Tensor
+    joint: float
     rises: Tensor
     lost: Tensor
 
 
 def no_limits(num_clients: int, bound: float = float("inf")) -> Levels:
     """Levels that restrict nothing but the length of updates, for the clean rounds."""
-    return Levels(bound, *(torch.full((size,), float("inf")) for size in (num_clients, 1, 1)))
+    cuts, rises, lost = (torch.full((size,), float("inf")) for size in (num_clients, 1, 1))
+    return Levels(bound, cuts, float("inf"), rises, lost)
 
 
 def bound_of(norms: Sequence[float], quantile: float) -> float:
@@ -43,7 +46,8 @@ def bound_of(norms: Sequence[float], quantile: float) -> float:
 def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) -> Levels:
     """The levels that follow from a record of clean rounds.
 
-    record: its `bound`; `persistence`, by client id the values of R; `rises`, in each round the differences (c,) between the loss of a
+    record: its `bound`; `persistence`, by client id the values of R; `joint`, in each round the most that all together had pushed in one
+    direction; `rises`, in each round the differences (c,) between the loss of a
     class and its reference; `lost`, in each round how many points each class, and all together (c + 1), were below their best.
 
     A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
@@ -59,7 +63,7 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     rises = (RISE * torch.tensor(record["rises"]).amax(dim=0)).clamp(min=LEAST_RISE)
     lost = RISE * torch.tensor(record["lost"]).amax(dim=0)
     least = torch.tensor([settings.most_lost_class] * (len(lost) - 1) + [settings.most_lost])
-    return Levels(record["bound"], cuts, rises, torch.maximum(lost, least))
+    return Levels(record["bound"], cuts, OWN * max(record["joint"]), rises, torch.maximum(lost, least))
 
 
 def laxness(levels: Levels, settings: Strategy) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+STEPS = 20  # of the power iteration
 SKETCH = 1024  # numbers that stand for an update; inner products of sketches are off by about 3 % of the lengths
 
 
@@ -68,3 +69,45 @@ def factors(pushes: Pushes, sketches: Tensor, beta: float, cuts: Tensor) -> Tens
     broken = linear - quadratic > slack  # at a = 1; then linear > 0 and the roots are real
     root = (linear.square() - 4.0 * quadratic * slack).clamp(min=0.0).sqrt()
     return torch.where(broken, 2.0 * slack / (linear + root).clamp(min=torch.finfo(linear.dtype).tiny), 1.0).clamp(max=1.0)
+
+
+def strongest(sums: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """`max_v |(S - mean S) v|^2` over unit vectors, and that v (k,), of sums S (N, k), by power iteration from a vector (k,): the direction
+    in which clients have pushed apart most. (All honest clients push along the mean.)"""
+    apart, direction = sums - sums.mean(dim=0), start
+    for _ in range(STEPS):
+        direction = torch.nn.functional.normalize(apart.T @ (apart @ direction), dim=0)
+    return (apart @ direction).square().sum(), direction
+
+
+class Joint(NamedTuple):
+    """silent: the clients of a round, bool (n,), that are left out; push: what all clients together have then pushed in one direction."""
+
+    silent: Tensor
+    push: float
+
+
+def conspirators(sums: Tensor, sketches: Tensor, clients: Tensor, beta: float, cuts: Tensor, limit: float) -> Joint:
+    """Whom to leave out so that clients do not push apart in any direction by more than a limit, `|(S - mean S) v|^2 <= limit`.
+
+    Along the direction that is pushed too much those go first that pushed most, in proportion to their cuts (a client that always repeated
+    itself goes last). If all clients are in the round and it held in the round before, it holds.
+
+    Args: sums S (N, k) before the round, sketches (n, k) of the updates of the clients with ids `clients` (n,), their cuts (n,).
+    """
+    silent = torch.zeros_like(clients, dtype=torch.bool)
+    usual = cuts.clamp(max=largest_persistence(beta))
+    after, before = sums.clone(), beta * sums[clients]
+    after[clients] = before + sketches
+    direction = after[after.square().sum(dim=1).argmax()]
+    while True:
+        push, direction = strongest(after, direction)
+        mean = after.mean(dim=0)
+        pushed = ((after[clients] - mean) @ direction).square()
+        relief = torch.where(silent, 0.0, pushed - ((before - mean) @ direction).square()).clamp(min=0.0)
+        if push <= limit or not relief.any():
+            return Joint(silent, float(push))
+        order = torch.where(relief > 0.0, pushed / usual, -1.0).argsort(descending=True, stable=True)
+        relief_before = relief[order].cumsum(dim=0) - relief[order]  # by those that go before
+        silent[order] |= (relief[order] > 0.0) & (relief_before < push - limit)
+        after[clients[silent]] = before[silent]

@@ -26,7 +26,7 @@ from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, forget
 from strategies.dgc2.defence import CALM, Memories, SecondDefence, first_memory
 from strategies.dgc2.levels import Levels, fit_levels, laxness, no_limits
-from strategies.dgc2.persistence import Pushes, add, factors, largest_persistence, no_pushes, persistence, sketch
+from strategies.dgc2.persistence import Pushes, add, conspirators, factors, largest_persistence, no_pushes, persistence, sketch
 from strategies.server_sgd import ServerState
 
 BETA = 0.95
@@ -117,6 +117,53 @@ def test_what_an_unseen_push_can_do() -> None:
             pushes = add(pushes, scale * update, BETA)
             applied += float(scale) * most if round_ >= 100 else 0.0
         assert low <= applied / (rounds - 100) / most <= high + 1e-6
+
+
+def pushed_apart(sums: Tensor) -> float:
+    """The largest `|(S - mean S) v|^2`, by a singular value decomposition."""
+    return float(torch.linalg.matrix_norm(sums - sums.mean(dim=0), 2) ** 2)
+
+
+@settings(derandomize=True, deadline=None, max_examples=15)
+@given(st.integers(0, 2**31), st.floats(5.0, 60.0), st.floats(0.0, 3.0), st.integers(1, 14))
+def test_together_clients_do_not_push_apart_by_more_than_the_limit(seed: int, limit: float, pull: float, members: int) -> None:
+    """Whatever members send, in one direction or in turns, with everybody in each round."""
+    generator = torch.Generator().manual_seed(seed)
+    sums, cuts, clients = torch.zeros(20, 1024), torch.full((20,), 2.0), torch.arange(20)
+    directions = torch.nn.functional.normalize(torch.randn(3, 1024, generator=generator), dim=1)
+    for round_ in range(40):
+        sketches = torch.nn.functional.normalize(torch.randn(20, 1024, generator=generator), dim=1)
+        sketches[:members] += pull * directions[(round_ // 10) % 3]
+        joint = conspirators(sums, sketches, clients, BETA, cuts, limit)
+        sums = BETA * sums + torch.where(joint.silent, 0.0, 1.0).unsqueeze(1) * sketches
+        assert pushed_apart(sums) <= 1.1 * limit  # a power iteration is a little short
+        assert joint.push == pytest.approx(pushed_apart(sums), rel=0.1)
+
+
+def test_of_those_who_push_together_the_strongest_go_first_in_proportion_to_what_they_may() -> None:
+    h, clients = draw(1, 1024) / 32.0, torch.arange(40)
+    sums = draw(40, 1024, seed=2) / 32.0
+    lengths = torch.cat([torch.full((10,), 3.0), torch.zeros(30)]).unsqueeze(1)
+    sums = sums + lengths * h
+    sketches = draw(40, 1024, seed=3) / 32.0 + 0.2 * lengths * h
+    unlimited = conspirators(sums, sketches, clients, BETA, torch.full((40,), 2.0), float("inf"))
+    assert not unlimited.silent.any()
+    one = conspirators(sums, sketches, clients, BETA, torch.full((40,), 2.0), 0.99 * unlimited.push)
+    assert one.silent.any()
+    assert not one.silent[10:].any()
+    assert one.push <= 0.99 * unlimited.push
+    cuts = torch.full((40,), 2.0)
+    cuts[:5] = float("inf")  # these always pushed like that
+    other = conspirators(sums, sketches, clients, BETA, cuts, 0.99 * unlimited.push)
+    assert other.silent[5:10].any()
+    assert not other.silent[:5].any()
+
+
+def test_what_all_push_together_is_not_pushed_apart() -> None:
+    same = draw(1, 1024).expand(30, 1024)
+    joint = conspirators(torch.zeros(30, 1024), same, torch.arange(30), BETA, torch.full((30,), 2.0), 1.0)
+    assert not joint.silent.any()
+    assert joint.push == pytest.approx(0.0, abs=1e-3)
 
 
 def test_harmful_updates_are_the_largest_until_the_rest_adds_less_than_half_of_what_others_take_away() -> None:
@@ -263,9 +310,12 @@ def test_it_does_not_go_back_to_a_model_that_fell_faster_than_the_means_follow()
 def test_a_client_is_compared_with_its_own_clean_level() -> None:
     values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
     levels = fit_levels(
-        {"bound": 0.5, "persistence": values, "rises": [[0.0, 0.3], [-0.1, 0.1]], "lost": [[1.0, 24.0, 2.0]]}, 4, Strategy()
+        {"bound": 0.5, "persistence": values, "joint": [2.0, 8.0], "rises": [[0.0, 0.3], [-0.1, 0.1]], "lost": [[1.0, 24.0, 2.0]]},
+        4,
+        Strategy(),
     )
     assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
+    assert levels.joint == 10.0
     assert levels.lost.tolist() == [30.0, 36.0, 5.0]
     torch.testing.assert_close(levels.rises, torch.tensor([0.1, 0.45]))
     (warning,) = laxness(levels, Strategy())
