@@ -51,7 +51,7 @@ def calibrate(
     count as an alarm. Then the model is discarded: the run starts from the burnt-in model, as with any other strategy. Cached like the
     burn-in.
     """
-    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}x"
+    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}y"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
     if not (record := _load(path)):
         with locked(path.with_suffix(".lock"), "measures the same calibration") as alive:  # cells of a sweep share it
@@ -148,7 +148,9 @@ def _measure_levels(
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
-            defence.memory = defence.memory._replace(pushes=no_pushes(clients))  # unclipped updates would hide the clipped ones in R
+            defence.memory = defence.memory._replace(
+                pushes=no_pushes(clients, len(start.theta))
+            )  # unclipped updates would hide the clipped ones in R
         result = _clean_round(strategy, grid, number)
         if number <= rounds // 4:
             norms += [report.norm for report in result.outcome.reports if not report.failure]

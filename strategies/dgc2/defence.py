@@ -41,7 +41,7 @@ class Memory(NamedTuple):
     pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
     accuracies, of each class and of all together, and the highest such means, which follow a fall slowly. kept (d,): the last model in
     which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and the highest means then. tightness: factor of the
-    calibrated bound. calm: rounds since tightness changed.
+    calibrated bound. calm: rounds since tightness changed. rounds: so far.
     """
 
     pushes: Pushes
@@ -54,6 +54,7 @@ class Memory(NamedTuple):
     kept_best: Tensor
     tightness: float
     calm: int
+    rounds: int
 
 
 @dataclass
@@ -61,18 +62,19 @@ class SecondDefence:
     """Combines updates (n, d) with weights (n,) of clients (n,), and judges the model that they lead to.
 
     1. Each update is clipped to the calibrated bound (the `before` slot).
-    2. It is scaled down so far that its client's persistence stays at most its cut.
+    2. It is scaled down so far that its client's persistence stays at most its cut, and left out if all together push in one direction
+       by more than clean rounds did and its client pushes most.
     3. If the probe loss of some classes exceeds its reference by more than usual, the updates that raise it most are left out, and the
        part of the velocity that raises it is removed (the combined update holds its negative).
     4. If the accuracy on the probe, or of one class of it, has fallen by more than may be lost, the server returns to the last healthy
        model, and the bound of the clip is halved. It doubles again after 20 calm rounds, so that the server is never frozen.
 
-    Args: by_class and gradient, see `ClassProbe`; signs (d,), of the sketch, secret.
+    Args: by_class and gradient, see `ClassProbe`; signs, of the sketch of a round (d,), secret.
     """
 
     by_class: Callable[[Tensor], ByClass]
     gradient: Callable[[Tensor, Tensor], Tensor]
-    signs: Tensor
+    signs: Callable[[int], Tensor]
     levels: Levels
     memories: Memories
     memory: Memory
@@ -90,12 +92,13 @@ class SecondDefence:
         """The combined update (d,): `sum_i w_i a_i clip(g_i) / W`, without what harms a class. Sets `left_out` (n,): the clients with
         a_i < 1/2."""
         known, memory = Pushes(*(part[clients] for part in self.memory.pushes)), self.memory
-        sketches, cuts = sketch(updates, self.signs), self.levels.cuts[clients]
-        scales = factors(known, sketches, self.memories.beta, cuts)
+        beta, cuts, signs = self.memories.beta, self.levels.cuts[clients], self.signs(memory.rounds)
+        scales = factors(known, updates, beta, cuts)
         scaled = int((scales < 1.0).sum())
-        joint = conspirators(memory.pushes.sums, scales.unsqueeze(1) * sketches, clients, self.memories.beta, cuts, self.levels.joint)
+        sketches = scales.unsqueeze(1) * sketch(updates, signs)
+        joint = conspirators(sketch(memory.pushes.sums, signs), sketches, clients, beta, cuts, self.levels.joint)
         scales = torch.where(joint.silent, 0.0, scales)
-        known = add(known, scales.unsqueeze(1) * sketches, self.memories.beta)
+        known = add(known, scales.unsqueeze(1) * updates, beta)
         for part, new in zip(memory.pushes, known, strict=True):
             part[clients] = new
         rising = self._rising()
@@ -134,7 +137,9 @@ class SecondDefence:
             tightness, calm = max(tightness / 2.0, TIGHTEST), 0
         elif calm >= CALM and tightness < 1.0:
             tightness, calm = tightness * 2.0, 0
-        memory = memory._replace(now=now, reference=reference, smooth=smooth, best=best, tightness=tightness, calm=calm)
+        memory = memory._replace(
+            now=now, reference=reference, smooth=smooth, best=best, tightness=tightness, calm=calm, rounds=memory.rounds + 1
+        )
         most = torch.maximum(lost, best - summary(now))  # the running means lag behind a fall
         if not returns and bool((most <= self.levels.lost / 2.0).all()) and not self._rising_in(memory).any():
             memory = memory._replace(kept=server.theta, kept_smooth=smooth, kept_best=best)
@@ -151,14 +156,17 @@ class SecondDefence:
 
 def begin_defence(config: Config, theta: Tensor, probe: ClassProbe, levels: Levels) -> SecondDefence:
     """The defence before round 1, from the burnt-in model theta (d,)."""
-    signs = stream(config.seed, "sketch").integers(0, 2, len(theta))
+
+    def signs(number: int) -> Tensor:
+        return torch.from_numpy(2.0 * stream(config.seed, "sketch", number).integers(0, 2, len(theta)) - 1.0).to(theta)
+
     return SecondDefence(
         by_class=probe.by_class,
         gradient=probe.gradient,
-        signs=torch.from_numpy(2.0 * signs - 1.0).to(theta),
+        signs=signs,
         levels=levels,
         memories=Memories(config.strategy.persistence_memory, config.server.momentum),
-        memory=first_memory(theta, probe.by_class(theta), no_pushes(config.data.num_clients)),
+        memory=first_memory(theta, probe.by_class(theta), no_pushes(config.data.num_clients, len(theta))),
     )
 
 
@@ -170,4 +178,4 @@ def summary(now: ByClass) -> Tensor:
 def first_memory(theta: Tensor, now: ByClass, pushes: Pushes) -> Memory:
     """The memory before round 1, from the burnt-in model theta (d,)."""
     accuracies = summary(now)
-    return Memory(pushes, now, now.losses, accuracies, accuracies, theta, accuracies, accuracies, 1.0, 0)
+    return Memory(pushes, now, now.losses, accuracies, accuracies, theta, accuracies, accuracies, 1.0, 0, 0)

@@ -12,36 +12,37 @@ import torch
 from torch import Tensor
 
 STEPS = 20  # of the power iteration
-SKETCH = 1024  # numbers that stand for an update; inner products of sketches are off by about 3 % of the lengths
+SKETCH = 1024  # numbers that stand for a sum where all clients are compared; inner products are off by about 3 % of the lengths
 
 
 class Pushes(NamedTuple):
-    """What each client's applied updates added up to, by client id: `sums` S (N, k) of sketches and `squares` Q (N,) of their lengths."""
+    """What each client's applied updates added up to, by client id: `sums` S (N, d) and the `squares` Q (N,) of their lengths."""
 
     sums: Tensor
     squares: Tensor
 
 
-def no_pushes(num_clients: int) -> Pushes:
+def no_pushes(num_clients: int, dimensions: int) -> Pushes:
     """The state before the first round."""
-    return Pushes(torch.zeros(num_clients, SKETCH), torch.zeros(num_clients))
+    return Pushes(torch.zeros(num_clients, dimensions), torch.zeros(num_clients))
 
 
-def sketch(updates: Tensor, signs: Tensor) -> Tensor:
-    """A random projection of updates (n, d) to (n, k): coordinate j is added to the number j mod k with the sign `signs[j]`.
+def sketch(vectors: Tensor, signs: Tensor) -> Tensor:
+    """A random projection of vectors (n, d) to (n, k): coordinate j is added to the number j mod k with the sign `signs[j]`.
 
-    The signs (d,), 1 or -1, are the server's secret. Inner products are kept in expectation: `E <sketch(a), sketch(b)> = <a, b>`.
+    Inner products are kept in expectation: `E <sketch(a), sketch(b)> = <a, b>`. The signs (d,), 1 or -1, are to be drawn afresh in every
+    round: an attacker that sees what the server makes of its updates can learn signs that stay, and then push where they see nothing.
     Source: Charikar et al. 2002 (count sketch), with a fixed assignment to the k numbers.
     """
-    sketches = updates.new_zeros(len(updates), SKETCH)
-    for part, own in zip(updates.split(SKETCH, dim=1), signs.split(SKETCH), strict=True):  # k coordinates at a time: no copy of (n, d)
+    sketches = vectors.new_zeros(len(vectors), SKETCH)
+    for part, own in zip(vectors.split(SKETCH, dim=1), signs.split(SKETCH), strict=True):  # k coordinates at a time: no copy of (n, d)
         sketches[:, : len(own)].addcmul_(part, own)
     return sketches
 
 
 def persistence(pushes: Pushes) -> Tensor:
     """`R = |S|^2 / Q` (n,): about 1 for independent updates; see `largest_persistence`."""
-    return pushes.sums.square().sum(dim=1) / pushes.squares.clamp(min=torch.finfo(pushes.squares.dtype).tiny)
+    return _dots(pushes.sums, pushes.sums) / pushes.squares.clamp(min=torch.finfo(pushes.squares.dtype).tiny)
 
 
 def largest_persistence(beta: float) -> float:
@@ -49,31 +50,35 @@ def largest_persistence(beta: float) -> float:
     return (1.0 + beta) / (1.0 - beta)
 
 
-def add(pushes: Pushes, sketches: Tensor, beta: float) -> Pushes:
-    """`S <- beta S + s`, `Q <- beta^2 Q + |s|^2` for sketches s (n, k) of what was applied; pushes of the same n clients."""
-    return Pushes(beta * pushes.sums + sketches, beta**2 * pushes.squares + sketches.square().sum(dim=1))
+def add(pushes: Pushes, updates: Tensor, beta: float) -> Pushes:
+    """`S <- beta S + g`, `Q <- beta^2 Q + |g|^2` for applied updates g (n, d); pushes of the same n clients."""
+    return Pushes(torch.add(updates, pushes.sums, alpha=beta), beta**2 * pushes.squares + _dots(updates, updates))
 
 
-def factors(pushes: Pushes, sketches: Tensor, beta: float, cuts: Tensor) -> Tensor:
+def factors(pushes: Pushes, updates: Tensor, beta: float, cuts: Tensor) -> Tensor:
     """The largest factor a (n,) from 0 to 1 of each update with which the client's R stays at most its cut.
 
-    `|beta S + a s|^2 <= cut (beta^2 Q + a^2 |s|^2)` is a quadratic inequality in a. It holds at a = 0 if it held in the round before, so
+    `|beta S + a g|^2 <= cut (beta^2 Q + a^2 |g|^2)` is a quadratic inequality in a. It holds at a = 0 if it held in the round before, so
     that it holds in every round: this bounds what a client's applied updates can add up to, whatever it sends.
 
-    Args: pushes of the n clients before the round; sketches s (n, k); cuts (n,), above 1.
+    Args: pushes of the n clients before the round; updates g (n, d); cuts (n,), above 1.
     """
-    old = Pushes(beta * pushes.sums, beta**2 * pushes.squares)
-    quadratic = (cuts - 1.0) * sketches.square().sum(dim=1)  # the inequality is: -quadratic a^2 + linear a - slack <= 0
-    linear = 2.0 * (old.sums * sketches).sum(dim=1)
-    slack = (cuts * old.squares - old.sums.square().sum(dim=1)).clamp(min=0.0)  # below 0 by rounding only
+    quadratic = (cuts - 1.0) * _dots(updates, updates)  # the inequality is: -quadratic a^2 + linear a - slack <= 0
+    linear = 2.0 * beta * _dots(pushes.sums, updates)
+    slack = beta**2 * (cuts * pushes.squares - _dots(pushes.sums, pushes.sums)).clamp(min=0.0)  # below 0 by rounding only
     broken = linear - quadratic > slack  # at a = 1; then linear > 0 and the roots are real
     root = (linear.square() - 4.0 * quadratic * slack).clamp(min=0.0).sqrt()
     return torch.where(broken, 2.0 * slack / (linear + root).clamp(min=torch.finfo(linear.dtype).tiny), 1.0).clamp(max=1.0)
 
 
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """The inner products (n,) of the rows of a and b (n, d)."""
+    return torch.linalg.vecdot(a, b)
+
+
 def strongest(sums: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """`max_v |(S - mean S) v|^2` over unit vectors, and that v (k,), of sums S (N, k), by power iteration from a vector (k,): the direction
-    in which clients have pushed apart most. (All honest clients push along the mean.)"""
+    """`max_v |(S - mean S) v|^2` over unit vectors, and that v (k,), of sketched sums S (N, k), by power iteration from a vector (k,): the
+    direction in which clients have pushed apart most. (All honest clients push along the mean.)"""
     apart, direction = sums - sums.mean(dim=0), start
     for _ in range(STEPS):
         direction = torch.nn.functional.normalize(apart.T @ (apart @ direction), dim=0)
@@ -93,7 +98,7 @@ def conspirators(sums: Tensor, sketches: Tensor, clients: Tensor, beta: float, c
     Along the direction that is pushed too much those go first that pushed most, in proportion to their cuts (a client that always repeated
     itself goes last). If all clients are in the round and it held in the round before, it holds.
 
-    Args: sums S (N, k) before the round, sketches (n, k) of the updates of the clients with ids `clients` (n,), their cuts (n,).
+    Args: sketched sums S (N, k) before the round, sketches (n, k) of the updates of the clients with ids `clients` (n,), their cuts (n,).
     """
     silent = torch.zeros_like(clients, dtype=torch.bool)
     usual = cuts.clamp(max=largest_persistence(beta))

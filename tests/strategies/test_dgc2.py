@@ -49,7 +49,7 @@ def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares()
 
 
 def test_the_same_update_for_ever_has_the_largest_persistence_and_independent_ones_about_one() -> None:
-    same, other = no_pushes(1), no_pushes(200)
+    same, other = no_pushes(1, 1024), no_pushes(200, 1024)
     for round_ in range(150):
         same = add(same, draw(1, 1024), BETA)
         other = add(other, draw(200, 1024, seed=round_), BETA)
@@ -77,7 +77,7 @@ def test_no_sequence_of_updates_exceeds_the_cut_and_the_factor_is_the_largest_th
     """Updates that are partly the same, of any length, some zero: R stays at most the cut, and a little more of an update would not."""
     generator = torch.Generator().manual_seed(seed)
     common, cuts = torch.randn(1024, generator=generator), torch.full((6,), cut)
-    pushes = no_pushes(6)
+    pushes = no_pushes(6, 1024)
     for _ in range(15):
         lengths = torch.rand(6, 1, generator=generator) ** 4 * (torch.rand(6, 1, generator=generator) > 0.2)
         sketches = lengths * (pull * common + torch.randn(6, 1024, generator=generator))
@@ -97,7 +97,7 @@ def test_what_an_unseen_push_can_do() -> None:
     alpha = math.sqrt((cut - 1.0) * (1.0 - BETA) / (2.0 * BETA))
     h = torch.zeros(dimensions)
     h[0] = 1.0
-    pushes, values = no_pushes(clients), list[float]()
+    pushes, values = no_pushes(clients, dimensions), list[float]()
     for round_ in range(rounds):
         rest = draw(clients, dimensions, seed=round_)
         rest[:, 0] = 0.0
@@ -107,7 +107,7 @@ def test_what_an_unseen_push_can_do() -> None:
 
     most = math.sqrt(cut / largest_persistence(BETA))
     for rest_sign, low, high in ((1.0, 0.0, 0.5), (-1.0, 0.85, 1.0)):  # a rest that adds up, and one that cancels
-        pushes, applied, rest, sign = no_pushes(1), 0.0, draw(dimensions, seed=5), 1.0
+        pushes, applied, rest, sign = no_pushes(1, dimensions), 0.0, draw(dimensions, seed=5), 1.0
         rest[0] = 0.0
         rest = rest / rest.norm()
         for round_ in range(rounds):
@@ -212,10 +212,9 @@ def test_losses_accuracies_and_gradients_by_class() -> None:
 
 def defence_of(levels: Levels, looks: Callable[[Tensor], ByClass], theta: Tensor, pull: Tensor | None = None) -> SecondDefence:
     memories = Memories(BETA, momentum=0.9)
-    memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts)))
-    return SecondDefence(
-        looks, lambda theta, classes: torch.zeros_like(theta) if pull is None else pull, theta.sign(), levels, memories, memory
-    )
+    memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts), len(theta)))
+    gradient = torch.zeros_like(theta) if pull is None else pull
+    return SecondDefence(looks, lambda *_: gradient, lambda number: draw(len(theta), seed=number).sign(), levels, memories, memory)
 
 
 def healthy(theta: Tensor) -> ByClass:
@@ -242,6 +241,28 @@ def test_a_client_that_repeats_itself_is_silenced_and_the_others_are_not() -> No
         defence.combine(ServerState(theta, theta), updates, torch.ones(6), clients)
     assert defence.left_out is not None
     assert defence.left_out.tolist() == [False, False, False, False, True, False]
+
+
+def test_a_push_that_a_sketch_does_not_see_is_seen() -> None:
+    """An attacker that has learnt the signs of a sketch pushes in its null space: here those of the first round, for ever."""
+    theta, clients = draw(3000, seed=9), torch.arange(40)
+    signs = draw(3000, seed=0).sign()
+    unseen = draw(1, 3000, seed=5)
+    unseen[:, :1024] -= signs[:1024] * sketch(unseen, signs)
+    torch.testing.assert_close(sketch(unseen, signs), torch.zeros(1, 1024), atol=1e-4, rtol=0.0)
+    for limits in (no_limits(40)._replace(cuts=torch.full((40,), 2.0)), no_limits(40)._replace(joint=3.0e5)):
+        defence, server = defence_of(limits, healthy, theta), ServerState(theta, theta)
+        applied = list[float]()
+        for round_ in range(40):
+            updates = draw(40, 3000, seed=round_)
+            updates[:8] += 2.0 * unseen
+            combined = defence.combine(server, updates, torch.ones(40), clients)
+            applied.append(float(combined @ unseen[0]) / float(unseen.square().sum()))
+            server, _ = defence.settle(server)
+        assert sum(applied[25:]) < 0.5 * 15 * applied[0]
+        assert defence.left_out is not None
+        assert defence.left_out[:8].any()
+        assert not defence.left_out[8:].any()
 
 
 def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_velocity() -> None:
