@@ -51,7 +51,7 @@ def calibrate(
     count as an alarm. Then the model is discarded: the run starts from the burnt-in model, as with any other strategy. Cached like the
     burn-in.
     """
-    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}y"
+    folder = Path(config.data.cache_dir).expanduser() / f"calibration-{VERSION}"
     path = folder / f"{cache_key(config, federation, DEPENDS_ON)}.json"
     if not (record := _load(path)):
         with locked(path.with_suffix(".lock"), "measures the same calibration") as alive:  # cells of a sweep share it

@@ -19,7 +19,7 @@ from fl_sim.training.clipping import Clip
 from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, forget
 from strategies.dgc2.levels import Levels
-from strategies.dgc2.persistence import Pushes, add, conspirators, factors, no_pushes, persistence, sketch
+from strategies.dgc2.persistence import Pushes, add, conspirators, factors, no_pushes, persistence, products, sketch
 from strategies.server_sgd import ServerState
 
 FORGET = 100.0  # rounds over which the reference of a class's loss follows a rise
@@ -91,16 +91,16 @@ class SecondDefence:
     def combine(self, server: ServerState, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
         """The combined update (d,): `sum_i w_i a_i clip(g_i) / W`, without what harms a class. Sets `left_out` (n,): the clients with
         a_i < 1/2."""
-        known, memory = Pushes(*(part[clients] for part in self.memory.pushes)), self.memory
-        beta, cuts, signs = self.memories.beta, self.levels.cuts[clients], self.signs(memory.rounds)
-        scales = factors(known, updates, beta, cuts)
+        memory, beta, cuts, signs = self.memory, self.memories.beta, self.levels.cuts[clients], self.signs(self.memory.rounds)
+        pushes = memory.pushes.of(clients)
+        known = products(pushes, updates)
+        scales = factors(pushes, known, beta, cuts)
         scaled = int((scales < 1.0).sum())
         sketches = scales.unsqueeze(1) * sketch(updates, signs)
         joint = conspirators(sketch(memory.pushes.sums, signs), sketches, clients, beta, cuts, self.levels.joint)
         scales = torch.where(joint.silent, 0.0, scales)
-        known = add(known, scales.unsqueeze(1) * updates, beta)
-        for part, new in zip(memory.pushes, known, strict=True):
-            part[clients] = new
+        pushes = add(pushes, updates, scales, known, beta)
+        memory.pushes.put(clients, pushes)
         rising = self._rising()
         correction, dropped = torch.zeros_like(server.theta), torch.zeros_like(clients, dtype=torch.bool)
         if rising.any():
@@ -115,7 +115,7 @@ class SecondDefence:
             "rising_classes": float(rising.sum()),
             "dropped": float(dropped.sum()),
             "tightness": memory.tightness,
-            "largest_persistence": float(persistence(known).max()),
+            "largest_persistence": float(persistence(pushes).max()),
             "joint_push": joint.push,
         }
         return (weights * scales) @ updates / weights.sum() - correction

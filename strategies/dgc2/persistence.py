@@ -16,15 +16,41 @@ SKETCH = 1024  # numbers that stand for a sum where all clients are compared; in
 
 
 class Pushes(NamedTuple):
-    """What each client's applied updates added up to, by client id: `sums` S (N, d) and the `squares` Q (N,) of their lengths."""
+    """What each client's applied updates added up to, by client id: `sums` S (N, d), their `norms` |S|^2 (N,), and the `squares` Q (N,) of
+    the updates' lengths."""
 
     sums: Tensor
+    norms: Tensor
     squares: Tensor
+
+    def of(self, clients: Tensor) -> Pushes:
+        """Those of the clients with these ids (n,); no copy if these are all in order."""
+        if len(clients) == len(self.norms) and bool((clients[1:] > clients[:-1]).all()):
+            return self
+        return Pushes(*(part[clients] for part in self))
+
+    def put(self, clients: Tensor, pushes: Pushes) -> None:
+        """Overwrite those of the clients with these ids (n,)."""
+        for part, new in zip(self, pushes, strict=True):
+            if part is not new:
+                part[clients] = new
 
 
 def no_pushes(num_clients: int, dimensions: int) -> Pushes:
     """The state before the first round."""
-    return Pushes(torch.zeros(num_clients, dimensions), torch.zeros(num_clients))
+    return Pushes(torch.zeros(num_clients, dimensions), torch.zeros(num_clients), torch.zeros(num_clients))
+
+
+class Products(NamedTuple):
+    """Of updates g (n, d) and what their clients had pushed before: `along` <S, g> and `squares` |g|^2 (n,)."""
+
+    along: Tensor
+    squares: Tensor
+
+
+def products(pushes: Pushes, updates: Tensor) -> Products:
+    """The products of updates (n, d) with the pushes of the same n clients."""
+    return Products(torch.linalg.vecdot(pushes.sums, updates), torch.linalg.vecdot(updates, updates))
 
 
 def sketch(vectors: Tensor, signs: Tensor) -> Tensor:
@@ -42,7 +68,7 @@ def sketch(vectors: Tensor, signs: Tensor) -> Tensor:
 
 def persistence(pushes: Pushes) -> Tensor:
     """`R = |S|^2 / Q` (n,): about 1 for independent updates; see `largest_persistence`."""
-    return _dots(pushes.sums, pushes.sums) / pushes.squares.clamp(min=torch.finfo(pushes.squares.dtype).tiny)
+    return pushes.norms / pushes.squares.clamp(min=torch.finfo(pushes.squares.dtype).tiny)
 
 
 def largest_persistence(beta: float) -> float:
@@ -50,30 +76,31 @@ def largest_persistence(beta: float) -> float:
     return (1.0 + beta) / (1.0 - beta)
 
 
-def add(pushes: Pushes, updates: Tensor, beta: float) -> Pushes:
-    """`S <- beta S + g`, `Q <- beta^2 Q + |g|^2` for applied updates g (n, d); pushes of the same n clients."""
-    return Pushes(torch.add(updates, pushes.sums, alpha=beta), beta**2 * pushes.squares + _dots(updates, updates))
+def add(pushes: Pushes, updates: Tensor, scales: Tensor, known: Products, beta: float) -> Pushes:
+    """`S <- beta S + a g`, `Q <- beta^2 Q + |a g|^2` for updates g (n, d) applied with factors a (n,); pushes of the same n clients, whose
+    sums are overwritten."""
+    added = scales.square() * known.squares
+    return Pushes(
+        pushes.sums.mul_(beta).addcmul_(updates, scales.unsqueeze(1)),
+        (beta**2 * pushes.norms + 2.0 * beta * scales * known.along + added).clamp(min=0.0),
+        beta**2 * pushes.squares + added,
+    )
 
 
-def factors(pushes: Pushes, updates: Tensor, beta: float, cuts: Tensor) -> Tensor:
+def factors(pushes: Pushes, known: Products, beta: float, cuts: Tensor) -> Tensor:
     """The largest factor a (n,) from 0 to 1 of each update with which the client's R stays at most its cut.
 
     `|beta S + a g|^2 <= cut (beta^2 Q + a^2 |g|^2)` is a quadratic inequality in a. It holds at a = 0 if it held in the round before, so
     that it holds in every round: this bounds what a client's applied updates can add up to, whatever it sends.
 
-    Args: pushes of the n clients before the round; updates g (n, d); cuts (n,), above 1.
+    Args: pushes of the n clients before the round; known, their products with the updates; cuts (n,), above 1.
     """
-    quadratic = (cuts - 1.0) * _dots(updates, updates)  # the inequality is: -quadratic a^2 + linear a - slack <= 0
-    linear = 2.0 * beta * _dots(pushes.sums, updates)
-    slack = beta**2 * (cuts * pushes.squares - _dots(pushes.sums, pushes.sums)).clamp(min=0.0)  # below 0 by rounding only
+    quadratic = (cuts - 1.0) * known.squares  # the inequality is: -quadratic a^2 + linear a - slack <= 0
+    linear = 2.0 * beta * known.along
+    slack = beta**2 * (cuts * pushes.squares - pushes.norms).clamp(min=0.0)  # below 0 by rounding only
     broken = linear - quadratic > slack  # at a = 1; then linear > 0 and the roots are real
     root = (linear.square() - 4.0 * quadratic * slack).clamp(min=0.0).sqrt()
     return torch.where(broken, 2.0 * slack / (linear + root).clamp(min=torch.finfo(linear.dtype).tiny), 1.0).clamp(max=1.0)
-
-
-def _dots(a: Tensor, b: Tensor) -> Tensor:
-    """The inner products (n,) of the rows of a and b (n, d)."""
-    return torch.linalg.vecdot(a, b)
 
 
 def strongest(sums: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,17 @@ from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, forget
 from strategies.dgc2.defence import CALM, Memories, SecondDefence, first_memory
 from strategies.dgc2.levels import Levels, fit_levels, laxness, no_limits
-from strategies.dgc2.persistence import Pushes, add, conspirators, factors, largest_persistence, no_pushes, persistence, sketch
+from strategies.dgc2.persistence import Pushes, add, conspirators, factors, largest_persistence, no_pushes, persistence, products, sketch
 from strategies.server_sgd import ServerState
 
 BETA = 0.95
+
+
+def applied(pushes: Pushes, updates: Tensor, beta: float = BETA, scales: Tensor | None = None) -> Pushes:
+    """The pushes after updates (n, d), each applied with its factor; the given ones stay."""
+    old = pushes._replace(sums=pushes.sums.clone())
+    factor = torch.ones(len(updates)).to(updates) if scales is None else scales
+    return add(old, updates, factor, products(old, updates), beta)
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -38,9 +45,9 @@ def draw(*shape: int, seed: int = 1) -> Tensor:
 
 def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares() -> None:
     updates = draw(12, 3, 40).double()
-    pushes = Pushes(torch.zeros(3, 40).double(), torch.zeros(3).double())
+    pushes = Pushes(*(part.double() for part in no_pushes(3, 40)))
     for round_ in range(12):
-        pushes = add(pushes, updates[round_], BETA)
+        pushes = applied(pushes, updates[round_])
     for client in range(3):
         rows = updates[:, client].numpy()
         total = np.sum([BETA ** (11 - t) * rows[t] for t in range(12)], axis=0)
@@ -51,8 +58,8 @@ def test_persistence_is_the_squared_discounted_sum_over_the_discounted_squares()
 def test_the_same_update_for_ever_has_the_largest_persistence_and_independent_ones_about_one() -> None:
     same, other = no_pushes(1, 1024), no_pushes(200, 1024)
     for round_ in range(150):
-        same = add(same, draw(1, 1024), BETA)
-        other = add(other, draw(200, 1024, seed=round_), BETA)
+        same = applied(same, draw(1, 1024), BETA)
+        other = applied(other, draw(200, 1024, seed=round_), BETA)
     assert float(persistence(same)) == pytest.approx(largest_persistence(BETA), rel=2e-3)
     assert float(persistence(other).mean()) == pytest.approx(1.0, abs=0.05)
 
@@ -81,9 +88,9 @@ def test_no_sequence_of_updates_exceeds_the_cut_and_the_factor_is_the_largest_th
     for _ in range(15):
         lengths = torch.rand(6, 1, generator=generator) ** 4 * (torch.rand(6, 1, generator=generator) > 0.2)
         sketches = lengths * (pull * common + torch.randn(6, 1024, generator=generator))
-        scales = factors(pushes, sketches, beta, cuts)
-        more = persistence(add(pushes, torch.clamp(scales + 0.02, max=1.0).unsqueeze(1) * sketches, beta))
-        pushes = add(pushes, scales.unsqueeze(1) * sketches, beta)
+        scales = factors(pushes, products(pushes, sketches), beta, cuts)
+        more = persistence(applied(pushes, sketches, beta, torch.clamp(scales + 0.02, max=1.0)))
+        pushes = applied(pushes, sketches, beta, scales)
         assert bool(((scales >= 0.0) & (scales <= 1.0)).all())
         assert bool((persistence(pushes) <= cut * (1.0 + 1e-4)).all())
         assert bool((more[scales < 0.98] > cut * (1.0 - 1e-4)).all())
@@ -101,22 +108,22 @@ def test_what_an_unseen_push_can_do() -> None:
     for round_ in range(rounds):
         rest = draw(clients, dimensions, seed=round_)
         rest[:, 0] = 0.0
-        pushes = add(pushes, alpha * h + math.sqrt(1.0 - alpha**2) * rest / rest.norm(dim=1, keepdim=True), BETA)
+        pushes = applied(pushes, alpha * h + math.sqrt(1.0 - alpha**2) * rest / rest.norm(dim=1, keepdim=True), BETA)
         values.append(float(persistence(pushes).mean()))
     assert np.mean(values[100:]) == pytest.approx(cut, rel=0.03)
 
     most = math.sqrt(cut / largest_persistence(BETA))
     for rest_sign, low, high in ((1.0, 0.0, 0.5), (-1.0, 0.85, 1.0)):  # a rest that adds up, and one that cancels
-        pushes, applied, rest, sign = no_pushes(1, dimensions), 0.0, draw(dimensions, seed=5), 1.0
+        pushes, moved, rest, sign = no_pushes(1, dimensions), 0.0, draw(dimensions, seed=5), 1.0
         rest[0] = 0.0
         rest = rest / rest.norm()
         for round_ in range(rounds):
             sign = rest_sign * sign
             update = (most * h + math.sqrt(1.0 - most**2) * sign * rest).unsqueeze(0)
-            scale = factors(pushes, update, BETA, torch.tensor([cut]))
-            pushes = add(pushes, scale * update, BETA)
-            applied += float(scale) * most if round_ >= 100 else 0.0
-        assert low <= applied / (rounds - 100) / most <= high + 1e-6
+            scale = factors(pushes, products(pushes, update), BETA, torch.tensor([cut]))
+            pushes = applied(pushes, scale * update, BETA)
+            moved += float(scale) * most if round_ >= 100 else 0.0
+        assert low <= moved / (rounds - 100) / most <= high + 1e-6
 
 
 def pushed_apart(sums: Tensor) -> float:
@@ -252,14 +259,14 @@ def test_a_push_that_a_sketch_does_not_see_is_seen() -> None:
     torch.testing.assert_close(sketch(unseen, signs), torch.zeros(1, 1024), atol=1e-4, rtol=0.0)
     for limits in (no_limits(40)._replace(cuts=torch.full((40,), 2.0)), no_limits(40)._replace(joint=3.0e5)):
         defence, server = defence_of(limits, healthy, theta), ServerState(theta, theta)
-        applied = list[float]()
+        along = list[float]()
         for round_ in range(40):
             updates = draw(40, 3000, seed=round_)
             updates[:8] += 2.0 * unseen
             combined = defence.combine(server, updates, torch.ones(40), clients)
-            applied.append(float(combined @ unseen[0]) / float(unseen.square().sum()))
+            along.append(float(combined @ unseen[0]) / float(unseen.square().sum()))
             server, _ = defence.settle(server)
-        assert sum(applied[25:]) < 0.5 * 15 * applied[0]
+        assert sum(along[25:]) < 0.5 * 15 * along[0]
         assert defence.left_out is not None
         assert defence.left_out[:8].any()
         assert not defence.left_out[8:].any()
