@@ -25,7 +25,7 @@ from strategies.dgc2.levels import Levels, bound_of, fit_levels, laxness, no_lim
 from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
 
-VERSION = 4  # of the calibration's method; caches of other versions are ignored
+VERSION = 5  # of the calibration's method; caches of other versions are ignored
 # The rounds of a calibration are numbered from here. So their samples differ from those of the run's rounds, and so do their batches,
 # except for clients whose share is no larger than a batch.
 FIRST = 1_000_000
@@ -67,12 +67,8 @@ def calibrate(
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
         levels = fit_levels(record, config.data.num_clients, config.strategy)
-        fitted = {
-            "cuts": levels.cuts.tolist(),
-            "most-pushed": levels.joint,
-            "most-risen": levels.rises.tolist(),
-            "most-lost": levels.lost.tolist(),
-        }
+        names = ("cuts", "most-pushed", "usual-losses", "usual-accuracies", "most-risen", "most-lost")
+        fitted = {name: torch.as_tensor(values).tolist() for name, values in zip(names, levels[1:], strict=True)}
         return levels, record | fitted | {"warnings": laxness(levels, config.strategy)}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
     scores, probation, upper_norm = record["scores"], record["probation"], record["upper-norm"]
@@ -137,14 +133,14 @@ def _measure_levels(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, under this clip: the
-    persistence of each client by id, how far all together pushed apart in one direction, by how much the loss of each class exceeds its
-    reference, and how many points of accuracy each class, and all together, are below their best.
+    persistence of each client by id, how far all together pushed apart in one direction, the loss of each class, and the running means of
+    the accuracy of each class and of all together.
     """
     rounds, clients = config.strategy.calibration_rounds, config.data.num_clients
     strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
     defence = strategy.defence
     assert defence
-    norms, values, joint, rises, lost = list[float](), dict[str, list[float]](), list[float](), list[list[float]](), list[list[float]]()
+    norms, values, joint, losses, means = list[float](), dict[str, list[float]](), list[float](), list[list[float]](), list[list[float]]()
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
@@ -159,10 +155,10 @@ def _measure_levels(
             for client in result.outcome.combined:
                 values.setdefault(str(client), []).append(float(scores[client]))
             joint.append(defence.figures["joint_push"])
-            lost.append((defence.memory.best - defence.memory.smooth).tolist())
-            rises.append((defence.memory.now.losses - defence.memory.reference).tolist())
+            losses.append(defence.memory.now.losses.tolist())
+            means.append(defence.memory.smooth.tolist())
         progress(number, rounds)
-    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "joint": joint, "rises": rises, "lost": lost}
+    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "joint": joint, "losses": losses, "means": means}
 
 
 def _clean_strategy(

@@ -156,7 +156,7 @@ class Strategy(Section):
     most_lost: Positive = Field(
         5.0, description="dgc-2: points of the probe's accuracy that may be lost before the server returns to an earlier model"
     )
-    most_lost_class: Positive = Field(30.0, description="dgc-2: the same for the accuracy of one class")
+    most_lost_class: Positive = Field(20.0, description="dgc-2: the same for the accuracy of one class")
 
 
 class Attack(Section):

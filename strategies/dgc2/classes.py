@@ -46,9 +46,11 @@ class ClassProbe:
         return self.model.gradient(theta.to(device), self.probe.inputs[chosen], self.probe.labels[chosen]).to(theta.device)
 
 
-def forget(reference: Tensor, losses: Tensor, memory: float) -> Tensor:
-    """A reference (c,) of the losses by class that follows a fall at once and a rise slowly: `min(L, ref + (L - ref) / memory)`.
+def follow(reference: Tensor, values: Tensor, usual: Tensor, memory: float) -> Tensor:
+    """A reference (c,) of values of which less is better: their slow running mean, but never above the usual ones.
 
-    The lowest loss so far would never forget a lucky round; a plain running mean would follow a patient attacker.
+    A reference that is above them (a model at the beginning of its training) falls with the values at once. The lowest value so far would
+    never forget a lucky round; a running mean alone would follow a patient attacker up.
     """
-    return torch.minimum(losses, reference + (losses - reference) / memory)
+    fallen = torch.maximum(torch.minimum(reference, values), torch.minimum(reference, usual))
+    return torch.minimum(fallen + (values - fallen) / memory, torch.maximum(fallen, usual))

@@ -17,12 +17,11 @@ from fl_sim.grid.server_strategy import Needs
 from fl_sim.rng.streams import stream
 from fl_sim.training.clipping import Clip
 from strategies.dgc2.attribution import harmful, harmful_part
-from strategies.dgc2.classes import ByClass, ClassProbe, forget
-from strategies.dgc2.levels import Levels
+from strategies.dgc2.classes import ByClass, ClassProbe, follow
+from strategies.dgc2.levels import FORGET, Levels
 from strategies.dgc2.persistence import Pushes, add, conspirators, factors, no_pushes, persistence, products, sketch
 from strategies.server_sgd import ServerState
 
-FORGET = 100.0  # rounds over which the reference of a class's loss follows a rise
 SMOOTH = 5.0  # rounds over which the accuracies that decide on a return are averaged
 CALM = 20  # rounds after a return, or after the last change of the bound, until the bound doubles again
 TIGHTEST = 1.0 / 16.0  # of the calibrated bound
@@ -39,8 +38,8 @@ class Memory(NamedTuple):
     """What the defence remembers from round to round.
 
     pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
-    accuracies, of each class and of all together, and the highest such means, which follow a fall slowly. kept (d,): the last model in
-    which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and the highest means then. tightness: factor of the
+    accuracies, of each class and of all together, and the references of these. kept (d,): the last model in
+    which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and references then. tightness: factor of the
     calibrated bound. calm: rounds since tightness changed. rounds: so far.
     """
 
@@ -123,9 +122,9 @@ class SecondDefence:
     def settle(self, server: ServerState) -> tuple[ServerState, dict[str, float]]:
         """The server after the step, or after a return to an earlier model; and the figures of it."""
         memory, now = self.memory, self.by_class(server.theta)
-        reference = forget(memory.reference, now.losses, FORGET)
+        reference = follow(memory.reference, now.losses, self.levels.usual_losses, FORGET)
         smooth = memory.smooth + (summary(now) - memory.smooth) / SMOOTH
-        best = -forget(-memory.best, -smooth, FORGET)
+        best = -follow(-memory.best, -smooth, -self.levels.usual_accuracies, FORGET)
         lost = best - smooth
         returns = not bool((lost <= self.levels.lost).all())  # in this form a model that is not a number is not accepted
         figures = {"returned": float(returns), "probe_accuracy": float(smooth[-1]), "most_lost": float(lost[:-1].max())}
@@ -133,7 +132,7 @@ class SecondDefence:
         if returns:
             server = ServerState(memory.kept, torch.zeros_like(memory.kept))
             now, smooth, best = self.by_class(server.theta), memory.kept_smooth, memory.kept_best
-            reference = forget(memory.reference, now.losses, FORGET)
+            reference = follow(memory.reference, now.losses, self.levels.usual_losses, FORGET)
             tightness, calm = max(tightness / 2.0, TIGHTEST), 0
         elif calm >= CALM and tightness < 1.0:
             tightness, calm = tightness * 2.0, 0
@@ -166,7 +165,7 @@ def begin_defence(config: Config, theta: Tensor, probe: ClassProbe, levels: Leve
         signs=signs,
         levels=levels,
         memories=Memories(config.strategy.persistence_memory, config.server.momentum),
-        memory=first_memory(theta, probe.by_class(theta), no_pushes(config.data.num_clients, len(theta))),
+        memory=first_memory(theta, probe.by_class(theta), no_pushes(config.data.num_clients, len(theta)), levels),
     )
 
 
@@ -175,7 +174,8 @@ def summary(now: ByClass) -> Tensor:
     return torch.cat([now.accuracies, now.accuracies.mean().unsqueeze(0)])
 
 
-def first_memory(theta: Tensor, now: ByClass, pushes: Pushes) -> Memory:
+def first_memory(theta: Tensor, now: ByClass, pushes: Pushes, levels: Levels) -> Memory:
     """The memory before round 1, from the burnt-in model theta (d,)."""
-    accuracies = summary(now)
-    return Memory(pushes, now, now.losses, accuracies, accuracies, theta, accuracies, accuracies, 1.0, 0, 0)
+    accuracies, reference = summary(now), torch.maximum(now.losses, levels.usual_losses)
+    best = torch.minimum(accuracies, levels.usual_accuracies)
+    return Memory(pushes, now, reference, accuracies, best, theta, accuracies, best, 1.0, 0, 0)

@@ -9,33 +9,37 @@ import torch
 from torch import Tensor
 
 from fl_sim.config.keys import Strategy
+from strategies.dgc2.classes import follow
 from strategies.dgc2.persistence import largest_persistence
 
+FORGET = 100.0  # rounds over which the references of losses and accuracies follow
 OWN = 1.25  # of its largest clean persistence: what a client may reach
 LEAST_CUT = 2.0  # what any client may reach: about the 99 % quantile of the persistence of independent gradients of one image
 ALIKE = (
     0.5  # of the largest persistence that there can be: above it a client's clean updates are all alike, and its persistence says nothing
 )
 RISE = 1.5  # of the largest clean value: by how much the loss of a class may rise, and how much accuracy may be lost
-LEAST_RISE = 0.1  # nats, if the loss of the class hardly rose in the clean rounds
+LEAST_RISE = 0.5  # nats: the clean rounds of a calibration are few
 
 
 class Levels(NamedTuple):
     """bound: of the clip of each update; cuts (N,): the largest persistence of each client; joint: what all clients together may have
-    pushed in one direction; rises (c,): by how many nats the loss of a
-    class may exceed its reference; lost (c + 1,): how many points of accuracy each class, and all together, may be below their best."""
+    pushed in one direction; usual_losses (c,) of each class, usual_accuracies (c + 1,) of each class and of all together; rises (c,): by
+    how many nats the loss of a class may exceed its reference; lost (c + 1,): how many points of accuracy may be below their reference."""
 
     bound: float
     cuts: Tensor
     joint: float
+    usual_losses: Tensor
+    usual_accuracies: Tensor
     rises: Tensor
     lost: Tensor
 
 
 def no_limits(num_clients: int, bound: float = float("inf")) -> Levels:
     """Levels that restrict nothing but the length of updates, for the clean rounds."""
-    cuts, rises, lost = (torch.full((size,), float("inf")) for size in (num_clients, 1, 1))
-    return Levels(bound, cuts, float("inf"), rises, lost)
+    cuts, one = torch.full((num_clients,), float("inf")), torch.full((1,), float("inf"))
+    return Levels(bound, cuts, float("inf"), -one, one, one, one)
 
 
 def bound_of(norms: Sequence[float], quantile: float) -> float:
@@ -47,23 +51,34 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     """The levels that follow from a record of clean rounds.
 
     record: its `bound`; `persistence`, by client id the values of R; `joint`, in each round the most that all together had pushed in one
-    direction; `rises`, in each round the differences (c,) between the loss of a
-    class and its reference; `lost`, in each round how many points each class, and all together (c + 1), were below their best.
+    direction; `losses` and `means`, in each round the loss of each class (c,), and the running means of the accuracies of each class and of
+    all together (c + 1,).
 
     A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
-    cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. A class may
-    rise by 1.5 times its largest clean difference, at least by 0.1 nats. As many points may
-    be lost as `strategy.most-lost` and `strategy.most-lost-class` say, or 1.5 times as many as clean rounds lost: in these a hard class can
-    lose a third.
+    cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. Usual are
+    the means over the second half of the rounds. The loss of a class may exceed its reference by 1.5 times what it did in clean rounds, at
+    least by 0.5 nats. As many points may be lost as `strategy.most-lost` and `strategy.most-lost-class` say, or 1.5 times as many as clean
+    rounds lost.
     """
     cuts = torch.full((num_clients,), LEAST_CUT)
     for client, values in record["persistence"].items():
         cuts[int(client)] = max(OWN * max(values), LEAST_CUT)
     cuts[cuts > ALIKE * largest_persistence(settings.persistence_memory)] = float("inf")
-    rises = (RISE * torch.tensor(record["rises"]).amax(dim=0)).clamp(min=LEAST_RISE)
-    lost = RISE * torch.tensor(record["lost"]).amax(dim=0)
+    losses, means = torch.tensor(record["losses"]), torch.tensor(record["means"])
+    usual_losses, usual_accuracies = (values[len(values) // 2 :].mean(dim=0) for values in (losses, means))
+    rises = (RISE * _largest_excess(losses, usual_losses)).clamp(min=LEAST_RISE)
+    lost = RISE * _largest_excess(-means, -usual_accuracies)
     least = torch.tensor([settings.most_lost_class] * (len(lost) - 1) + [settings.most_lost])
-    return Levels(record["bound"], cuts, OWN * max(record["joint"]), rises, torch.maximum(lost, least))
+    return Levels(record["bound"], cuts, OWN * max(record["joint"]), usual_losses, usual_accuracies, rises, torch.maximum(lost, least))
+
+
+def _largest_excess(values: Tensor, usual: Tensor) -> Tensor:
+    """By how much values (rounds, c) exceeded their reference at most (c,)."""
+    reference, largest = torch.maximum(values[0], usual), torch.zeros_like(usual)
+    for now in values:
+        reference = follow(reference, now, usual, FORGET)
+        largest = torch.maximum(largest, now - reference)
+    return largest
 
 
 def laxness(levels: Levels, settings: Strategy) -> list[str]:

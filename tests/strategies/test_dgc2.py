@@ -23,7 +23,7 @@ from fl_sim.grid.transports import InlineTransport
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.model.vectors import flat_parameters
 from strategies.dgc2.attribution import harmful, harmful_part
-from strategies.dgc2.classes import ByClass, ClassProbe, forget
+from strategies.dgc2.classes import ByClass, ClassProbe, follow
 from strategies.dgc2.defence import CALM, Memories, SecondDefence, first_memory
 from strategies.dgc2.levels import Levels, fit_levels, laxness, no_limits
 from strategies.dgc2.persistence import Pushes, add, conspirators, factors, largest_persistence, no_pushes, persistence, products, sketch
@@ -193,9 +193,14 @@ def test_the_harmful_part_of_a_velocity_is_what_climbs() -> None:
     assert not harmful_part(-climbing + 2 * gradient, gradient).any(), "a descent stays"
 
 
-def test_a_reference_follows_a_fall_at_once_and_a_rise_slowly() -> None:
-    reference = forget(torch.tensor([1.0, 1.0]), torch.tensor([0.2, 3.0]), 100.0)
-    torch.testing.assert_close(reference, torch.tensor([0.2, 1.02]))
+def test_a_reference_is_a_slow_mean_that_is_never_worse_than_usual() -> None:
+    usual = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    # better than usual, worse than usual, above usual and falling (a model that still learns), above usual and rising
+    reference = follow(torch.tensor([0.5, 0.5, 3.0, 3.0]), torch.tensor([0.2, 3.0, 0.7, 4.0]), usual, 100.0)
+    torch.testing.assert_close(reference, torch.tensor([0.497, 0.525, 0.997, 3.0]))
+    for _ in range(1000):  # a patient attacker
+        reference = follow(reference, torch.full((4,), 5.0), usual, 100.0)
+    torch.testing.assert_close(reference, torch.tensor([1.0, 1.0, 1.0, 3.0]))
 
 
 def probe_of_a_linear_model() -> tuple[ClassProbe, Tensor]:
@@ -219,7 +224,7 @@ def test_losses_accuracies_and_gradients_by_class() -> None:
 
 def defence_of(levels: Levels, looks: Callable[[Tensor], ByClass], theta: Tensor, pull: Tensor | None = None) -> SecondDefence:
     memories = Memories(BETA, momentum=0.9)
-    memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts), len(theta)))
+    memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts), len(theta)), levels)
     gradient = torch.zeros_like(theta) if pull is None else pull
     return SecondDefence(looks, lambda *_: gradient, lambda number: draw(len(theta), seed=number).sign(), levels, memories, memory)
 
@@ -337,19 +342,25 @@ def test_it_does_not_go_back_to_a_model_that_fell_faster_than_the_means_follow()
 
 def test_a_client_is_compared_with_its_own_clean_level() -> None:
     values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
-    levels = fit_levels(
-        {"bound": 0.5, "persistence": values, "joint": [2.0, 8.0], "rises": [[0.0, 0.3], [-0.1, 0.1]], "lost": [[1.0, 24.0, 2.0]]},
-        4,
-        Strategy(),
-    )
+    record = {
+        "bound": 0.5,
+        "persistence": values,
+        "joint": [2.0, 8.0],
+        "losses": [[0.9, 3.0], [0.5, 1.0], [0.6, 1.6]],  # usual: 0.55, 1.3; the second is above it at first, then falls to it
+        "means": [[80.0, 60.0, 70.0], [80.0, 90.0, 85.0], [80.0, 50.0, 65.0]],
+    }
+    levels = fit_levels(record, 4, Strategy())
     assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
     assert levels.joint == 10.0
-    assert levels.lost.tolist() == [30.0, 36.0, 5.0]
-    torch.testing.assert_close(levels.rises, torch.tensor([0.1, 0.45]))
-    (warning,) = laxness(levels, Strategy())
-    assert warning.startswith("points that may be lost, above strategy.most-lost-class = 30")
-    assert warning.endswith(": class 1 36")
-    assert laxness(levels, Strategy().model_copy(update={"most_lost_class": 40.0})) == []
+    torch.testing.assert_close(levels.usual_losses, torch.tensor([0.55, 1.3]))
+    torch.testing.assert_close(levels.usual_accuracies, torch.tensor([80.0, 70.0, 75.0]))
+    torch.testing.assert_close(levels.rises, torch.tensor([0.5, 0.5]), atol=0.01, rtol=0.0)
+    torch.testing.assert_close(levels.lost, torch.tensor([20.0, 30.0, 15.0]), atol=0.02, rtol=0.0)
+    first, second = laxness(levels, Strategy())
+    assert first.startswith("points that may be lost, above strategy.most-lost-class = 20")
+    assert first.endswith(": class 1 30")
+    assert second.startswith("15 points of accuracy may be lost")
+    assert laxness(levels, Strategy().model_copy(update={"most_lost_class": 40.0, "most_lost": 20.0})) == []
 
 
 DGC2: dict[str, Any] = {"strategy__name": "dgc-2", "strategy__calibration_rounds": 12, "strategy__probe_size": 30}
