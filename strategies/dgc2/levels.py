@@ -19,7 +19,8 @@ ALIKE = (
     0.5  # of the largest persistence that there can be: above it a client's clean updates are all alike, and its persistence says nothing
 )
 RISE = 1.5  # of the largest clean value: by how much the loss of a class may rise, and how much accuracy may be lost
-LEAST_RISE = 0.5  # nats: the clean rounds of a calibration are few
+LEAST_RISE = 0.1  # nats
+LEAST_SHARE = 0.75  # of the usual loss, besides: hard classes fluctuate more, and the clean rounds of a calibration are few
 
 
 class Levels(NamedTuple):
@@ -57,8 +58,8 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
     cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. Usual are
     the means over the second half of the rounds. The loss of a class may exceed its reference by 1.5 times what it did in clean rounds, at
-    least by 0.5 nats. As many points may be lost as `strategy.most-lost` and `strategy.most-lost-class` say, or 1.5 times as many as clean
-    rounds lost.
+    least by 0.1 nats and three quarters of the usual loss. As many points may be lost as `strategy.most-lost` and
+    `strategy.most-lost-class` say, or 1.5 times as many as clean rounds lost.
     """
     cuts = torch.full((num_clients,), LEAST_CUT)
     for client, values in record["persistence"].items():
@@ -66,7 +67,8 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     cuts[cuts > ALIKE * largest_persistence(settings.persistence_memory)] = float("inf")
     losses, means = torch.tensor(record["losses"]), torch.tensor(record["means"])
     usual_losses, usual_accuracies = (values[len(values) // 2 :].mean(dim=0) for values in (losses, means))
-    rises = (RISE * _largest_excess(losses, usual_losses)).clamp(min=LEAST_RISE)
+    rises = RISE * _largest_excess(losses, usual_losses)
+    rises = torch.maximum(rises, LEAST_RISE + LEAST_SHARE * usual_losses)
     lost = RISE * _largest_excess(-means, -usual_accuracies)
     least = torch.tensor([settings.most_lost_class] * (len(lost) - 1) + [settings.most_lost])
     return Levels(record["bound"], cuts, OWN * max(record["joint"]), usual_losses, usual_accuracies, rises, torch.maximum(lost, least))

@@ -354,7 +354,7 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
     assert levels.joint == 10.0
     torch.testing.assert_close(levels.usual_losses, torch.tensor([0.55, 1.3]))
     torch.testing.assert_close(levels.usual_accuracies, torch.tensor([80.0, 70.0, 75.0]))
-    torch.testing.assert_close(levels.rises, torch.tensor([0.5, 0.5]), atol=0.01, rtol=0.0)
+    torch.testing.assert_close(levels.rises, torch.tensor([0.1 + 0.75 * 0.55, 0.1 + 0.75 * 1.3]), atol=0.01, rtol=0.0)
     torch.testing.assert_close(levels.lost, torch.tensor([20.0, 30.0, 15.0]), atol=0.02, rtol=0.0)
     first, second = laxness(levels, Strategy())
     assert first.startswith("points that may be lost, above strategy.most-lost-class = 20")
