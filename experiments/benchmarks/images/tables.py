@@ -24,6 +24,7 @@ AXES = (
     *("study", "strategy", "attack", "attack.surface", "attack.poison-ratio", "attack.choice", "server.learning-rate"),
     *("attack.epsilon", "attack.image-fraction", "cleaning", "cleaning.name"),
 )
+MOVED = ("images", "cleaning", "detectors", "purifiers")  # studies of moved images begin with these words
 CLEAN = "clean"  # the scale of a study of moles without an attacker
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     studies = studies_of(arguments.runs)
     moles = {name: runs for name, runs in studies.items() if name.startswith("moles")}
-    others = [image_row(name, run) for name, runs in studies.items() if name not in moles for run in runs]
+    others = [image_row(name, run) for name, runs in studies.items() if name.startswith(MOVED) for run in runs]
     for name, rows in (("images", others), ("moles", mole_rows(moles))):
         if not rows:
             continue
