@@ -21,11 +21,13 @@ from fl_sim.model.flat_model import FlatModel
 from fl_sim.waits import locked
 from strategies.catalogue import build_strategy
 from strategies.dgc.thresholds import Calibration, Threshold, fit_calibration, upper_quartile
+from strategies.dgc2.defence import first_memory
 from strategies.dgc2.levels import Levels, bound_of, fit_levels, laxness, no_limits
 from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
+from strategies.server_sgd import ServerState
 
-VERSION = 5  # of the calibration's method; caches of other versions are ignored
+VERSION = 6  # of the calibration's method; caches of other versions are ignored
 # The rounds of a calibration are numbered from here. So their samples differ from those of the run's rounds, and so do their batches,
 # except for clients whose share is no larger than a batch.
 FIRST = 1_000_000
@@ -132,11 +134,11 @@ def _measure(
 def _measure_levels(
     config: Config, grid: ClientGrid, start: StartModel, federation: Federation, model: FlatModel, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, under this clip: the
-    persistence of each client by id, how far all together pushed apart in one direction, the loss of each class, and the running means of
-    the accuracy of each class and of all together.
+    """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, from the burnt-in model
+    again and under this clip: the persistence of each client by id, how far all together pushed apart in one direction, the loss of each
+    class, and the running means of the accuracy of each class and of all together.
     """
-    rounds, clients = config.strategy.calibration_rounds, config.data.num_clients
+    rounds, clients, theta = config.strategy.calibration_rounds, config.data.num_clients, start.theta.cpu()
     strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
     defence = strategy.defence
     assert defence
@@ -144,9 +146,9 @@ def _measure_levels(
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
-            defence.memory = defence.memory._replace(
-                pushes=no_pushes(clients, len(start.theta))
-            )  # unclipped updates would hide the clipped ones in R
+            # From the burnt-in model, as the run: without a clip the model may have got far from it.
+            strategy.state = ServerState(theta, torch.zeros_like(theta))
+            defence.memory = first_memory(theta, defence.by_class(theta), no_pushes(clients, len(theta)), defence.levels)
         result = _clean_round(strategy, grid, number)
         if number <= rounds // 4:
             norms += [report.norm for report in result.outcome.reports if not report.failure]
