@@ -38,9 +38,9 @@ class Memory(NamedTuple):
     """What the defence remembers from round to round.
 
     pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
-    accuracies, of each class and of all together, and the references of these. kept (d,): the last model in
-    which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and references then. tightness: factor of the
-    calibrated bound. calm: rounds since tightness changed. rounds: so far.
+    accuracies, of each class and of all together, and the references of these. kept (d,): the last model in which no class was worse than
+    usual; kept_smooth, kept_best (c + 1,): the means and references then. tightness: factor of the calibrated bound. calm: rounds since
+    tightness changed. rounds: so far.
     """
 
     pushes: Pushes

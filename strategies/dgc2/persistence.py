@@ -137,7 +137,7 @@ def conspirators(sums: Tensor, sketches: Tensor, clients: Tensor, beta: float, c
         mean = after.mean(dim=0)
         pushed = ((after[clients] - mean) @ direction).square()
         relief = torch.where(silent, 0.0, pushed - ((before - mean) @ direction).square()).clamp(min=0.0)
-        if push <= limit or not relief.any():
+        if not (push > limit and relief.any()):  # in this form it ends with what is not a number
             return Joint(silent, float(push))
         order = torch.where(relief > 0.0, pushed / usual, -1.0).argsort(descending=True, stable=True)
         relief_before = relief[order].cumsum(dim=0) - relief[order]  # by those that go before

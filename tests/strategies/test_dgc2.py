@@ -166,6 +166,11 @@ def test_of_those_who_push_together_the_strongest_go_first_in_proportion_to_what
     assert not other.silent[:5].any()
 
 
+def test_what_is_not_a_number_is_nobodys_push() -> None:
+    joint = conspirators(torch.zeros(3, 1024), torch.full((3, 1024), math.nan), torch.arange(3), BETA, torch.full((3,), 2.0), 1.0)
+    assert not joint.silent.any()
+
+
 def test_what_all_push_together_is_not_pushed_apart() -> None:
     same = draw(1, 1024).expand(30, 1024)
     joint = conspirators(torch.zeros(30, 1024), same, torch.arange(30), BETA, torch.full((30,), 2.0), 1.0)
