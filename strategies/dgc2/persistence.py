@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STEPS = 20  # of the power iteration
 SKETCH = 1024  # numbers that stand for a sum where all clients are compared; inner products are off by about 3 % of the lengths
 
 
@@ -103,13 +102,15 @@ def factors(pushes: Pushes, known: Products, beta: float, cuts: Tensor) -> Tenso
     return torch.where(broken, 2.0 * slack / (linear + root).clamp(min=torch.finfo(linear.dtype).tiny), 1.0).clamp(max=1.0)
 
 
-def strongest(sums: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """`max_v |(S - mean S) v|^2` over unit vectors, and that v (k,), of sketched sums S (N, k), by power iteration from a vector (k,): the
-    direction in which clients have pushed apart most. (All honest clients push along the mean.)"""
-    apart, direction = sums - sums.mean(dim=0), start
-    for _ in range(STEPS):
-        direction = torch.nn.functional.normalize(apart.T @ (apart @ direction), dim=0)
-    return (apart @ direction).square().sum(), direction
+def strongest(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """`max_v |(S - mean S) v|^2` over unit vectors, and that v (k,), of sketched sums S (N, k): the direction in which clients have pushed
+    apart most. (All honest clients push along the mean.)"""
+    apart = sums - sums.mean(dim=0)
+    if len(apart) <= apart.shape[1]:  # the smaller of the two matrices with these eigenvalues
+        values, vectors = torch.linalg.eigh(apart @ apart.T)
+        return values[-1], torch.nn.functional.normalize(apart.T @ vectors[:, -1], dim=0)
+    values, vectors = torch.linalg.eigh(apart.T @ apart)
+    return values[-1], vectors[:, -1]
 
 
 class Joint(NamedTuple):
@@ -123,21 +124,22 @@ def conspirators(sums: Tensor, sketches: Tensor, clients: Tensor, beta: float, c
     """Whom to leave out so that clients do not push apart in any direction by more than a limit, `|(S - mean S) v|^2 <= limit`.
 
     Along the direction that is pushed too much those go first that pushed most, in proportion to their cuts (a client that always repeated
-    itself goes last). If all clients are in the round and it held in the round before, it holds.
+    itself goes last). It ends where leaving out more would not help: a majority that pushes in one direction moves the mean and is not held.
 
     Args: sketched sums S (N, k) before the round, sketches (n, k) of the updates of the clients with ids `clients` (n,), their cuts (n,).
     """
     silent = torch.zeros_like(clients, dtype=torch.bool)
+    if not sketches.isfinite().all():
+        return Joint(silent, float("nan"))
     usual = cuts.clamp(max=largest_persistence(beta))
     after, before = sums.clone(), beta * sums[clients]
     after[clients] = before + sketches
-    direction = after[after.square().sum(dim=1).argmax()]
     while True:
-        push, direction = strongest(after, direction)
+        push, direction = strongest(after)
         mean = after.mean(dim=0)
         pushed = ((after[clients] - mean) @ direction).square()
         relief = torch.where(silent, 0.0, pushed - ((before - mean) @ direction).square()).clamp(min=0.0)
-        if not (push > limit and relief.any()):  # in this form it ends with what is not a number
+        if push <= limit or not relief.any():
             return Joint(silent, float(push))
         order = torch.where(relief > 0.0, pushed / usual, -1.0).argsort(descending=True, stable=True)
         relief_before = relief[order].cumsum(dim=0) - relief[order]  # by those that go before

@@ -132,7 +132,7 @@ def pushed_apart(sums: Tensor) -> float:
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
-@given(st.integers(0, 2**31), st.floats(5.0, 60.0), st.floats(0.0, 3.0), st.integers(1, 14))
+@given(st.integers(0, 2**31), st.floats(5.0, 60.0), st.floats(0.0, 3.0), st.integers(1, 9))
 def test_together_clients_do_not_push_apart_by_more_than_the_limit(seed: int, limit: float, pull: float, members: int) -> None:
     """Whatever members send, in one direction or in turns, with everybody in each round."""
     generator = torch.Generator().manual_seed(seed)
@@ -143,8 +143,8 @@ def test_together_clients_do_not_push_apart_by_more_than_the_limit(seed: int, li
         sketches[:members] += pull * directions[(round_ // 10) % 3]
         joint = conspirators(sums, sketches, clients, BETA, cuts, limit)
         sums = BETA * sums + torch.where(joint.silent, 0.0, 1.0).unsqueeze(1) * sketches
-        assert pushed_apart(sums) <= 1.1 * limit  # a power iteration is a little short
-        assert joint.push == pytest.approx(pushed_apart(sums), rel=0.1)
+        assert pushed_apart(sums) <= 1.001 * limit
+        assert joint.push == pytest.approx(pushed_apart(sums), rel=1e-3)
 
 
 def test_of_those_who_push_together_the_strongest_go_first_in_proportion_to_what_they_may() -> None:
