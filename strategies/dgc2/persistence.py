@@ -124,7 +124,8 @@ def conspirators(sums: Tensor, sketches: Tensor, clients: Tensor, beta: float, c
     """Whom to leave out so that clients do not push apart in any direction by more than a limit, `|(S - mean S) v|^2 <= limit`.
 
     Along the direction that is pushed too much those go first that pushed most, in proportion to their cuts (a client that always repeated
-    itself goes last). It ends where leaving out more would not help: a majority that pushes in one direction moves the mean and is not held.
+    itself goes last). It ends where leaving out more would not help: a majority that pushes in one direction moves the mean, and is not
+    held.
 
     Args: sketched sums S (N, k) before the round, sketches (n, k) of the updates of the clients with ids `clients` (n,), their cuts (n,).
     """
