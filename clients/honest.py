@@ -21,6 +21,7 @@ from fl_sim.grid.faults import ClientFaultError, has_nan_client, raise_if_faulty
 from fl_sim.model.flat_model import FlatModel
 from fl_sim.outside_code import OutsideCodeError, error_words, is_interrupt
 from fl_sim.training.clipping import Clip, norms
+from fl_sim.training.finite import all_finite
 from fl_sim.training.local import BlockSum, block_sum, block_updates, weighted_sum, weights_of
 from fl_sim.wire.messages import NOTHING_LEFT, Blocks, CleaningCounts, ClientReport
 
@@ -185,7 +186,7 @@ def _compute(
         tensor = value.total
     if has_nan_client(inputs.config.fault, clients):
         tensor.fill_(float("nan"))
-    if not math.isfinite(float(torch.sum(tensor, dtype=torch.float64))):  # a tenth of the time of isfinite().all()
+    if not all_finite(tensor):
         raise NotFiniteError("an update is not finite")
     return value, work
 

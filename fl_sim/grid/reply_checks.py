@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
+from fl_sim.training.finite import all_finite
 from fl_sim.wire.messages import ClientReport, Order, Reply
 from fl_sim.wire.reduction import Node
 
@@ -76,7 +76,7 @@ def _tensor_problem(value: Tensor, shape: tuple[int, ...], theta: Tensor) -> str
         return f"expected an update to have shape {shape}, got {tuple(value.shape)}"
     if value.dtype != theta.dtype:
         return f"expected an update in {theta.dtype}, got {value.dtype}"
-    return "" if math.isfinite(float(torch.sum(value, dtype=torch.float64))) else "an update is not finite"
+    return "" if all_finite(value) else "an update is not finite"
 
 
 def _same_keys(what: str, actual: object, expected: object) -> str:
