@@ -91,15 +91,14 @@ class SecondDefence:
         """The combined update (d,): `sum_i w_i a_i clip(g_i) / W`, without what harms a class. Sets `left_out` (n,): the clients with
         a_i < 1/2."""
         memory, beta, cuts, signs = self.memory, self.memories.beta, self.levels.cuts[clients], self.signs(self.memory.rounds)
+        unit = 1.0 / memory.tightness  # pushes are counted in bounds of the clip, so that a tighter clip is no laxer limit
         pushes = memory.pushes.of(clients)
         known = products(pushes, updates)
-        scales = factors(pushes, known, beta, cuts)
+        scales = factors(pushes, known.times(unit), beta, cuts)
         scaled = int((scales < 1.0).sum())
-        sketches = scales.unsqueeze(1) * sketch(updates, signs)
+        sketches = unit * scales.unsqueeze(1) * sketch(updates, signs)
         joint = conspirators(sketch(memory.pushes.sums, signs), sketches, clients, beta, cuts, self.levels.joint)
         scales = torch.where(joint.silent, 0.0, scales)
-        pushes = add(pushes, updates, scales, known, beta)
-        memory.pushes.put(clients, pushes)
         rising = self._rising()
         correction, dropped = torch.zeros_like(server.theta), torch.zeros_like(clients, dtype=torch.bool)
         if rising.any():
@@ -107,6 +106,8 @@ class SecondDefence:
             dropped = harmful(-weights * scales * (updates @ gradient))
             correction = self.memories.momentum * harmful_part(server.velocity, gradient)
             scales = torch.where(dropped, 0.0, scales)
+        pushes = add(pushes, updates, unit * scales, known, beta)
+        memory.pushes.put(clients, pushes)
         self.left_out = scales < 0.5
         self.figures = {
             "scaled": float(scaled),

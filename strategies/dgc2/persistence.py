@@ -48,6 +48,10 @@ class Products(NamedTuple):
     along: Tensor
     squares: Tensor
 
+    def times(self, unit: float) -> Products:
+        """Those of `unit * g`."""
+        return Products(unit * self.along, unit**2 * self.squares)
+
 
 def products(pushes: Pushes, updates: Tensor) -> Products:
     """The products of updates (n, d) with the pushes of the same n clients."""

@@ -296,6 +296,23 @@ def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_ve
     assert defence.left_out is not None
     assert defence.left_out.tolist() == [False, False, True]
     assert defence.figures["rising_classes"] == 1.0
+    torch.testing.assert_close(defence.memory.pushes.sums, torch.stack([unit, 0.4 * unit, 0.0 * unit]))  # what was left out is no push
+
+
+def test_a_tighter_clip_limits_pushes_as_much_as_the_usual_one() -> None:
+    """After a return updates are shorter; the same ones in the new length are left out and scaled as before."""
+    theta, clients, left_out = draw(2000, seed=9), torch.arange(40), list[Tensor]()
+    for tightness in (1.0, 0.25):
+        defence = defence_of(no_limits(40)._replace(cuts=torch.full((40,), 2.0), joint=4.0e4), healthy, theta)
+        defence.memory = defence.memory._replace(tightness=tightness)
+        for round_ in range(20):
+            updates = draw(40, 2000, seed=round_)
+            updates[:8] += draw(2000, seed=77)
+            defence.combine(ServerState(theta, theta), tightness * updates, torch.ones(40), clients)
+            assert defence.left_out is not None
+            left_out.append(defence.left_out)
+    assert torch.equal(torch.stack(left_out[:20]), torch.stack(left_out[20:]))
+    assert torch.stack(left_out)[:, :8].any()
 
 
 @pytest.mark.parametrize(
