@@ -1,0 +1,1 @@
+"""Attacks that were made to break one defence: `-c attack.name=experiments.benchmarks.attacks.<module>:<name>`."""
