@@ -95,8 +95,9 @@ def markdown(table: pd.DataFrame) -> str:
         members = sorted(set(table[table["images"] == images]["m"]))
         lines = ["| strategy | " + " | ".join(f"m = {m}" for m in members) + " |", "| --- " * (len(members) + 1) + "|"]
         for strategy in strategies:
-            cells = [", ".join(cells.get((strategy, images, m), "-") for cells in both) for m in members]
-            lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
+            shown = [", ".join(cells[case] for cells in both if (case := (strategy, images, m)) in cells) or "-" for m in members]
+            if any(text != "-" for text in shown):
+                lines.append(f"| `{strategy}` | " + " | ".join(shown) + " |")
         parts.append(f"{images} image{'s' if images > 1 else ''}\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 

@@ -47,8 +47,12 @@ def test_the_least_of_a_case_is_that_of_its_attacks(tmp_path: Path, capsys: pyte
     assert len(again) == len(table())
 
 
-def test_the_committed_table_has_each_run_once() -> None:
+def test_the_committed_table_has_each_run_once_and_sixteen_strategies_in_each_case() -> None:
     known = pd.read_csv(DOCS / "results" / "worst_case.csv")
     assert not known.duplicated(worst_case.KEYS).any()
-    left = known[["accuracy", "worst_class"]].to_numpy()
-    assert ((left >= 0.0) & (left <= 100.0)).all()
+    for left in worst_case.LEFT:
+        values = known[left].dropna()  # of the runs with ten members and one image only the least are left
+        assert values.between(0.0, 100.0).all()
+        cases = worst_case.least(known, left)[left].dropna().groupby(["images", "m"]).size()
+        assert len(cases) == 12
+        assert (cases >= 15).all(), "rlr is no defence with one member"
