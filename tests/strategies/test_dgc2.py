@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -401,3 +402,19 @@ def test_a_run_with_a_patient_coalition_records_what_the_defence_did(configure: 
     lines = read_rounds(place)["attacked"]
     assert read_summary(place)["filtering"] is not None
     assert all(line["strategy"]["combined_norm"] >= 0.0 and "returned" in line["strategy"] for line in lines)
+
+
+def test_the_attack_that_was_made_for_it_sends_updates_at_its_bound(configure: Callable[..., Config], tmp_path: Path) -> None:
+    attack = {
+        "attack__name": "experiments.benchmarks.attacks.planned_push:planned",
+        "attack__budget": "client",
+        "attack__norm_bound": 1000.0,
+        "attack__options": '{"attacked": 3, "steps": 2}',
+        "attack__poison_ratio": 0.25,
+    }
+    place = execute_run(configure(**DGC2, **attack, twin=False, control=False), tmp_path, InlineTransport(answer), lambda *_: None)
+    bound = json.loads((place / "calibration.json").read_text())["bound"]
+    norm = read_summary(place)["malicious_norm"]
+    assert norm is not None
+    assert norm["median"] == pytest.approx(bound, rel=1e-4)
+    assert norm["largest"] == pytest.approx(bound, rel=1e-4)
