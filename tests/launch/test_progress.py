@@ -40,6 +40,23 @@ def test_the_pace_of_slow_rounds() -> None:
     assert list(map(duration, (None, 59.2, 61.0, 7200.0))) == ["-", "59 s", "1 min", "2.0 h"]
 
 
+def test_a_burn_in_is_not_the_pace_of_a_sweep() -> None:
+    """Twelve cells of 100 rounds of a second each, every fourth after a burn-in of two minutes: 1,560 s in all."""
+    pace, now, done = Pace(), 0.0, 0
+    for cell in range(12):
+        if cell % 4 == 0:
+            for _ in range(120):
+                now += 1.0
+                said = pace.seconds_left(done, 1200, now)
+                if said is not None:
+                    assert said <= 2.5 * (1560.0 - now)
+        for _ in range(100):
+            now, done = now + 1.0, done + 1
+            said = pace.seconds_left(done, 1200, now)
+            if said is not None and done < 1200:
+                assert 0.4 * (1560.0 - now) <= said <= 2.5 * (1560.0 - now)
+
+
 def shown(events: list[Event], *, terminal: bool) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
