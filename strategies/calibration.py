@@ -27,7 +27,7 @@ from strategies.dgc2.persistence import no_pushes, persistence
 from strategies.rule_strategy import RuleStrategy
 from strategies.server_sgd import ServerState
 
-VERSION = 6  # of the calibration's method; caches of other versions are ignored
+VERSION = 7  # of the calibration's method; caches of other versions are ignored
 # The rounds of a calibration are numbered from here. So their samples differ from those of the run's rounds, and so do their batches,
 # except for clients whose share is no larger than a batch.
 FIRST = 1_000_000
@@ -69,7 +69,7 @@ def calibrate(
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
         levels = fit_levels(record, config.data.num_clients, config.strategy)
-        names = ("cuts", "most-pushed", "usual-losses", "usual-accuracies", "most-risen", "most-lost")
+        names = ("cuts", "most-pushed", "usual-losses", "usual-accuracies", "most-risen", "most-lost", "usual-confidences", "most-fallen")
         fitted = {name: torch.as_tensor(values).tolist() for name, values in zip(names, levels[1:], strict=True)}
         return levels, record | fitted | {"warnings": laxness(levels, config.strategy)}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]
@@ -136,13 +136,14 @@ def _measure_levels(
 ) -> dict[str, Any]:
     """What dgc-2 needs of clean rounds: in the first quarter, without any clip, the bound of its clip. In the rest, from the burnt-in model
     again and under this clip: the persistence of each client by id, how far all together pushed apart in one direction, the loss of each
-    class, and the running means of the accuracy of each class and of all together.
+    class and its confidence, and the running means of the accuracy of each class and of all together.
     """
     rounds, clients, theta = config.strategy.calibration_rounds, config.data.num_clients, start.theta.cpu()
     strategy = _clean_strategy(config, start, federation, model, no_limits(clients))
     defence = strategy.defence
     assert defence
-    norms, values, joint, losses, means = list[float](), dict[str, list[float]](), list[float](), list[list[float]](), list[list[float]]()
+    norms, values, joint = list[float](), dict[str, list[float]](), list[float]()
+    losses, confidences, means = list[list[float]](), list[list[float]](), list[list[float]]()
     for number in range(1, rounds + 1):
         if number == rounds // 4 + 1:
             defence.levels = no_limits(clients, bound_of(norms, config.strategy.bound_quantile))
@@ -158,9 +159,11 @@ def _measure_levels(
                 values.setdefault(str(client), []).append(float(scores[client]))
             joint.append(defence.figures["joint_push"])
             losses.append(defence.memory.now.losses.tolist())
+            confidences.append(defence.memory.now.confidences.tolist())
             means.append(defence.memory.smooth.tolist())
         progress(number, rounds)
-    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values, "joint": joint, "losses": losses, "means": means}
+    by_round = {"joint": joint, "losses": losses, "confidences": confidences, "means": means}
+    return {"rounds": rounds, "bound": defence.levels.bound, "persistence": values} | by_round
 
 
 def _clean_strategy(

@@ -14,10 +14,11 @@ from fl_sim.model.flat_model import FlatModel
 
 
 class ByClass(NamedTuple):
-    """Mean cross-entropy (c,) and accuracy in percent (c,) of each class that the probe set holds."""
+    """Of each class that the probe set holds (c,): mean cross-entropy, accuracy, and mean probability of the true class, in percent."""
 
     losses: Tensor
     accuracies: Tensor
+    confidences: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,27 @@ class ClassProbe:
         return (labels.unique().unsqueeze(1) == labels).to(self.probe.inputs.dtype)
 
     def by_class(self, theta: Tensor) -> ByClass:
-        """The losses and accuracies of a model theta (d,)."""
-        scores = torch.stack(self.model.examples(theta.to(self.probe.inputs.device), *self.probe))  # (2, e)
-        losses, shares = (scores @ self.members.T / self.members.sum(dim=1)).to(theta.device)
-        return ByClass(losses, 100.0 * shares)
+        """How a model theta (d,) does."""
+        losses, hits = self.model.examples(theta.to(self.probe.inputs.device), *self.probe)
+        scores = torch.stack([losses, 100.0 * hits, 100.0 * torch.exp(-losses)])  # (3, e)
+        return ByClass(*(scores @ self.members.T / self.members.sum(dim=1)).to(theta.device))
 
     def gradient(self, theta: Tensor, classes: Tensor) -> Tensor:
         """The gradient (d,) at theta of the mean loss over the probe examples of some classes, bool (c,)."""
         device = self.probe.inputs.device
         chosen = self.members[classes.to(device)].any(dim=0)
         return self.model.gradient(theta.to(device), self.probe.inputs[chosen], self.probe.labels[chosen]).to(theta.device)
+
+    def shortfall_gradient(self, theta: Tensor, deficits: Tensor) -> Tensor:
+        """The gradient (d,) at theta of `1/2 sum_c deficit_c^2`, for deficits (c,) >= 0 of the confidences, in percent.
+
+        `deficit_c = reference_c - 100 mean_j p_j`, and the gradient of a probability p_j is `-p_j` times that of its cross-entropy.
+        """
+        shares = (deficits.to(self.members.device) / self.members.sum(dim=1)) @ self.members  # (e,)
+        chosen, point = shares > 0.0, theta.to(self.probe.inputs.device)
+        inputs, labels = self.probe.inputs[chosen], self.probe.labels[chosen]
+        probabilities = torch.exp(-self.model.examples(point, inputs, labels)[0])
+        return self.model.gradient(point, inputs, labels, 100.0 * shares[chosen] * probabilities).to(theta.device)
 
 
 def follow(reference: Tensor, values: Tensor, usual: Tensor, memory: float) -> Tensor:

@@ -18,6 +18,7 @@ from fl_sim.rng.streams import stream
 from fl_sim.training.clipping import Clip
 from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, follow
+from strategies.dgc2.helping import boosts, strength
 from strategies.dgc2.levels import FORGET, Levels
 from strategies.dgc2.persistence import Pushes, add, conspirators, factors, no_pushes, persistence, products, sketch
 from strategies.server_sgd import ServerState
@@ -37,15 +38,16 @@ class Memories(NamedTuple):
 class Memory(NamedTuple):
     """What the defence remembers from round to round.
 
-    pushes: by client id. now: the current model by class. reference (c,): of the losses. smooth, best (c + 1,): running means of the
-    accuracies, of each class and of all together, and the references of these. kept (d,): the last model in which no class was worse than
-    usual; kept_smooth, kept_best (c + 1,): the means and references then. tightness: factor of the calibrated bound. calm: rounds since
-    tightness changed. rounds: so far.
+    pushes: by client id. now: the current model by class. reference, confidence (c,): references of its losses and of its confidences.
+    smooth, best (c + 1,): running means of the accuracies, of each class and of all together, and the references of these. kept (d,): the
+    last model in which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and references then. tightness: factor of
+    the calibrated bound. calm: rounds since tightness changed. rounds: so far.
     """
 
     pushes: Pushes
     now: ByClass
     reference: Tensor
+    confidence: Tensor
     smooth: Tensor
     best: Tensor
     kept: Tensor
@@ -65,14 +67,16 @@ class SecondDefence:
        by more than clean rounds did and its client pushes most.
     3. If the probe loss of some classes exceeds its reference by more than usual, the updates that raise it most are left out, and the
        part of the velocity that raises it is removed (the combined update holds its negative).
-    4. If the accuracy on the probe, or of one class of it, has fallen by more than may be lost, the server returns to the last healthy
+    4. If the confidence of some classes on the probe is below its reference, the updates that raise it count up to five times.
+    5. If the accuracy on the probe, or of one class of it, has fallen by more than may be lost, the server returns to the last healthy
        model, and the bound of the clip is halved. It doubles again after 20 calm rounds, so that the server is never frozen.
 
-    Args: by_class and gradient, see `ClassProbe`; signs, of the sketch of a round (d,), secret.
+    Args: by_class, gradient and shortfall_gradient, see `ClassProbe`; signs, of the sketch of a round (d,), secret.
     """
 
     by_class: Callable[[Tensor], ByClass]
     gradient: Callable[[Tensor, Tensor], Tensor]
+    shortfall_gradient: Callable[[Tensor, Tensor], Tensor]
     signs: Callable[[int], Tensor]
     levels: Levels
     memories: Memories
@@ -88,8 +92,8 @@ class SecondDefence:
         return Clip("l2", self.levels.bound * self.memory.tightness)
 
     def combine(self, server: ServerState, updates: Tensor, weights: Tensor, clients: Tensor) -> Tensor:
-        """The combined update (d,): `sum_i w_i a_i clip(g_i) / W`, without what harms a class. Sets `left_out` (n,): the clients with
-        a_i < 1/2."""
+        """The combined update (d,): `sum_i w_i a_i h_i clip(g_i) / W`, without what harms a class; h_i >= 1 if it helps one. Sets
+        `left_out` (n,): the clients with a_i < 1/2."""
         memory, beta, cuts, signs = self.memory, self.memories.beta, self.levels.cuts[clients], self.signs(self.memory.rounds)
         unit = 1.0 / memory.tightness  # pushes are counted in bounds of the clip, so that a tighter clip is no laxer limit
         pushes = memory.pushes.of(clients)
@@ -106,6 +110,12 @@ class SecondDefence:
             dropped = harmful(-weights * scales * (updates @ gradient))
             correction = self.memories.momentum * harmful_part(server.velocity, gradient)
             scales = torch.where(dropped, 0.0, scales)
+        deficits = (memory.confidence - memory.now.confidences).clamp(min=0.0)
+        helping = strength(deficits, self.levels.falls)
+        if helping:
+            helps = boosts(updates, known.squares.sqrt(), self.shortfall_gradient(server.theta, deficits), helping)
+        else:
+            helps = torch.ones_like(scales)
         pushes = add(pushes, updates, unit * scales, known, beta)
         memory.pushes.put(clients, pushes)
         self.left_out = scales < 0.5
@@ -114,11 +124,12 @@ class SecondDefence:
             "silenced": float(joint.silent.sum()),
             "rising_classes": float(rising.sum()),
             "dropped": float(dropped.sum()),
+            "helping": helping,
             "tightness": memory.tightness,
             "largest_persistence": float(persistence(pushes).max()),
             "joint_push": joint.push,
         }
-        return (weights * scales) @ updates / weights.sum() - correction
+        return (weights * scales * helps) @ updates / weights.sum() - correction
 
     def settle(self, server: ServerState) -> tuple[ServerState, dict[str, float]]:
         """The server after the step, or after a return to an earlier model; and the figures of it."""
@@ -138,7 +149,14 @@ class SecondDefence:
         elif calm >= CALM and tightness < 1.0:
             tightness, calm = tightness * 2.0, 0
         memory = memory._replace(
-            now=now, reference=reference, smooth=smooth, best=best, tightness=tightness, calm=calm, rounds=memory.rounds + 1
+            now=now,
+            reference=reference,
+            confidence=-follow(-memory.confidence, -now.confidences, -self.levels.usual_confidences, FORGET),
+            smooth=smooth,
+            best=best,
+            tightness=tightness,
+            calm=calm,
+            rounds=memory.rounds + 1,
         )
         most = torch.maximum(lost, best - summary(now))  # the running means lag behind a fall
         if not returns and bool((most <= self.levels.lost / 2.0).all()) and not self._rising_in(memory).any():
@@ -163,6 +181,7 @@ def begin_defence(config: Config, theta: Tensor, probe: ClassProbe, levels: Leve
     return SecondDefence(
         by_class=probe.by_class,
         gradient=probe.gradient,
+        shortfall_gradient=probe.shortfall_gradient,
         signs=signs,
         levels=levels,
         memories=Memories(config.strategy.persistence_memory, config.server.momentum),
@@ -179,4 +198,5 @@ def first_memory(theta: Tensor, now: ByClass, pushes: Pushes, levels: Levels) ->
     """The memory before round 1, from the burnt-in model theta (d,)."""
     accuracies, reference = summary(now), torch.maximum(now.losses, levels.usual_losses)
     best = torch.minimum(accuracies, levels.usual_accuracies)
-    return Memory(pushes, now, reference, accuracies, best, theta, accuracies, best, 1.0, 0, 0)
+    confidence = torch.minimum(now.confidences, levels.usual_confidences)
+    return Memory(pushes, now, reference, confidence, accuracies, best, theta, accuracies, best, 1.0, 0, 0)

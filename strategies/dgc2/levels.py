@@ -20,6 +20,7 @@ ALIKE = (
 )
 RISE = 1.5  # of the largest clean value: by how much the loss of a class may rise, and how much accuracy may be lost
 LEAST_RISE = 0.1  # nats
+LEAST_FALL = 1.0  # points of confidence
 LEAST_SHARE = 0.75  # of the usual loss, besides: hard classes fluctuate more, and the clean rounds of a calibration are few
 
 
@@ -35,12 +36,14 @@ class Levels(NamedTuple):
     usual_accuracies: Tensor
     rises: Tensor
     lost: Tensor
+    usual_confidences: Tensor
+    falls: Tensor
 
 
 def no_limits(num_clients: int, bound: float = float("inf")) -> Levels:
     """Levels that restrict nothing but the length of updates, for the clean rounds."""
     cuts, one = torch.full((num_clients,), float("inf")), torch.full((1,), float("inf"))
-    return Levels(bound, cuts, float("inf"), -one, one, one, one)
+    return Levels(bound, cuts, float("inf"), -one, one, one, one, one, one)
 
 
 def bound_of(norms: Sequence[float], quantile: float) -> float:
@@ -52,8 +55,8 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     """The levels that follow from a record of clean rounds.
 
     record: its `bound`; `persistence`, by client id the values of R; `joint`, in each round the most that all together had pushed in one
-    direction; `losses` and `means`, in each round the loss of each class (c,), and the running means of the accuracies of each class and of
-    all together (c + 1,).
+    direction; `losses`, `confidences` and `means`, in each round the loss and the confidence of each class (c,), and the running means of
+    the accuracies of each class and of all together (c + 1,).
 
     A client is compared with its own clean level, because one whose examples are all alike pushes in one direction without any malice:
     cut = 1.25 times its largest R, at least 2; no cut (infinity) where that is above half of the largest R that there can be. Usual are
@@ -65,8 +68,8 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     for client, values in record["persistence"].items():
         cuts[int(client)] = max(OWN * max(values), LEAST_CUT)
     cuts[cuts > ALIKE * largest_persistence(settings.persistence_memory)] = float("inf")
-    losses, means = torch.tensor(record["losses"]), torch.tensor(record["means"])
-    usual_losses, usual_accuracies = (values[len(values) // 2 :].mean(dim=0) for values in (losses, means))
+    losses, means, confidences = (torch.tensor(record[name]) for name in ("losses", "means", "confidences"))
+    usual_losses, usual_accuracies, usual_confidences = (values[len(values) // 2 :].mean(dim=0) for values in (losses, means, confidences))
     rises = RISE * _largest_excess(losses, usual_losses)
     rises = torch.maximum(rises, LEAST_RISE + LEAST_SHARE * usual_losses)
     lost = RISE * _largest_excess(-means, -usual_accuracies)
@@ -79,6 +82,8 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
         usual_accuracies,
         rises,
         torch.maximum(lost, least),
+        usual_confidences,
+        _largest_excess(-confidences, -usual_confidences).clamp(min=LEAST_FALL),
     )
 
 

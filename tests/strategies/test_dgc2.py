@@ -26,6 +26,7 @@ from fl_sim.model.vectors import flat_parameters
 from strategies.dgc2.attribution import harmful, harmful_part
 from strategies.dgc2.classes import ByClass, ClassProbe, follow
 from strategies.dgc2.defence import CALM, Memories, SecondDefence, first_memory
+from strategies.dgc2.helping import MOST, boosts, strength
 from strategies.dgc2.levels import Levels, fit_levels, laxness, no_limits
 from strategies.dgc2.persistence import Pushes, add, conspirators, factors, largest_persistence, no_pushes, persistence, products, sketch
 from strategies.server_sgd import ServerState
@@ -209,6 +210,27 @@ def test_a_reference_is_a_slow_mean_that_is_never_worse_than_usual() -> None:
     torch.testing.assert_close(reference, torch.tensor([1.0, 1.0, 1.0, 3.0]))
 
 
+def test_helping_grows_with_the_deficit_up_to_the_largest_of_clean_rounds() -> None:
+    falls = torch.tensor([2.0, 8.0])
+    assert strength(torch.tensor([0.0, 0.0]), falls) == 0.0
+    assert strength(torch.tensor([-3.0, -1.0]), falls) == 0.0
+    assert strength(torch.tensor([0.5, 4.0]), falls) == pytest.approx(MOST / 2)
+    assert strength(torch.tensor([0.0, 80.0]), falls) == MOST
+    assert strength(torch.tensor([0.5, 4.0]), torch.full((2,), float("inf"))) == 0.0, "nothing in the clean rounds of the calibration"
+    assert strength(torch.tensor([math.nan, 4.0]), falls) == 0.0
+
+
+def test_an_update_counts_more_by_its_cosine_with_the_gradient_and_no_update_counts_less() -> None:
+    updates, gradient = draw(12, 30), draw(30, seed=2)
+    updates[3], updates[4], updates[5] = 2.0 * gradient, -gradient, 0.0
+    found = boosts(updates, updates.norm(dim=1), gradient, 3.0)
+    for i, update in enumerate(updates):
+        cosine = float(torch.nn.functional.cosine_similarity(update, gradient, dim=0))
+        assert float(found[i]) == pytest.approx(1.0 + 3.0 * max(cosine, 0.0), rel=1e-5)
+    assert float(found[3]) == pytest.approx(4.0)
+    assert float(found[4]) == float(found[5]) == 1.0
+
+
 def probe_of_a_linear_model() -> tuple[ClassProbe, Tensor]:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -223,20 +245,40 @@ def test_losses_accuracies_and_gradients_by_class() -> None:
         own = [i for i, other in enumerate(probe.probe.labels.tolist()) if other == label]
         assert float(now.losses[position]) == pytest.approx(sum(float(losses[i]) for i in own) / len(own))
         assert float(now.accuracies[position]) == pytest.approx(100.0 * sum(float(hits[i]) for i in own) / len(own))
+        probabilities = torch.softmax(probe.model.logits(theta, probe.probe.inputs[own]), dim=1)[:, label]
+        assert float(now.confidences[position]) == pytest.approx(100.0 * float(probabilities.mean()))
     own = probe.probe.labels == 2
     expected = probe.model.gradient(theta, probe.probe.inputs[own], probe.probe.labels[own])
     torch.testing.assert_close(probe.gradient(theta, torch.tensor([False, True])), expected)
+
+
+@pytest.mark.parametrize("reference", [(90.0, 80.0), (90.0, 1.0), (1.0, 90.0)])
+def test_the_gradient_of_the_shortfall_is_that_of_finite_differences(reference: tuple[float, float]) -> None:
+    probe, theta = probe_of_a_linear_model()
+
+    def deficits(point: Tensor) -> Tensor:
+        return (torch.tensor(reference) - probe.by_class(point).confidences).clamp(min=0.0)
+
+    gradient, step = probe.shortfall_gradient(theta, deficits(theta)), 1e-2
+    for i in range(len(theta)):
+        moved = torch.zeros_like(theta)
+        moved[i] = step
+        ahead, behind = (0.5 * float(deficits(theta + sign * moved).square().sum()) for sign in (1.0, -1.0))
+        assert float(gradient[i]) == pytest.approx((ahead - behind) / (2.0 * step), rel=0.02, abs=0.5)
+    assert float(gradient.norm()) > 50.0
 
 
 def defence_of(levels: Levels, looks: Callable[[Tensor], ByClass], theta: Tensor, pull: Tensor | None = None) -> SecondDefence:
     memories = Memories(BETA, momentum=0.9)
     memory = first_memory(theta, looks(theta), no_pushes(len(levels.cuts), len(theta)), levels)
     gradient = torch.zeros_like(theta) if pull is None else pull
-    return SecondDefence(looks, lambda *_: gradient, lambda number: draw(len(theta), seed=number).sign(), levels, memories, memory)
+    return SecondDefence(
+        looks, lambda *_: gradient, lambda *_: gradient, lambda number: draw(len(theta), seed=number).sign(), levels, memories, memory
+    )
 
 
 def healthy(theta: Tensor) -> ByClass:
-    return ByClass(torch.tensor([0.1, 0.2]), torch.tensor([90.0, 100.0]))
+    return ByClass(torch.tensor([0.1, 0.2]), torch.tensor([90.0, 100.0]), torch.tensor([80.0, 70.0]))
 
 
 def test_without_limits_it_is_the_weighted_mean_of_clipped_updates() -> None:
@@ -289,7 +331,7 @@ def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_ve
     defence = defence_of(
         no_limits(3)._replace(rises=torch.tensor([0.5, 0.5]), lost=torch.tensor([30.0, 30.0, 5.0])), healthy, theta, pull=gradient
     )
-    defence.memory = defence.memory._replace(now=ByClass(torch.tensor([0.1, 0.9]), torch.tensor([90.0, 60.0])))
+    defence.memory = defence.memory._replace(now=ByClass(torch.tensor([0.1, 0.9]), torch.tensor([90.0, 60.0]), torch.tensor([80.0, 50.0])))
     updates = torch.stack([unit, 0.4 * unit, -3.0 * unit])  # the third climbs
     velocity = -2.0 * unit
     combined = defence.combine(ServerState(theta, velocity), updates, torch.ones(3), torch.arange(3))
@@ -298,6 +340,32 @@ def test_when_a_class_gets_worse_what_harms_it_is_left_out_and_taken_from_the_ve
     assert defence.left_out.tolist() == [False, False, True]
     assert defence.figures["rising_classes"] == 1.0
     torch.testing.assert_close(defence.memory.pushes.sums, torch.stack([unit, 0.4 * unit, 0.0 * unit]))  # what was left out is no push
+
+
+def test_a_class_below_its_usual_confidence_is_helped_and_pushes_are_counted_as_they_were_sent() -> None:
+    theta, gradient = draw(20, seed=9), draw(20, seed=4)
+    unit = gradient / gradient.norm()
+    across = torch.nn.functional.normalize(draw(20, seed=5) - (draw(20, seed=5) @ unit) * unit, dim=0)
+    levels = no_limits(3)._replace(usual_confidences=torch.tensor([80.0, 70.0]), falls=torch.tensor([4.0, 4.0]))
+    updates = torch.stack([unit, across, -unit])
+    for confidences, factor in (((80.0, 70.0), 1.0), ((90.0, 70.0), 1.0), ((80.0, 69.0), 2.0), ((80.0, 20.0), 5.0)):
+        defence = defence_of(levels, healthy, theta, pull=gradient)
+        defence.memory = defence.memory._replace(now=healthy(theta)._replace(confidences=torch.tensor(confidences)))
+        combined = defence.combine(ServerState(theta, theta), updates, torch.ones(3), torch.arange(3))
+        torch.testing.assert_close(combined, (factor * unit + across - unit) / 3.0)
+        assert defence.figures["helping"] == factor - 1.0
+        torch.testing.assert_close(defence.memory.pushes.sums, updates)
+
+
+def test_no_patience_lowers_the_confidence_that_is_expected_of_a_class() -> None:
+    theta = draw(20, seed=9)
+    levels = no_limits(3)._replace(usual_confidences=torch.tensor([80.0, 70.0]), falls=torch.tensor([4.0, 4.0]))
+    now = [healthy(theta)]
+    defence = defence_of(levels, lambda _: now[0], theta)
+    for round_ in range(600):
+        now[0] = healthy(theta)._replace(confidences=torch.tensor([90.0, 70.0 - 0.1 * round_]))
+        defence.settle(ServerState(theta, torch.zeros(20)))
+    torch.testing.assert_close(defence.memory.confidence, torch.tensor([90.0, 70.0]), atol=0.1, rtol=0.0)
 
 
 def test_a_tighter_clip_limits_pushes_as_much_as_the_usual_one() -> None:
@@ -317,7 +385,11 @@ def test_a_tighter_clip_limits_pushes_as_much_as_the_usual_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [ByClass(torch.tensor([0.1, 9.0]), torch.tensor([95.0, 0.0])), ByClass(torch.full((2,), float("nan")), torch.zeros(2))]
+    "bad",
+    [
+        ByClass(torch.tensor([0.1, 9.0]), torch.tensor([95.0, 0.0]), torch.tensor([90.0, 0.0])),
+        ByClass(torch.full((2,), float("nan")), torch.zeros(2), torch.full((2,), float("nan"))),
+    ],
 )
 def test_the_server_goes_back_to_the_last_healthy_model_with_a_tighter_clip_that_loosens_again(bad: ByClass) -> None:
     good, broken, velocity = draw(20, seed=9), draw(20, seed=10), draw(20, seed=11)
@@ -349,7 +421,10 @@ def test_the_server_goes_back_to_the_last_healthy_model_with_a_tighter_clip_that
 def test_it_does_not_go_back_to_a_model_that_fell_faster_than_the_means_follow() -> None:
     """Else the means would follow that model down after the return, and the server would return to it again and again."""
     good, falling, broken = draw(20, seed=9), draw(20, seed=10), draw(20, seed=11)
-    found = {falling: ByClass(torch.tensor([0.1, 0.2]), torch.tensor([90.0, 72.0])), broken: ByClass(torch.zeros(2), torch.zeros(2))}
+    found = {
+        falling: ByClass(torch.tensor([0.1, 0.2]), torch.tensor([90.0, 72.0]), torch.tensor([80.0, 50.0])),
+        broken: ByClass(torch.zeros(2), torch.zeros(2), torch.zeros(2)),
+    }
     levels = no_limits(3, 1.0)._replace(rises=torch.tensor([0.5, 0.5]), lost=torch.tensor([30.0, 30.0, 10.0]))
     defence = defence_of(
         levels, lambda theta: next((now for model, now in found.items() if torch.equal(theta, model)), healthy(theta)), good
@@ -370,6 +445,7 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
         "persistence": values,
         "joint": [2.0, 8.0],
         "losses": [[0.9, 3.0], [0.5, 1.0], [0.6, 1.6]],  # usual: 0.55, 1.3; the second is above it at first, then falls to it
+        "confidences": [[60.0, 10.0], [55.0, 30.0], [57.0, 24.0]],  # usual: 56, 27; the second is below it at first
         "means": [[80.0, 60.0, 70.0], [80.0, 90.0, 85.0], [80.0, 50.0, 65.0]],
     }
     levels = fit_levels(record, 4, Strategy())
@@ -379,6 +455,8 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
     torch.testing.assert_close(levels.usual_accuracies, torch.tensor([80.0, 70.0, 75.0]))
     torch.testing.assert_close(levels.rises, torch.tensor([0.1 + 0.75 * 0.55, 0.1 + 0.75 * 1.3]), atol=0.01, rtol=0.0)
     torch.testing.assert_close(levels.lost, torch.tensor([20.0, 30.0, 15.0]), atol=0.02, rtol=0.0)
+    torch.testing.assert_close(levels.usual_confidences, torch.tensor([56.0, 27.0]))
+    torch.testing.assert_close(levels.falls, torch.tensor([1.03, 3.0]), atol=0.02, rtol=0.0)
     first, second = laxness(levels, Strategy())
     assert first.startswith("points that may be lost, above strategy.most-lost-class = 20")
     assert first.endswith(": class 1 30")
