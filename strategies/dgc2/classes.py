@@ -49,13 +49,15 @@ class ClassProbe:
     def shortfall_gradient(self, theta: Tensor, deficits: Tensor) -> Tensor:
         """The gradient (d,) at theta of `1/2 sum_c deficit_c^2`, for deficits (c,) >= 0 of the confidences, in percent.
 
-        `deficit_c = reference_c - 100 mean_j p_j`, and the gradient of a probability p_j is `-p_j` times that of its cross-entropy.
+        With `deficit_c = reference_c - 100 mean_j p_j` it is that of `-sum_c deficit_c 100 mean_j p_j`, the deficits held constant.
         """
         shares = (deficits.to(self.members.device) / self.members.sum(dim=1)) @ self.members  # (e,)
-        chosen, point = shares > 0.0, theta.to(self.probe.inputs.device)
+        chosen, leaf = shares > 0.0, theta.detach().to(self.probe.inputs.device).requires_grad_()
         inputs, labels = self.probe.inputs[chosen], self.probe.labels[chosen]
-        probabilities = torch.exp(-self.model.examples(point, inputs, labels)[0])
-        return self.model.gradient(point, inputs, labels, 100.0 * shares[chosen] * probabilities).to(theta.device)
+        with torch.enable_grad():
+            probabilities = self.model.logits(leaf, inputs).softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+            (gradient,) = torch.autograd.grad(-(100.0 * shares[chosen] * probabilities).sum(), leaf)
+        return gradient.to(theta.device)
 
 
 def follow(reference: Tensor, values: Tensor, usual: Tensor, memory: float) -> Tensor:
