@@ -46,7 +46,7 @@ def options_text(options: Mapping[str, Any]) -> str:
 
 def options_as_json(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Flat keys with each `*.options` as sorted JSON, also if it was written as TOML text or as a table of a preset; and a sentence for
-    each that cannot be read."""
+    each that cannot be read, which is left out."""
     result, tables, problems = dict[str, Any](), dict[str, dict[str, Any]](), list[str]()
     for key, value in flat.items():
         owner = next((option for option in OPTIONS if key.startswith(option + ".")), None)
@@ -63,6 +63,7 @@ def options_as_json(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
                 result[key] = options_text({**parse_options(text), **tables.get(key, {})})
         except ValueError as error:
             problems.append(f"expected {key} to be a JSON object or TOML keys, got {text!r} ({error})")
+            result.pop(key, None)
     return result, problems
 
 

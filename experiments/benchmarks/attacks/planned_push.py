@@ -26,7 +26,7 @@ def planned(
     if knowledge.bound is None:
         raise ValueError("planned needs a strategy that clips each update: its members send updates as long as the bound")
     bound, rounds = knowledge.bound.bound, int(state.scalars.get("rounds", 0.0))
-    direction = _plan(knowledge, attacked, bound, steps) if rounds % refresh == 0 else state.arrays["direction"]
+    direction = plan(knowledge, attacked, bound, steps) if rounds % refresh == 0 else state.arrays["direction"]
     turn = (1.0 if knowledge.round % 2 else -1.0) * (1.0 - share**2) ** 0.5
     updates = torch.stack([bound * (share * direction + turn * _rest(member, direction)) for member in knowledge.members])
     return Action(updates, AttackState({"direction": direction}, {"rounds": rounds + 1.0}))
@@ -38,14 +38,15 @@ def _rest(member: int, direction: Tensor) -> Tensor:
     return F.normalize(drawn - (drawn @ direction) * direction, dim=0)
 
 
-def _plan(knowledge: Knowledge, attacked: int, bound: float, steps: int) -> Tensor:
+def plan(knowledge: Knowledge, attacked: int, bound: float, steps: int, push_length: float = PUSH) -> Tensor:
+    """The direction (d,), a unit vector, of what `steps` rounds of honest training leave of a push of this length in each of them."""
     inputs, labels = knowledge.validation.inputs, knowledge.validation.labels
     generator = torch.Generator().manual_seed(knowledge.own_seed)
     pushed, alone = knowledge.theta.clone(), knowledge.theta.clone()
     for _ in range(steps):
         drawn = torch.randint(len(labels), (EXAMPLES,), generator=generator).to(labels.device)
         push = F.normalize(_against(knowledge, pushed, inputs[labels == attacked], labels[labels == attacked]), dim=0)
-        pushed = pushed - RATE * (_honest(knowledge, pushed, inputs[drawn], labels[drawn], bound) + PUSH * push)
+        pushed = pushed - RATE * (_honest(knowledge, pushed, inputs[drawn], labels[drawn], bound) + push_length * push)
         alone = alone - RATE * _honest(knowledge, alone, inputs[drawn], labels[drawn], bound)
     return F.normalize(alone - pushed, dim=0)  # the server subtracts it
 
