@@ -16,7 +16,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from clients.client_app import answer
+from experiments.launch.launch import error_console
 from experiments.launch.name_checks import name_problems
+from experiments.launch.preflight import checked
 from experiments.records.folder import read_rounds, run_folder
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config
@@ -245,6 +247,16 @@ def test_what_cannot_be_made_is_one_sentence(configure: Configure, name: str, op
 def test_options_that_are_none_are_refused(configure: Configure, options: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         configure(strategy__name="flwr.FedAvg", strategy__options=options)
+
+
+def test_options_that_are_none_are_one_problem_in_a_study_too() -> None:
+    """Its checks go on with the other keys, to find all problems at once."""
+    flat = {"data.name": "digits", "attack.name": "alie", "attack.options": "tau = 1, b = 2", "server.momentum": 2.0}
+    with pytest.raises(ConfigError) as caught:
+        checked([flat, flat], error_console())
+    problems = caught.value.problems
+    assert len([text for text in problems if text.startswith("expected attack.options to be a JSON object or TOML keys")]) == 1
+    assert len([text for text in problems if text.startswith("expected server.momentum")]) == 1
 
 
 def test_every_spelling_of_options_is_one_run(configure: Configure) -> None:

@@ -480,14 +480,17 @@ def test_a_run_with_a_patient_coalition_records_what_the_defence_did(configure: 
     lines = read_rounds(place)["attacked"]
     assert read_summary(place)["filtering"] is not None
     assert all(line["strategy"]["combined_norm"] >= 0.0 and "returned" in line["strategy"] for line in lines)
+    assert any(line["strategy"]["helping"] > 0.0 for line in lines)
+    assert all(0.0 <= line["strategy"]["helping"] <= MOST for line in lines)
 
 
-def test_the_attack_that_was_made_for_it_sends_updates_at_its_bound(configure: Callable[..., Config], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["planned_push:planned", "boosted_push:boosted"])
+def test_attacks_that_were_made_for_it_send_updates_at_its_bound(configure: Callable[..., Config], tmp_path: Path, name: str) -> None:
     attack = {
-        "attack__name": "experiments.benchmarks.attacks.planned_push:planned",
+        "attack__name": f"experiments.benchmarks.attacks.{name}",
         "attack__budget": "client",
         "attack__norm_bound": 1000.0,
-        "attack__options": '{"attacked": 3, "steps": 2}',
+        "attack__options": '{"attacked": 3}',
         "attack__poison_ratio": 0.25,
     }
     place = execute_run(configure(**DGC2, **attack, twin=False, control=False), tmp_path, InlineTransport(answer), lambda *_: None)
