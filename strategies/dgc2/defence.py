@@ -40,8 +40,8 @@ class Memory(NamedTuple):
 
     pushes: by client id. now: the current model by class. reference, confidence (c,): references of its losses and of its confidences.
     smooth, best (c + 1,): running means of the accuracies, of each class and of all together, and the references of these. kept (d,): the
-    last model in which no class was worse than usual; kept_smooth, kept_best (c + 1,): the means and references then. tightness: factor of
-    the calibrated bound. calm: rounds since tightness changed. rounds: so far.
+    last model in which no class was worse than usual; kept_smooth, kept_best (c + 1,), kept_confidence (c,): as they were then. tightness:
+    factor of the calibrated bound. calm: rounds since tightness changed. rounds: so far.
     """
 
     pushes: Pushes
@@ -53,6 +53,7 @@ class Memory(NamedTuple):
     kept: Tensor
     kept_smooth: Tensor
     kept_best: Tensor
+    kept_confidence: Tensor
     tightness: float
     calm: int
     rounds: int
@@ -141,9 +142,10 @@ class SecondDefence:
         returns = not bool((lost <= self.levels.lost).all())  # in this form a model that is not a number is not accepted
         figures = {"returned": float(returns), "probe_accuracy": float(smooth[-1]), "most_lost": float(lost[:-1].max())}
         calm, tightness = memory.calm + 1, memory.tightness
+        confidence = -follow(-memory.confidence, -now.confidences, -self.levels.usual_confidences, FORGET)
         if returns:
             server = ServerState(memory.kept, torch.zeros_like(memory.kept))
-            now, smooth, best = self.by_class(server.theta), memory.kept_smooth, memory.kept_best
+            now, smooth, best, confidence = self.by_class(server.theta), memory.kept_smooth, memory.kept_best, memory.kept_confidence
             reference = follow(memory.reference, now.losses, self.levels.usual_losses, FORGET)
             tightness, calm = max(tightness / 2.0, TIGHTEST), 0
         elif calm >= CALM and tightness < 1.0:
@@ -151,7 +153,7 @@ class SecondDefence:
         memory = memory._replace(
             now=now,
             reference=reference,
-            confidence=-follow(-memory.confidence, -now.confidences, -self.levels.usual_confidences, FORGET),
+            confidence=confidence,
             smooth=smooth,
             best=best,
             tightness=tightness,
@@ -160,7 +162,7 @@ class SecondDefence:
         )
         most = torch.maximum(lost, best - summary(now))  # the running means lag behind a fall
         if not returns and bool((most <= self.levels.lost / 2.0).all()) and not self._rising_in(memory).any():
-            memory = memory._replace(kept=server.theta, kept_smooth=smooth, kept_best=best)
+            memory = memory._replace(kept=server.theta, kept_smooth=smooth, kept_best=best, kept_confidence=confidence)
         self.memory = memory
         return server, figures
 
@@ -199,4 +201,4 @@ def first_memory(theta: Tensor, now: ByClass, pushes: Pushes, levels: Levels) ->
     accuracies, reference = summary(now), torch.maximum(now.losses, levels.usual_losses)
     best = torch.minimum(accuracies, levels.usual_accuracies)
     confidence = torch.minimum(now.confidences, levels.usual_confidences)
-    return Memory(pushes, now, reference, confidence, accuracies, best, theta, accuracies, best, 1.0, 0, 0)
+    return Memory(pushes, now, reference, confidence, accuracies, best, theta, accuracies, best, confidence, 1.0, 0, 0)

@@ -438,6 +438,30 @@ def test_it_does_not_go_back_to_a_model_that_fell_faster_than_the_means_follow()
         assert not figures["returned"]
 
 
+def test_after_a_return_no_more_is_expected_of_a_class_than_of_the_model_that_it_went_back_to() -> None:
+    """Else a model that learnt since then would be the measure of an older one, help would stay at its strongest, and bend it."""
+    good, better, broken = draw(20, seed=9), draw(20, seed=10), draw(20, seed=11)
+    sure = {good: torch.tensor([50.0, 40.0]), better: torch.tensor([80.0, 70.0])}
+
+    def looks(theta: Tensor) -> ByClass:
+        confidences = next((found for model, found in sure.items() if torch.equal(theta, model)), torch.zeros(2))
+        right = 0.0 if torch.equal(theta, broken) else 1.0
+        falling = torch.equal(theta, better)  # as far down in accuracy as is not healthy any more
+        return ByClass(torch.tensor([0.1, 0.2]), right * torch.tensor([90.0, 75.0 if falling else 100.0]), confidences)
+
+    levels = no_limits(3, 1.0)._replace(
+        lost=torch.tensor([30.0, 30.0, 20.0]), falls=torch.ones(2), usual_confidences=torch.full((2,), 90.0)
+    )
+    defence = defence_of(levels, looks, good)
+    for model in (good, better, *[broken] * 5):
+        server, figures = defence.settle(ServerState(model, torch.zeros(20)))
+        if figures["returned"]:
+            break
+    assert torch.equal(server.theta, good)
+    defence.combine(server, draw(3, 20), torch.ones(3), torch.arange(3))
+    assert defence.figures["helping"] == 0.0
+
+
 def test_a_client_is_compared_with_its_own_clean_level() -> None:
     values = {"0": [1.0, 1.3], "1": [4.0, 6.0], "3": [30.0, 12.0]}
     record = {
