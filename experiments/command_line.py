@@ -16,7 +16,6 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(command="run")
     sweep = commands.add_parser("sweep", help="all cells of a spec, in one Flower run")
     sweep.add_argument("spec", metavar="SPEC", help="a study that comes with fl-sim by its name, or a TOML file")
-    sweep.add_argument("--parallel", type=int, metavar="P", help="cells that run at once (default: one per worker)")
     sweep.add_argument("--scale", default="", metavar="NAME", help="one of the spec's [scales]")
     sweep.add_argument("--plan", action="store_true", help="print every cell and about how long it would take, and run nothing")
     sweep.set_defaults(command="sweep")
@@ -41,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     watch.add_argument("folder", type=Path, metavar="DIR", help="folder of a sweep, a search or any runs")
     watch.add_argument("--once", action="store_true", help="print it once, and do not wait until all runs have ended")
     watch.set_defaults(command="watch")
+    for command in (sweep, search):
+        command.add_argument("--parallel", type=int, metavar="P", help="runs at once (default: one per worker)")
     for command in (run, sweep, search):
         command.add_argument("-c", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="set a key")
         command.add_argument("-o", dest="output_dir", type=Path, default=Path("runs"), metavar="DIR", help="output folder (default: runs)")

@@ -150,6 +150,14 @@ def test_settings_that_contradict_each_other_are_no_result(tmp_path: Path) -> No
     assert [config.attack.rho for config in asked] == [0.5]
 
 
+def test_a_search_plays_as_many_runs_at_once_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, launched = tmp_path / "few.toml", list[dict[str, Any]]()
+    spec.write_text('trials = 2\n[space]\n"attack.rho" = {low = 0.1, high = 1.0}\n')
+    monkeypatch.setattr(cli, "launch", lambda keys, *_, **__: launched.append(keys) or 1)
+    assert cli.main(["search", str(spec), "-o", str(tmp_path), "--parallel", "3"]) == 1
+    assert [keys["ray.parallel"] for keys in launched] == [3]
+
+
 def test_contradictory_settings_are_said_and_start_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
