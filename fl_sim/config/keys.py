@@ -37,7 +37,9 @@ class Ray(Section):
         0.0, description="share of a GPU that each actor reserves (0: on GPUs the largest with which all actors fit)"
     )
     start_timeout: Positive = Field(120.0, description="seconds in which the actors must be ready when they are first needed")
-    parallel: CountOrZero = Field(0, description="cells of a sweep, or settings of a search, that run at once (0: one per worker); fewer share the workers")
+    parallel: CountOrZero = Field(
+        0, description="cells of a sweep, or settings of a search, that run at once (0: one per worker); fewer share the workers"
+    )
 
 
 class Data(Section):
