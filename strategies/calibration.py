@@ -69,7 +69,8 @@ def calibrate(
                 write_whole(path, json.dumps({"record": record, "sha256": _digest(record)}, indent=2) + "\n")
     if config.strategy.name == "dgc-2":
         levels = fit_levels(record, config.data.num_clients, config.strategy)
-        names = ("cuts", "most-pushed", "usual-losses", "usual-accuracies", "most-risen", "most-lost", "usual-confidences", "most-fallen")
+        names = ("cuts", "most-pushed", "most-pushed-early", "turnout", "usual-losses", "usual-accuracies", "most-risen", "most-lost")
+        names += ("usual-confidences", "most-fallen")
         fitted = {name: torch.as_tensor(values).tolist() for name, values in zip(names, levels[1:], strict=True)}
         return levels, record | fitted | {"warnings": laxness(levels, config.strategy)}
     loss = model.score(start.theta.to(federation.device), *federation.probe())[1]

@@ -26,12 +26,15 @@ LEAST_SHARE = 0.75  # of the usual loss, besides: hard classes fluctuate more, a
 
 class Levels(NamedTuple):
     """bound: of the clip of each update; cuts (N,): the largest persistence of each client; joint: what all clients together may have
-    pushed in one direction; usual_losses (c,) of each class, usual_accuracies (c + 1,) of each class and of all together; rises (c,): by
-    how many nats the loss of a class may exceed its reference; lost (c + 1,): how many points of accuracy may be below their reference."""
+    pushed in one direction in the long run; joint_early (r,): at least in the first r rounds; turnout: the share of its clients that a
+    round has; usual_losses (c,) of each class, usual_accuracies (c + 1,) of each class and of all together; rises (c,): by how many nats
+    the loss of a class may exceed its reference; lost (c + 1,): how many points of accuracy may be below their reference."""
 
     bound: float
     cuts: Tensor
     joint: float
+    joint_early: Tensor
+    turnout: float
     usual_losses: Tensor
     usual_accuracies: Tensor
     rises: Tensor
@@ -39,11 +42,18 @@ class Levels(NamedTuple):
     usual_confidences: Tensor
     falls: Tensor
 
+    def joint_in(self, round_: int, beta: float) -> float:
+        """What all clients together may have pushed in one direction by the end of a round, from 1: it grows as the squares of sums of
+        independent updates do, and in the first rounds is not less than what clean rounds pushed by then. Where clients come rarely, a
+        thousand rounds are few."""
+        early = float(self.joint_early[min(round_, len(self.joint_early)) - 1])
+        return max(early, self.joint * (1.0 - beta ** (2.0 * self.turnout * round_)))
+
 
 def no_limits(num_clients: int, bound: float = float("inf")) -> Levels:
     """Levels that restrict nothing but the length of updates, for the clean rounds."""
     cuts, one = torch.full((num_clients,), float("inf")), torch.full((1,), float("inf"))
-    return Levels(bound, cuts, float("inf"), -one, one, one, one, one, one)
+    return Levels(bound, cuts, float("inf"), torch.zeros(1), float("inf"), -one, one, one, one, one, one)
 
 
 def bound_of(norms: Sequence[float], quantile: float) -> float:
@@ -77,7 +87,7 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     return Levels(
         record["bound"],
         cuts,
-        _largest_joint(record, num_clients, settings),
+        *_joint(record, num_clients, settings.persistence_memory),
         usual_losses,
         usual_accuracies,
         rises,
@@ -87,11 +97,15 @@ def fit_levels(record: Mapping[str, Any], num_clients: int, settings: Strategy) 
     )
 
 
-def _largest_joint(record: Mapping[str, Any], num_clients: int, settings: Strategy) -> float:
-    """1.25 times the most that all together pushed in one direction in clean rounds, had these gone on: squares of sums of k independent
-    updates grow with `1 - beta^(2 k)`, and if few clients are sampled, a client was in k rounds only."""
+def _joint(record: Mapping[str, Any], num_clients: int, beta: float) -> tuple[float, Tensor, float]:
+    """1.25 times the most that all together had pushed in one direction: in the end, had the clean rounds gone on, and by each of them.
+
+    Squares of sums of k independent updates grow with `1 - beta^(2 k)`, and if few clients are sampled, a client was in k rounds only.
+    The share of its clients that a round had comes with it.
+    """
+    early = OWN * torch.tensor(record["joint"]).cummax(dim=0).values
     rounds = sum(len(values) for values in record["persistence"].values()) / num_clients
-    return OWN * max(record["joint"]) / (1.0 - settings.persistence_memory ** (2.0 * rounds))
+    return float(early[-1]) / (1.0 - beta ** (2.0 * rounds)), early, rounds / len(early)
 
 
 def _largest_excess(values: Tensor, usual: Tensor) -> Tensor:

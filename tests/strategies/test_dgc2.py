@@ -237,6 +237,11 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
     levels = fit_levels(record, 4, Strategy())
     assert levels.cuts.tolist() == [2.0, 7.5, 2.0, float("inf")]
     assert levels.joint == pytest.approx(10.0 / (1.0 - 0.95**3)), "a client was in one and a half rounds in the mean"
+    assert levels.joint_in(1, 0.95) == pytest.approx(levels.joint * (1.0 - 0.95**1.5)), "more than the 2.5 of the first clean round"
+    assert levels.joint_in(2, 0.95) == pytest.approx(10.0)
+    assert levels.joint_in(20, 0.95) == pytest.approx(levels.joint * (1.0 - 0.95**30))
+    early = fit_levels({**record, "joint": [9.0, 8.0]}, 4, Strategy())
+    assert early.joint_in(1, 0.95) == pytest.approx(1.25 * 9.0), "not less than a clean round pushed"
     torch.testing.assert_close(levels.usual_losses, torch.tensor([0.55, 1.3]))
     torch.testing.assert_close(levels.usual_accuracies, torch.tensor([80.0, 70.0, 75.0]))
     torch.testing.assert_close(levels.rises, torch.tensor([0.1 + 0.75 * 0.55, 0.1 + 0.75 * 1.3]), atol=0.01, rtol=0.0)
