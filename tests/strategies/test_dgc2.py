@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clients.client_app import answer
+from experiments.benchmarks.attacks.newcomers import strongest_push
 from experiments.records.folder import read_rounds, read_summary
 from experiments.run.execute import execute_run
 from fl_sim.config.keys import Config, Strategy
@@ -255,6 +257,19 @@ def test_a_client_is_compared_with_its_own_clean_level() -> None:
     assert laxness(levels, Strategy().model_copy(update={"most_lost_class": 40.0, "most_lost": 20.0})) == []
 
 
+def test_a_newcomer_sends_the_largest_push_below_its_cut_and_what_it_sends_stays_below() -> None:
+    pushed, rested, squares, pushes = 0.0, 0.0, 0.0, list[float]()
+    for _ in range(200):
+        push, rest = strongest_push(BETA * pushed, BETA * rested, BETA**2 * squares, 1.98)
+        assert push**2 + rest**2 == pytest.approx(1.0)
+        pushed, rested, squares = BETA * pushed + push, BETA * rested + rest, BETA**2 * squares + 1.0
+        assert (pushed**2 + rested**2) / squares <= 1.98 + 1e-6
+        pushes.append(push)
+    assert pushes[0] == 1.0
+    assert pushes[1] > 0.9, "nearly the same update again"
+    assert sum(pushes[100:]) / 100 < math.sqrt(1.98 * (1 - BETA) / (1 + BETA)), "section 11.2: what an unseen push can do"
+
+
 DGC2: dict[str, Any] = {"strategy__name": "dgc-2", "strategy__calibration_rounds": 12, "strategy__probe_size": 30}
 
 
@@ -275,7 +290,7 @@ def test_a_run_with_a_patient_coalition_records_what_the_defence_did(configure: 
     assert all(0.0 <= line["strategy"]["helping"] <= MOST for line in lines)
 
 
-@pytest.mark.parametrize("name", ["planned_push:planned", "boosted_push:boosted"])
+@pytest.mark.parametrize("name", ["planned_push:planned", "boosted_push:boosted", "newcomers:newcomers"])
 def test_attacks_that_were_made_for_it_send_updates_at_its_bound(configure: Callable[..., Config], tmp_path: Path, name: str) -> None:
     attack = {
         "attack__name": f"experiments.benchmarks.attacks.{name}",

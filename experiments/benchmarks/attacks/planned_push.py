@@ -28,11 +28,11 @@ def planned(
     bound, rounds = knowledge.bound.bound, int(state.scalars.get("rounds", 0.0))
     direction = plan(knowledge, attacked, bound, steps) if rounds % refresh == 0 else state.arrays["direction"]
     turn = (1.0 if knowledge.round % 2 else -1.0) * (1.0 - share**2) ** 0.5
-    updates = torch.stack([bound * (share * direction + turn * _rest(member, direction)) for member in knowledge.members])
+    updates = torch.stack([bound * (share * direction + turn * rest_of(member, direction)) for member in knowledge.members])
     return Action(updates, AttackState({"direction": direction}, {"rounds": rounds + 1.0}))
 
 
-def _rest(member: int, direction: Tensor) -> Tensor:
+def rest_of(member: int, direction: Tensor) -> Tensor:
     """A member's own unit vector (d,), orthogonal to the direction, the same in every round."""
     drawn = torch.randn(len(direction), generator=torch.Generator().manual_seed(7919 * member + 13)).to(direction)
     return F.normalize(drawn - (drawn @ direction) * direction, dim=0)
