@@ -268,6 +268,7 @@ def test_a_newcomer_sends_the_largest_push_below_its_cut_and_what_it_sends_stays
     assert pushes[0] == 1.0
     assert pushes[1] > 0.9, "nearly the same update again"
     assert sum(pushes[100:]) / 100 < math.sqrt(1.98 * (1 - BETA) / (1 + BETA)), "section 11.2: what an unseen push can do"
+    assert strongest_push(1.9, 1.0, 3.0, 1.98)[1] < 0.0 < strongest_push(1.9, -1.0, 3.0, 1.98)[1], "the rest cancels the one before"
 
 
 DGC2: dict[str, Any] = {"strategy__name": "dgc-2", "strategy__calibration_rounds": 12, "strategy__probe_size": 30}
