@@ -1,0 +1,1 @@
+"""What an attack took of each class, beside the same run without it."""
