@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from clients.client_app import answer
-from experiments.benchmarks.attacks.newcomers import strongest_push
+from experiments.benchmarks.attacks.boosted_push import boosted
+from experiments.benchmarks.attacks.newcomers import newcomers, strongest_push
+from experiments.benchmarks.attacks.planned_push import planned
 from experiments.records.folder import read_rounds, read_summary
 from experiments.run.execute import execute_run
+from fl_sim import Action, AttackState
 from fl_sim.config.keys import Config, Strategy
 from fl_sim.grid.transports import InlineTransport
 from strategies.dgc2.classes import ByClass
@@ -24,6 +27,7 @@ from strategies.dgc2.helping import MOST
 from strategies.dgc2.levels import Levels, fit_levels, laxness, no_limits
 from strategies.dgc2.persistence import no_pushes, sketch
 from strategies.server_sgd import ServerState
+from tests.support.small_knowledge import knowledge_of
 
 BETA = 0.95
 
@@ -306,3 +310,9 @@ def test_attacks_that_were_made_for_it_send_updates_at_its_bound(configure: Call
     assert norm is not None
     assert norm["median"] == pytest.approx(bound, rel=1e-4)
     assert norm["largest"] == pytest.approx(bound, rel=1e-4)
+
+
+@pytest.mark.parametrize("attack", [planned, boosted, newcomers])
+def test_attacks_that_were_made_for_it_need_a_bound(attack: Callable[..., Action]) -> None:
+    with pytest.raises(ValueError, match=f"{attack.__name__} needs a strategy that clips each update"):
+        attack(knowledge_of(), AttackState({}, {}))

@@ -1,6 +1,6 @@
 """`boosted`: updates that `dgc-2` takes for help in one round, and that cancel in the next, when they count less.
 
-Ours, found by somebody who was to break the defence (docs/defences.md, DGC, second version). It multiplies an update whose cosine c with
+Ours, found by somebody who was to break the defence (docs/results/dgc2.md). It multiplies an update whose cosine c with
 the gradient G of its shortfall is positive by `1 + lambda c`. The coalition estimates G on its own examples and sends
 `c G + sqrt(1 - c^2) h` at the bound in one round, and the negative of it, which counts once, in the next: what a client sent adds up to
 nothing, what was applied adds up along h, the direction of `planned` without its part along G.
@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.benchmarks.attacks.planned_push import plan
+from experiments.benchmarks.attacks.planned_push import plan, published_bound
 from fl_sim import Action, AttackState, Knowledge
 
 FORGET = 100.0  # rounds over which the coalition's own references of the confidences follow, as the server's
-
-
 REFRESH, STEPS = 20, 40  # rounds until the direction is planned anew; rounds that the plan looks ahead
 
 
@@ -35,9 +33,8 @@ def boosted(
     cosine: c. cancel: by how many c^2 more of -G every second update holds, so that G is not helped. share: of a slow push besides.
     stagger: half of the members begin with the negative.
     """
-    if knowledge.bound is None:
-        raise ValueError("boosted needs a strategy that clips each update: its members send updates as long as the bound")
-    bound, rounds, rest = knowledge.bound.bound, int(state.scalars.get("rounds", 0.0)), (1.0 - cosine**2) ** 0.5
+    bound, rounds = published_bound("boosted", knowledge), int(state.scalars.get("rounds", 0.0))
+    rest = (1.0 - cosine**2) ** 0.5
     confidences = _confidences(knowledge)
     first = state.arrays.get("first", confidences)
     reference = state.arrays.get("reference", confidences)

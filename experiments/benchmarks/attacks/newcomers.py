@@ -1,6 +1,6 @@
 """`newcomers`: clients that come rarely push with all they have, because `dgc-2` knows nothing of them yet.
 
-Ours, found by somebody who was to break the defence (docs/defences.md, DGC, second version). Persistence compares a client with what it
+Ours, found by somebody who was to break the defence (docs/results/dgc2.md). Persistence compares a client with what it
 sent before: who sends the same update twice is still below the least cut of 2. Where many clients are sampled rarely, most of a coalition's
 members are in their first rounds. Each sends the largest push along the direction of `planned` with which its own persistence stays below
 the cut; the rest of its update cancels what its earlier rests left.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.attacks.planned_push import plan, rest_of
+from experiments.benchmarks.attacks.planned_push import plan, published_bound, rest_of
 from fl_sim import Action, AttackState, Knowledge
 
 REFRESH, STEPS = 20, 40  # rounds until the direction is planned anew; rounds that the plan looks ahead
@@ -23,9 +23,7 @@ def newcomers(knowledge: Knowledge, state: AttackState, attacked: int = 6, cut: 
 
     cut: the persistence that a member may reach. beta: the server's `strategy.persistence-memory`.
     """
-    if knowledge.bound is None:
-        raise ValueError("newcomers needs a strategy that clips each update: its members send updates as long as the bound")
-    bound, rounds = knowledge.bound.bound, int(state.scalars.get("rounds", 0.0))
+    bound, rounds = published_bound("newcomers", knowledge), int(state.scalars.get("rounds", 0.0))
     direction = plan(knowledge, attacked, bound, STEPS, PUSH) if rounds % REFRESH == 0 else state.arrays["direction"]
     known = state.arrays.get("accounts", torch.zeros(0, 3))
     accounts = torch.zeros(max(len(known), max(knowledge.members) + 1), 3)  # by client id: pushed along h, along its rest, and Q

@@ -1,6 +1,6 @@
 """`planned`: a push that honest training undoes least, in the form that `dgc-2` lets through.
 
-Ours (docs/defences.md, DGC, second version). The coalition plays `steps` rounds of clipped honest training on its own examples twice, with
+Ours (docs/results/dgc2.md). The coalition plays `steps` rounds of clipped honest training on its own examples twice, with
 and without a small push against one class. What lies between the two models is what is left of the push, about the inverse Hessian times
 its gradient. This difference is the direction for the next `refresh` rounds. Each member sends it with the cosine `share` at the bound, and
 the rest of its update cancels in the next round.
@@ -23,13 +23,18 @@ def planned(
     knowledge: Knowledge, state: AttackState, attacked: int = 6, share: float = 0.226, refresh: int = 20, steps: int = 40
 ) -> Action:
     """Updates (m, d) of the members. Needs a server that clips each update, whose bound is published (`attack.knowledge`)."""
-    if knowledge.bound is None:
-        raise ValueError("planned needs a strategy that clips each update: its members send updates as long as the bound")
-    bound, rounds = knowledge.bound.bound, int(state.scalars.get("rounds", 0.0))
+    bound, rounds = published_bound("planned", knowledge), int(state.scalars.get("rounds", 0.0))
     direction = plan(knowledge, attacked, bound, steps) if rounds % refresh == 0 else state.arrays["direction"]
     turn = (1.0 if knowledge.round % 2 else -1.0) * (1.0 - share**2) ** 0.5
     updates = torch.stack([bound * (share * direction + turn * rest_of(member, direction)) for member in knowledge.members])
     return Action(updates, AttackState({"direction": direction}, {"rounds": rounds + 1.0}))
+
+
+def published_bound(attack: str, knowledge: Knowledge) -> float:
+    """The bound of the server's clip of each update. Raises ValueError without one, in the name of the attack."""
+    if knowledge.bound is None:
+        raise ValueError(f"{attack} needs a strategy that clips each update: its members send updates as long as the bound")
+    return knowledge.bound.bound
 
 
 def rest_of(member: int, direction: Tensor) -> Tensor:
