@@ -1,7 +1,8 @@
 """`python -m experiments.benchmarks.worst_case RUNS...`: the map of docs/worst_case.md, from the folders of `fl-sim search worst_case_map`.
 
 A run in one of them replaces the row of the table with the same strategy, images, members and attack. Writes the table, draws the map
-beside the page, and prints the page's tables in Markdown.
+of the strategies that have more than the first case, and the figure of the first case, beside the page, and prints the page's tables in
+Markdown.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.figures.style import PAGE, drawn
+from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_below
 from experiments.sweep.search import left_after, worst_class_left
 from experiments.sweep.study import Run, complete_runs, read_study
 from fl_sim.atomic_files import write_whole
@@ -23,6 +24,7 @@ from fl_sim.atomic_files import write_whole
 KEYS = ["strategy", "images", "m", "attack"]
 LEFT = {"accuracy": "all classes", "worst_class": "the worst class"}
 CLEAN = "none"
+FIRST = (1, 10)  # images in an update and members of 100 of the case that all strategies have
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = pd.DataFrame(rows(run for folder in arguments.runs for run in runs_of(folder)))
     known = pd.read_csv(arguments.table) if arguments.table.exists() else found
     table = pd.concat([known, found], ignore_index=True).drop_duplicates(KEYS, keep="last").sort_values(KEYS)
-    write_whole(arguments.table, table.to_csv(index=False, lineterminator="\n", float_format="%.4g"))
-    draw(arguments.output / "worst_case_map", table)
-    print(markdown(table))
+    write_whole(arguments.table, table.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
+    other = table[(table["images"] != FIRST[0]) | (table["m"] != FIRST[1])]
+    several = table[table["strategy"].isin(other["strategy"])]
+    draw(arguments.output / "worst_case_map", several)
+    draw_case(arguments.output / "worst_case", table, *FIRST)
+    print(markdown(several))
     return 0
 
 
@@ -132,6 +137,26 @@ def draw(path: Path, table: pd.DataFrame) -> None:
             axes.set_xlabel("malicious clients of 100\n(one image in an update; ten images)", fontsize=7)
             for edge in (place for place in range(1, len(cases)) if cases[place][0] != cases[place - 1][0]):
                 axes.axvline(edge - 0.5, color="white", linewidth=3)
+
+
+def draw_case(path: Path, table: pd.DataFrame, images: int, m: int) -> None:
+    """Of one number of images and of members, by strategy: what no attack and the worst one left, of all classes and of the worst."""
+    case = table[(table["images"] == images) & (table["m"] == m)]
+    if case.empty:
+        return
+    frames = {left: least(case, left).droplevel(["images", "m"]) for left in LEFT}
+    worst = frames["worst_class"].assign(accuracy=frames["accuracy"]["accuracy"])
+    strategies = [str(name) for name in worst.sort_values(["worst_class", "accuracy"], ascending=False).index]
+    with drawn(path, PAGE, 0.19 * len(strategies) + 0.9) as figure:
+        for axes, (left, title) in zip(figure.subplots(1, len(LEFT), sharey=True), LEFT.items(), strict=True):
+            frame = frames[left].reindex(strategies)
+            axes.hlines(range(len(frame)), frame[left], frame["clean"], color=PALETTE[7], linewidth=1.0)
+            axes.plot(frame["clean"], range(len(frame)), "o", color=PALETTE[0], markerfacecolor="none", label="no attack")
+            axes.plot(frame[left], range(len(frame)), "s", color=PALETTE[2], label="least that an attack left")
+            axes.set_yticks(range(len(strategies)), strategies)
+            axes.set(title=title, xlabel="test accuracy (%)", xlim=(-3, 100))
+        figure.axes[0].invert_yaxis()
+        legend_below(figure, entries_of(figure))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ def test_the_least_of_a_case_is_that_of_its_attacks(tmp_path: Path, capsys: pyte
     assert worst_case.main(["--table", str(path), "-o", str(tmp_path)]) == 0
     assert "| `a` | 60.0 ALIE, 7.0 exact |" in capsys.readouterr().out
     assert (tmp_path / "worst_case_map.png").stat().st_size > 1000
+    assert not (tmp_path / "worst_case.png").exists(), "there is no run with ten members and one image"
+    worst_case.draw_case(tmp_path / "case", table(), 1, 5)
+    assert (tmp_path / "case.png").stat().st_size > 1000
     again = pd.read_csv(path)
     assert again.sort_values(worst_case.KEYS).to_csv() == again.to_csv()
     assert len(again) == len(table())
