@@ -132,20 +132,22 @@ def groups_of(rows: Sequence[Row]) -> list[list[Row]]:
 def markdown(rows: Sequence[Row]) -> str:
     """A table with one row per group of `groups_of`, values by seed, of the clean run beside it in brackets."""
     lines = [
-        "| study | attack | malicious (%) | class | all | this class | worst class | most points that any class lost | restricted rounds |",
+        "| study | attack | malicious (%) | class | all | this class | worst class | most that any class lost | restricted rounds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for here in groups_of(rows):
-        lost = [f"{row['most_lost']:.1f} (class {row['most_lost_class']})" if "most_lost" in row else "-" for row in here]
+        lost = "; ".join(f"{row['most_lost']:.1f} of {row['most_lost_class']}" if "most_lost" in row else "-" for row in here)
         study, attack, malicious, target = (here[0][name] for name in ("study", "attack", "malicious", "class"))
         cells = [study, attack, f"{malicious:g}", "-" if target is None else str(target)]
         cells += [_values(here, name) for name in ("all", "attacked", "worst")]
-        cells += [", ".join(lost), ", ".join(str(row["restricted"]) for row in here)]
+        cells += [lost if any("most_lost" in row for row in here) else "-", ", ".join(str(row["restricted"]) for row in here)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _values(rows: Sequence[Row], name: str) -> str:
+    if all(row[name] is None for row in rows):
+        return "-"
     return "; ".join(
         "-" if row[name] is None else f"{row[name]:.1f}" + (f" ({row[f'clean_{name}']:.1f})" if f"clean_{name}" in row else "")
         for row in rows
