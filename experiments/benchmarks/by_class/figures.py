@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.by_class.tables import Row, groups_of, rows_of
-from experiments.benchmarks.images.tables import studies_of
+from experiments.benchmarks.images.tables import folders, studies_of
 from experiments.report.figures.style import MARKERS, PAGE, PALETTE, drawn, entries_of, legend_below
 
 LINE = 0.17  # inches: one attack
@@ -16,12 +15,7 @@ GOALS = {"all": 2.0, "class": 5.0}  # points that a defence was to lose at most:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.by_class.figures", description="The figure of docs/results/dgc2.md."
-    )
-    parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/by_class"))
-    arguments = parser.parse_args(argv)
+    arguments = folders("by_class", "figures", "The figure of docs/results/dgc2.md.", argv)
     groups = [group for group in groups_of(list(rows_of(studies_of(arguments.runs)))) if all("most_lost" in row for row in group)]
     if not groups:
         print(f"no run below {arguments.runs} has one without an attacker beside it", file=sys.stderr)

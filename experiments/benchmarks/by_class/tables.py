@@ -6,17 +6,15 @@ evaluated by class.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.benchmarks.images.tables import studies_of
+from experiments.benchmarks.images.tables import folders, studies_of
 from experiments.records.reading import read_rounds
 from experiments.sweep.study import Run
 from fl_sim.atomic_files import write_whole
@@ -36,13 +34,7 @@ class Model(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.by_class.tables",
-        description="What an attack took of each class, from the folders of studies.",
-    )
-    parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/by_class"))
-    arguments = parser.parse_args(argv)
+    arguments = folders("by_class", "tables", "What an attack took of each class, from the folders of studies.", argv)
     rows = list(rows_of(studies_of(arguments.runs)))
     if not rows:
         print(f"no run below {arguments.runs} was evaluated by class", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from experiments.benchmarks.images.tables import image_row, studies_of
+from experiments.benchmarks.images.tables import folders, image_row, studies_of
 from experiments.records.reading import read_rounds
 from experiments.report.figures.style import PAGE, PALETTE, drawn, entries_of, legend_below, wrapped
 from experiments.sweep.study import Run
@@ -21,12 +20,7 @@ SMOOTH = 5  # evaluations in a moving mean: the accuracy of a class swings by te
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.images.figures", description="The figures of docs/results/images.md."
-    )
-    parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/images"))
-    arguments = parser.parse_args(argv)
+    arguments = folders("images", "figures", "The figures of docs/results/images.md.", argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     studies = studies_of(arguments.runs)
     for name, draw in (("images", draw_images), ("cleaning", draw_cleaning), ("moles", draw_moles)):

@@ -32,13 +32,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.images.tables",
-        description="The tables of docs/results/images.md, from the folders of their studies.",
-    )
-    parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/images"))
-    arguments = parser.parse_args(argv)
+    arguments = folders("images", "tables", "The tables of docs/results/images.md, from the folders of their studies.", argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     studies = studies_of(arguments.runs)
     moles = {name: runs for name, runs in studies.items() if name.startswith("moles")}
@@ -50,6 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(arguments.output / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
         print(f"\n## {name}\n\n{markdown(frame)}")
     return 0
+
+
+def folders(package: str, module: str, description: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command that reads studies: `runs`, the folder with their folders, and `output`."""
+    parser = argparse.ArgumentParser(prog=f"python -m experiments.benchmarks.{package}.{module}", description=description)
+    parser.add_argument("runs", type=Path, help="the folder with the studies' folders")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs") / package)
+    return parser.parse_args(argv)
 
 
 def studies_of(runs: Path) -> dict[str, list[Run]]:
